@@ -1,0 +1,1 @@
+"""Train TopK sparse autoencoders at many sizes. Importing this package costs nothing."""

@@ -1,0 +1,321 @@
+"""Every key a user may set: the schema of one run, checked by Hydra when it composes.
+
+These are the user's words. `scaling.sweep.plan` turns them into a frozen `RunPlan`, in which all
+derived numbers are settled; nothing writes to a config after that.
+
+Units are in the names: `_tokens` counts activation vectors (one token, one vector), `_s` seconds,
+`_hours` hours. A key that changes the result of a run is part of the run's identity; the others
+(where it runs, how it is logged) are not. docs/records.md lists which is which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+# ------------------------------------------------------------------------------ choices
+
+
+class BPreInit(StrEnum):
+    geometric_median = auto()
+    mean = auto()
+    zero = auto()
+
+
+class EncoderInit(StrEnum):
+    tied = auto()
+    independent = auto()
+
+
+class LrRule(StrEnum):
+    inverse_sqrt_n = auto()
+    step_limited = auto()
+
+
+class Precision(StrEnum):
+    float32 = auto()
+    float64 = auto()
+
+
+class StoreDtype(StrEnum):
+    float16 = auto()
+    bfloat16 = auto()
+    float32 = auto()
+
+
+class ModelDtype(StrEnum):
+    bfloat16 = auto()
+    float32 = auto()
+
+
+class Normalization(StrEnum):
+    unit_norm = auto()
+    """Per token: subtract the mean over d_model, scale to unit norm (the paper's)."""
+    std = auto()
+    """Per token: subtract the mean, divide by (unbiased std + 1e-5) (the released code's)."""
+    none = auto()
+
+
+class EngineName(StrEnum):
+    auto = "auto"
+    torch = "torch"
+
+
+class KernelsName(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    reference = "reference"
+
+
+class DeviceName(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class LoggerName(StrEnum):
+    jsonl = auto()
+    wandb = auto()
+
+
+# ------------------------------------------------------------------------------ groups
+
+
+@dataclass(kw_only=True)
+class AutoencoderConfig:
+    """What is trained. Every field is part of the run's identity."""
+
+    name: str = MISSING
+    n_latents: int = MISSING
+    k: int = MISSING
+    """Active latents per token."""
+
+
+@dataclass(kw_only=True)
+class TopKConfig(AutoencoderConfig):
+    """TopK autoencoder with a pre-bias, a latent bias and the AuxK loss (Gao et al. 2024)."""
+
+    name: str = "topk"
+    k_aux: int | None = None
+    """Dead latents that model the residual; null = the power of two nearest to d_model / 2."""
+    aux_coef: float = 1 / 32
+    """Weight of the AuxK loss; 0 turns it off."""
+    dead_after_tokens: int = 10_000_000
+    """A latent silent for this many tokens (counted globally) is dead. One value per sweep."""
+    b_pre_init: BPreInit = BPreInit.geometric_median
+    encoder_init: EncoderInit = EncoderInit.tied
+    scale_encoder: bool = True
+    """Scale the encoder at init so that the reconstruction's norm is the input's."""
+
+
+@dataclass(kw_only=True)
+class ActivationsConfig:
+    """Where training vectors come from. Identity: the hash of their content, not these keys."""
+
+    source: str = MISSING
+    max_tokens: int = MISSING
+    """Training vectors to have; a run of more tokens repeats them, in counted epochs."""
+    eval_tokens: int = MISSING
+    """Held-out vectors, the same for every run."""
+
+
+@dataclass(kw_only=True)
+class PlantedConfig(ActivationsConfig):
+    """Sparse non-negative combinations of a known dictionary, made on the fly."""
+
+    source: str = "planted"
+    d_model: int = 64
+    n_true: int = 256
+    """Planted unit directions."""
+    k_true: int = 8
+    """Directions active in each vector."""
+    frequency_exponent: float = 0.5
+    """Direction i is drawn with weight (i + 1) ** -frequency_exponent."""
+    noise: float = 0.05
+    """Standard deviation of the Gaussian noise's norm, as a share of the signal's rms norm."""
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class HarvestConfig(ActivationsConfig):
+    """The residual stream of a causal language model over a text, harvested once into a store."""
+
+    source: str = "harvest"
+    model: str = MISSING
+    """Hub name or local folder of a Hugging Face causal LM; "embedded" = the packaged model."""
+    revision: str | None = None
+    text: str = MISSING
+    """A .txt, .jsonl or .parquet file, a folder of them, or a hub dataset; "embedded" = packaged."""
+    text_column: str = "text"
+    text_split: str = "train"
+    layer: int = MISSING
+    """Residual stream after this many transformer blocks."""
+    also_layers: list[int] = field(default_factory=list)
+    """Further layers stored in the same pass, each in a store of its own."""
+    context: int = 64
+    """Tokens per forward pass."""
+    drop_positions: int = 1
+    """First positions of each context left out (attention sinks)."""
+    outlier_factor: float = 5.0
+    """Vectors with a norm above this multiple of the median are left out and counted."""
+    normalization: Normalization = Normalization.unit_norm
+    store_dtype: StoreDtype = StoreDtype.float16
+    model_dtype: ModelDtype = ModelDtype.bfloat16
+    eval_fraction: float = 0.08
+    """Share of the documents held out, chosen by a hash of their text."""
+    seed: int = 0
+    """Seeds the order of contexts and the global shuffle of vectors."""
+    batch_contexts: int = 16
+    """Contexts per forward pass. Affects rounding, so it is part of the content's identity."""
+    processes: int | None = None
+    """Harvesting processes; null = one per core (one per GPU)."""
+
+
+@dataclass(kw_only=True)
+class StoreConfig(ActivationsConfig):
+    """A store that exists already, by folder."""
+
+    source: str = "store"
+    path: str = MISSING
+    max_tokens: int | None = None  # type: ignore[assignment]
+    """Null = everything in the store."""
+    eval_tokens: int | None = None  # type: ignore[assignment]
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How it is trained. Every field is part of the run's identity."""
+
+    tokens: int = MISSING
+    batch_tokens: int = 131_072
+    """Tokens per step, over all ranks."""
+    lr: float | None = None
+    """Peak learning rate; null = `lr_rule`."""
+    lr_rule: LrRule = LrRule.inverse_sqrt_n
+    """inverse_sqrt_n: 2e-4 (n / 2^14)^-1/2.
+    step_limited: 1.9e-3 (n / 1024)^-0.25 (tokens / 1e6)^-0.4 (batch / 256)^0.45."""
+    lr_scale: float = 1.0
+    """Multiplies the rule (for learning-rate studies)."""
+    warmup_tokens: int = 0
+    decay_fraction: float = 0.0
+    """Last share of training over which lr falls linearly to 0; 0 = constant."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 6.25e-10
+    clip_norm: float | None = None
+    """Clip the global gradient norm; null = off."""
+    ema_decay: float = 0.999
+    """Per step; the average is bias-corrected and used for evaluation only."""
+    seed: int = 0
+    """Seeds initialization and data order."""
+    shuffle_block: int = 1
+    """Rows read together; 1 = every row drawn independently. Raise it for stores that do not
+    fit in memory (their rows are globally shuffled already)."""
+
+
+@dataclass(kw_only=True)
+class NumericsConfig:
+    """Dtypes and approximations. Every field is part of the run's identity."""
+
+    precision: Precision = Precision.float32
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    every_tokens: int | None = None
+    """Evaluate during training too; null = at the end only."""
+    batch_tokens: int = 2048
+
+
+@dataclass(kw_only=True)
+class MeshConfig:
+    dp: int = 1
+    """Data-parallel replicas."""
+    latent: int = 1
+    """Shards of the latents."""
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    name: LoggerName = LoggerName.jsonl
+    project: str = "sae-scaling"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    every_tokens: int | None = None
+    """Between rows of metrics.jsonl; null = a hundredth of the run."""
+
+
+@dataclass(kw_only=True)
+class LauncherConfig:
+    workers: int | None = None
+    """Runs at a time; null = as many as cores (or GPUs) and memory allow."""
+    threads: int = 1
+    """CPU threads per run."""
+    retries: int = 1
+    """Further attempts, from the last checkpoint, for a run whose process died."""
+    lease_timeout_s: float = 60.0
+    """A run whose holder gave no sign of life for this long may be taken over."""
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    every_tokens: int | None = None
+    """Null = a tenth of the run."""
+    keep: int = 2
+
+
+@dataclass(kw_only=True)
+class SweepConfig:
+    where: str | None = None
+    """Keep only grid points for which this holds, e.g. "k <= n_latents / 16". Names: n_latents,
+    k, tokens, batch_tokens, seed."""
+    rung: int = 0
+    """Index into `ladder`; sweep over it to give each n_latents token budgets of its own."""
+    ladder: dict[str, list[int]] = field(default_factory=dict)
+    """Token budgets by n_latents; used through train.tokens=${sweep.ladder....}."""
+    max_hours: float | None = None
+    """Refuse a sweep estimated to take longer."""
+
+
+@dataclass(kw_only=True)
+class DebugConfig:
+    profile: bool = False
+    """Write a torch profiler trace of a few steps into the run's folder."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """One run, as the user words it."""
+
+    autoencoder: AutoencoderConfig = MISSING
+    activations: ActivationsConfig = MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    numerics: NumericsConfig = field(default_factory=NumericsConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    engine: EngineName = EngineName.auto
+    kernels: KernelsName = KernelsName.auto
+    device: DeviceName = DeviceName.auto
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    runs_dir: str = "runs"
+    data_dir: str = "data"
+    """Harvested stores and converted subject models, shared by all sweeps."""
+    sweep_name: str = "default"
+    dry_run: bool = False
+
+
+def register() -> None:
+    """Put the schemas into Hydra's store, where conf/*.yaml name them in their defaults."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(group="autoencoder", name="topk_schema", node=TopKConfig)
+    store.store(group="activations", name="planted_schema", node=PlantedConfig)
+    store.store(group="activations", name="harvest_schema", node=HarvestConfig)
+    store.store(group="activations", name="store_schema", node=StoreConfig)
