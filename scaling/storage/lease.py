@@ -1,0 +1,199 @@
+"""A lease on a folder: at most one live holder, over processes and over hosts that share files.
+
+Each acquisition creates `leases/<token>.json`, the token being one above the highest there. The
+file is written aside and put in place by a hard link, which fails when the name is taken: of
+two that race for a token exactly one wins, on NFS too. Files of earlier tokens are never removed,
+so no late comer can win a token a second time.
+
+The holder shows life by touching its file. Others judge its age by the clock of the file server
+(they touch a file of their own beside it and compare), so the hosts' clocks do not matter. A holder
+that stayed silent for its timeout may be succeeded; one whose process is gone from this machine at
+once. A holder that was only asleep learns from `check()` that a higher token exists.
+
+Between a `check()` and the write that follows it lies an instant that no plain file system closes;
+such a write is one atomic rename of a result that both holders would compute alike.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from scaling.errors import UserError
+from scaling.storage.atomic import read_json, write_json
+from scaling.storage.process import is_known_dead, this_process
+
+_FOLDER = "leases"
+_RELEASED = 0.0  # the age of a lease given back: it needs no disk space to write
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class LeaseLost(RuntimeError):
+    """Another process holds a higher token: stop, and write nothing more."""
+
+
+class Lease:
+    """Held from `acquire` until `release` (or the end of a `with` block).
+
+    `token` rises by at least one with each holder of the folder.
+    """
+
+    def __init__(self, path: Path, token: int, timeout_s: float) -> None:
+        self.token = token
+        self._path = path
+        self._timeout_s = timeout_s
+        self._released = threading.Event()
+        self._heartbeat = threading.Thread(target=self._renew_until_released, daemon=True)
+        self._heartbeat.start()
+
+    @classmethod
+    def acquire(cls, folder: Path, *, timeout_s: float) -> Self | None:
+        """The lease on `folder` (made if absent), or None while somebody else holds it."""
+        leases = folder / _FOLDER
+        leases.mkdir(parents=True, exist_ok=True)
+        token = _latest_token(leases)
+        if token and _live_holder(leases, token, timeout_s) is not None:
+            return None
+        path = _path_of(leases, token + 1)
+        if not _create(path, token + 1, timeout_s):
+            return None
+        return cls(path, token + 1, timeout_s)
+
+    def check(self) -> None:
+        """Raises `LeaseLost` when this lease is no longer ours; costs a few microseconds."""
+        successor = _path_of(self._path.parent, self.token + 1)
+        if successor.exists() or not self._path.exists():
+            raise LeaseLost(
+                f"{self._path.parent.parent} was taken over by another process while this one "
+                f"showed no sign of life for {self._timeout_s:g} s"
+            )
+
+    def release(self) -> None:
+        """Give the lease back; the next `acquire` succeeds at once. Harmless when repeated."""
+        if self._released.is_set():
+            return
+        self._released.set()
+        self._heartbeat.join()
+        with suppress(FileNotFoundError):
+            os.utime(self._path, (_RELEASED, _RELEASED))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _renew_until_released(self) -> None:
+        while not self._released.wait(self._timeout_s / 4):
+            # A server that is away for a moment must not end the heartbeat; if it stays away,
+            # the lease expires, and `check` tells.
+            with suppress(OSError):
+                os.utime(self._path)
+
+
+def holder(folder: Path, *, timeout_s: float = 60.0) -> dict[str, Any] | None:
+    """Who holds `folder` now: host, pid, token, acquired_at, age_s; None when nobody does.
+
+    `timeout_s` serves only a lease file too damaged to tell its own.
+    """
+    leases = folder / _FOLDER
+    if not leases.is_dir():
+        return None
+    token = _latest_token(leases)
+    return _live_holder(leases, token, timeout_s) if token else None
+
+
+def _path_of(leases: Path, token: int) -> Path:
+    return leases / f"{token:06d}.json"
+
+
+def _latest_token(leases: Path) -> int:
+    return max((int(path.stem) for path in leases.glob("[0-9]*.json")), default=0)
+
+
+def _create(path: Path, token: int, timeout_s: float) -> bool:
+    """Put a finished lease file in place; False when the token is taken."""
+    content = {
+        **this_process(),
+        "token": token,
+        "timeout_s": timeout_s,
+        "acquired_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    offer = path.with_name(f".offer-{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}")
+    write_json(offer, content)
+    try:
+        return _link(offer, path)
+    finally:
+        offer.unlink(missing_ok=True)
+
+
+def _link(offer: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(offer)
+    except FileExistsError:
+        # An NFS server's answer may get lost and the retry then meets our own link.
+        return offer.stat().st_nlink == 2
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _create_exclusively(path, offer.read_bytes())
+    return True
+
+
+def _create_exclusively(path: Path, content: bytes) -> bool:
+    """For file systems without hard links: a reader may meet the file before its content."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _live_holder(leases: Path, token: int, timeout_s: float) -> dict[str, Any] | None:
+    path = _path_of(leases, token)
+    renewed_at = _modified_at(path)
+    if renewed_at == _RELEASED:
+        return None
+    content = _content(path, token, timeout_s)
+    if "pid" in content and is_known_dead(content):  # type: ignore[arg-type]
+        return None
+    age_s = max(0.0, _server_now(leases) - renewed_at)
+    return {**content, "age_s": age_s} if age_s <= content["timeout_s"] else None
+
+
+def _content(path: Path, token: int, timeout_s: float) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except UserError:
+        return {"token": token, "timeout_s": timeout_s}
+
+
+def _modified_at(path: Path) -> float:
+    # Opening first makes an NFS client ask the server instead of its cache.
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def _server_now(leases: Path) -> float:
+    """The time on the clock that stamps the lease files."""
+    probe = leases / f".clock-{os.getpid()}-{threading.get_ident()}"
+    try:
+        probe.touch()
+    except PermissionError:
+        return time.time()  # a mere reader of somebody else's store: its own clock must do
+    now = _modified_at(probe)
+    probe.unlink(missing_ok=True)
+    return now

@@ -1,0 +1,57 @@
+"""Which process on which machine: an identity that survives pid reuse and shared hostnames."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TypedDict
+
+import psutil
+
+
+class ProcessId(TypedDict):
+    host: str
+    machine: str
+    """Names one boot of one kernel and one space of pids in it: a pid means nothing outside."""
+    pid: int
+    pid_started: float
+    """When that pid began, in units of its own: tells a process from a later one of its pid."""
+
+
+def this_process() -> ProcessId:
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": pid,
+        "pid_started": _started(pid) or 0.0,
+    }
+
+
+def is_known_dead(process: ProcessId) -> bool:
+    """True only where this machine can tell: same boot, same pids, and the process is gone."""
+    if process["host"] != socket.gethostname() or process["machine"] != _machine():
+        return False
+    return _started(process["pid"]) != process["pid_started"]
+
+
+def _machine() -> str:
+    if not sys.platform.startswith("linux"):
+        return f"boot-{psutil.boot_time():.0f}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+
+
+def _started(pid: int) -> float | None:
+    """When `pid` began, or None when no such process lives (a zombie does not)."""
+    if not sys.platform.startswith("linux"):
+        return psutil.Process(pid).create_time() if psutil.pid_exists(pid) else None
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name, in parentheses, may hold anything; state and start time follow it.
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return None if fields[0] in "ZX" else float(fields[19])
