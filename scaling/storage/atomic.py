@@ -20,6 +20,7 @@ from typing import Any
 from scaling.errors import UserError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP}
 _TEMP_SUFFIX = ".tmp"
 
 
@@ -36,6 +37,16 @@ def write_json(path: Path, obj: Any) -> None:
     """Replace `path` by `obj` as indented JSON in one step; NaN and infinity raise `ValueError`."""
     text = json.dumps(obj, indent=2, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
+
+
+def create_json(path: Path, obj: Any) -> bool:
+    """Put `obj` at `path` unless something is there: of several that try at once one gets True.
+
+    The file appears whole, by a hard link, on NFS too.
+    """
+    with _aside(path) as offer:
+        write_json(offer, obj)
+        return _link(offer, path)
 
 
 def read_json(path: Path) -> Any:
@@ -59,15 +70,11 @@ def atomic_path(path: Path, *, bytes_needed: int | None = None) -> Iterator[Path
     For writers that want a file name (safetensors, numpy). The content is flushed to the disk
     before the rename. Raises `UserError` when the disk is full.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMP_SUFFIX}")
-    try:
-        with reports_full_disk(path, bytes_needed):
-            yield temp
-            _flush(temp)
-            temp.replace(path)
-            _flush(path.parent)
-    finally:
-        temp.unlink(missing_ok=True)
+    with _aside(path) as temp, reports_full_disk(path, bytes_needed):
+        yield temp
+        _flush(temp)
+        temp.replace(path)
+        _flush(path.parent)
 
 
 def commit_folder(temp: Path, final: Path) -> None:
@@ -110,6 +117,38 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what killed writers left aside. Only for the one process that may write there."""
     for leftover in folder.glob(f".*{_TEMP_SUFFIX}"):
         leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMP_SUFFIX}")
+    try:
+        yield temp
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _link(offer: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(offer)
+    except FileExistsError:
+        # An NFS server's answer may get lost and the retry then meets our own link.
+        return offer.stat().st_nlink == 2
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _create_exclusively(path, offer.read_bytes())
+    return True
+
+
+def _create_exclusively(path: Path, content: bytes) -> bool:
+    """For file systems without hard links: a reader may meet the file before its content."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _is_full_disk(error: Exception) -> bool:

@@ -16,7 +16,6 @@ such a write is one atomic rename of a result that both holders would compute al
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -27,12 +26,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from scaling.errors import UserError
-from scaling.storage.atomic import read_json, write_json
+from scaling.storage.atomic import create_json, read_json
 from scaling.storage.process import is_known_dead, this_process
 
 _FOLDER = "leases"
 _RELEASED = 0.0  # the age of a lease given back: it needs no disk space to write
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class LeaseLost(RuntimeError):
@@ -131,35 +129,7 @@ def _create(path: Path, token: int, timeout_s: float) -> bool:
         "timeout_s": timeout_s,
         "acquired_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    offer = path.with_name(f".offer-{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}")
-    write_json(offer, content)
-    try:
-        return _link(offer, path)
-    finally:
-        offer.unlink(missing_ok=True)
-
-
-def _link(offer: Path, path: Path) -> bool:
-    try:
-        path.hardlink_to(offer)
-    except FileExistsError:
-        # An NFS server's answer may get lost and the retry then meets our own link.
-        return offer.stat().st_nlink == 2
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        return _create_exclusively(path, offer.read_bytes())
-    return True
-
-
-def _create_exclusively(path: Path, content: bytes) -> bool:
-    """For file systems without hard links: a reader may meet the file before its content."""
-    try:
-        with path.open("xb") as file:
-            file.write(content)
-    except FileExistsError:
-        return False
-    return True
+    return create_json(path, content)
 
 
 def _live_holder(leases: Path, token: int, timeout_s: float) -> dict[str, Any] | None:

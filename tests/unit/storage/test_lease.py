@@ -86,7 +86,9 @@ def test_of_two_that_race_exactly_one_wins(tmp_path: Path):
 
 def test_the_race_test_catches_a_check_then_write(tmp_path: Path, monkeypatch):
     """The broken variant: replacing the file instead of linking lets both in."""
-    monkeypatch.setattr(lease_module, "_link", lambda offer, path: offer.rename(path) or True)
+    monkeypatch.setattr(
+        lease_module, "create_json", lambda path, obj: write_json(path, obj) or True
+    )
     monkeypatch.setattr(lease_module, "_latest_token", lambda leases: 0)
     assert Lease.acquire(tmp_path, timeout_s=60)
     assert Lease.acquire(tmp_path, timeout_s=60)

@@ -1,0 +1,200 @@
+"""record.json: one row per run, the only thing analysis reads. docs/records.md shows an example.
+
+`RESULT_FIELDS` is what the run computed: equal, bit for bit, for equal run ids on equal hardware.
+`COST_FIELDS` is what it took, and differs from one time to the next. Both tables are the schema:
+`problems_of` compares a record with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum, auto
+from typing import Any, NamedTuple, Self
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    planned = auto()
+    """Never started."""
+    running = auto()
+    """Somebody holds its lease; with no live holder, its process died and the next call resumes."""
+    done = auto()
+    failed = auto()
+    """Raised, or its process died more often than `launcher.retries` allows. The next call
+    tries again, from the last checkpoint."""
+    diverged = auto()
+    """The loss left the finite numbers: a result, not a fault. Kept as it is."""
+    preempted = auto()
+    """Told to stop; it wrote a checkpoint. The next call resumes."""
+
+
+FINAL = frozenset({Status.done, Status.diverged})
+"""Never run again."""
+
+
+class Field(NamedTuple):
+    types: tuple[type, ...]  # of the JSON value; NoneType where null has a meaning
+    unit: str
+    meaning: str
+
+
+_Null = type(None)
+_INT, _FLOAT, _STR, _BOOL = (int,), (float, int), (str,), (bool,)
+_INT_OR_NULL, _FLOAT_OR_NULL, _STR_OR_NULL = (int, _Null), (float, int, _Null), (str, _Null)
+
+RESULT_FIELDS: dict[str, Field] = {
+    "autoencoder": Field(_STR, "", "architecture, as in the config group `autoencoder`"),
+    "n_latents": Field(_INT, "latents", "width of the autoencoder"),
+    "k": Field(_INT, "latents", "active latents per token"),
+    "k_aux": Field(_INT, "latents", "dead latents that the AuxK loss lets model the residual"),
+    "dead_after_tokens": Field(_INT, "tokens", "a latent silent for this long is dead"),
+    "d_model": Field(_INT, "", "dimensions of an activation vector"),
+    "params": Field(_INT, "", "trained numbers: w_enc, w_dec, b_enc, b_pre"),
+    "tokens": Field(_INT, "tokens", "trained on: steps x batch_tokens"),
+    "tokens_requested": Field(_INT, "tokens", "train.tokens, before rounding to whole steps"),
+    "batch_tokens": Field(_INT, "tokens", "per step, over all ranks"),
+    "steps": Field(_INT, "steps", "optimizer steps taken"),
+    "lr": Field(_FLOAT, "", "peak learning rate, settled (never null)"),
+    "decay_fraction": Field(_FLOAT, "share of steps", "last part over which lr falls to 0"),
+    "seed": Field(_INT, "", "of initialization and data order"),
+    "normalized_mse": Field(_FLOAT_OR_NULL, "", "held-out MSE / MSE of the calibration mean"),
+    "normalized_mse_ema": Field(_FLOAT_OR_NULL, "", "the same for the averaged weights"),
+    "l0": Field(_FLOAT_OR_NULL, "latents", "mean active latents per held-out token"),
+    "dead_fraction": Field(
+        _FLOAT_OR_NULL,
+        "share of latents",
+        "silent for dead_after_tokens; null when the run was shorter than that",
+    ),
+    "silent_fraction_eval": Field(
+        _FLOAT_OR_NULL, "share of latents", "silent over the whole held-out set"
+    ),
+    "train_normalized_mse": Field(_FLOAT_OR_NULL, "", "of the last logged training batches"),
+    "flops_dense": Field(_FLOAT, "FLOPs", "of training, every latent counted"),
+    "flops_sparse": Field(_FLOAT, "FLOPs", "of training, k active latents counted in the decoder"),
+    "epochs": Field(_FLOAT_OR_NULL, "", "passes over the data; null when it is unlimited"),
+    "activations_id": Field(_STR, "", "first 12 hex digits of the training vectors' hash"),
+    "eval_hash": Field(_STR, "", "hash of the held-out vectors: equal = comparable losses"),
+    "normalization": Field(_STR, "", "of the activation vectors"),
+    "subject_model": Field(_STR_OR_NULL, "", "whose activations; null for planted data"),
+    "layer": Field(_INT_OR_NULL, "blocks", "residual stream after so many; null for planted data"),
+    "numerics_version": Field(_INT, "", "raised when the code's results change"),
+}
+
+COST_FIELDS: dict[str, Field] = {
+    "wall_s": Field(
+        _FLOAT, "s", "from taking the run to its end, attempts that ended by themselves"
+    ),
+    "train_s": Field(_FLOAT, "s", "in training steps only"),
+    "tokens_per_s": Field(_FLOAT, "tokens/s", "while training"),
+    "peak_memory_bytes": Field(_INT_OR_NULL, "bytes", "of the process (CPU) or the device (GPU)"),
+    "host": Field(_STR, "", "hostname"),
+    "cpu": Field(_STR_OR_NULL, "", "processor model"),
+    "device": Field(_STR, "", "cpu, or the name of the GPU"),
+    "started_at": Field(_STR, "UTC, ISO 8601", "start of the last attempt"),
+    "finished_at": Field(_STR, "UTC, ISO 8601", "its end"),
+    "commit": Field(_STR_OR_NULL, "", "of this code; null outside its git repository"),
+    "commit_dirty": Field((bool, _Null), "", "the working tree differed from that commit"),
+    "versions": Field((dict,), "", "of Python and the packages that compute"),
+    "bit_exact": Field(_BOOL, "", "false when resumed on other hardware or another mesh"),
+    "engine": Field(_STR, "", "that trained"),
+    "kernels": Field(_STR, "", "that computed"),
+    "threads": Field(_INT, "threads", "CPU threads of the run"),
+    "attempts": Field(_INT, "", "times the run was taken up (the token of its lease)"),
+    "checkpoints_resumed": Field(_INT, "", "attempts that went on from a checkpoint"),
+}
+
+
+@dataclass(frozen=True)
+class RunError:
+    type: str
+    """Name of the exception, or WorkerDied."""
+    message: str
+    traceback: str | None = None
+    """Of the first failing rank, or the last lines the dead process wrote."""
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What one attempt at a run came to: `done`, `diverged` or `preempted`."""
+
+    status: Status
+    result: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Record:
+    run_id: str
+    sweep: str
+    status: Status = Status.planned
+    result: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    error: RunError | None = None
+    warnings: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only: a number that is not finite becomes null."""
+        row = {"schema_version": self.schema_version, **asdict(self), "status": str(self.status)}
+        return _finite(row)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """Raises `KeyError` or `ValueError` for what is no record of this schema version."""
+        if row["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {row['schema_version']} is not {SCHEMA_VERSION}")
+        error = RunError(**row["error"]) if row["error"] else None
+        return cls(**{**row, "status": Status(row["status"]), "error": error})
+
+    def with_outcome(self, outcome: RunOutcome) -> Record:
+        """This run after an attempt that ended by itself."""
+        return replace(
+            self,
+            status=outcome.status,
+            result=outcome.result,
+            cost={**self.cost, **outcome.cost},
+            error=None,
+            warnings=outcome.warnings,
+        )
+
+
+def problems_of(record: Record) -> list[str]:
+    """Where a `done` record departs from the schema, one line each; empty for other statuses."""
+    if record.status is not Status.done:
+        return []
+    return [
+        *_section_problems("result", record.result, RESULT_FIELDS),
+        *_section_problems("cost", record.cost, COST_FIELDS),
+    ]
+
+
+def _section_problems(name: str, values: dict[str, Any], schema: dict[str, Field]) -> list[str]:
+    missing = [f"{name}.{key} is missing" for key in schema if key not in values]
+    unknown = [f"{name}.{key} is not in the schema" for key in values if key not in schema]
+    mistyped = [
+        f"{name}.{key} = {values[key]!r} has the wrong type"
+        for key, wanted in schema.items()
+        if key in values and not _has_type(values[key], wanted.types)
+    ]
+    return missing + unknown + mistyped
+
+
+def _has_type(value: Any, types: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, types)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,131 @@
+"""The folder of a sweep and the folders of its runs: names, statuses, and who may write.
+
+    RUNS_DIR/SWEEP/RUN_ID/plan.json       what to do, settled when the run was first planned
+                          record.json     what came of it
+                          metrics.jsonl   how it went
+                          checkpoints/    where it can go on
+                          leases/         who works on it
+    RUNS_DIR/SWEEP/logs/                  what the worker processes wrote to stderr
+
+record.json is written by the holder of the run's lease only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.errors import UserError
+from scaling.runs.logger import JsonlLogger, keep_rows_up_to, read_rows
+from scaling.runs.record import Record, Status
+from scaling.storage.atomic import create_json, read_json, remove_temporaries, write_json
+from scaling.storage.lease import Lease, holder
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def sweep(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def plan_path(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def record_path(self) -> Path:
+        return self.path / "record.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    def prepare(self, plan: dict[str, Any]) -> None:
+        """Make the folder; a plan and a record that are there already stay as they are.
+
+        So what a first launch settled (backend, kernels, threads) holds for all later ones, and
+        for another launch at the same time.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.plan_path.exists():
+            create_json(self.plan_path, plan)
+        if not self.record_path.exists():
+            create_json(self.record_path, Record(self.run_id, self.sweep).to_json())
+
+    def read_plan(self) -> dict[str, Any]:
+        """Raises `UserError` when plan.json is damaged, `FileNotFoundError` when absent."""
+        return read_json(self.plan_path)
+
+    def read_record(self) -> Record:
+        """The record; a run without one is planned. Raises `UserError` when it is damaged."""
+        if not self.record_path.exists():
+            return Record(self.run_id, self.sweep)
+        row = read_json(self.record_path)
+        try:
+            return Record.from_json(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.record_path} is not a record this version can read ({error}); move the "
+                f"folder {self.path} away to have the run done again"
+            ) from error
+
+    def write_record(self, record: Record, lease: Lease) -> None:
+        """Raises `LeaseLost`, and writes nothing, when another process has taken the run over."""
+        lease.check()
+        write_json(self.record_path, record.to_json())
+
+    def status(self) -> Status:
+        return self.read_record().status
+
+    def holder(self) -> dict[str, Any] | None:
+        """The live process that works on the run (host, pid, token, age_s), if any."""
+        return holder(self.path)
+
+    def clean(self) -> None:
+        """Remove what a killed holder left half-written. For the holder of the lease."""
+        remove_temporaries(self.path)
+
+    def metrics_logger(self, lease: Lease, *, resume_at_step: int) -> JsonlLogger:
+        """A logger that goes on after `resume_at_step` (0 for a fresh start) and forgets the rest.
+
+        Its `log` raises `LeaseLost` when the run was taken over.
+        """
+        lease.check()
+        keep_rows_up_to(self.metrics_path, resume_at_step)
+        return JsonlLogger(self.metrics_path, guard=lease.check)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_rows(self.metrics_path)
+
+
+@dataclass(frozen=True)
+class SweepStore:
+    path: Path
+    """RUNS_DIR/SWEEP"""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def logs_path(self) -> Path:
+        return self.path / "logs"
+
+    def folder(self, run_id: str) -> RunFolder:
+        return RunFolder(self.path / run_id)
+
+    def folders(self) -> list[RunFolder]:
+        """Every run planned so far, by run id."""
+        plans = sorted(self.path.glob("*/plan.json"))
+        return [RunFolder(plan.parent) for plan in plans]
