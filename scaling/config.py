@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum, auto
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scaling.errors import UserError
 
 # ------------------------------------------------------------------------------ choices
 
@@ -148,7 +151,7 @@ class HarvestConfig(ActivationsConfig):
     """Hub name or local folder of a Hugging Face causal LM; "embedded" = the packaged model."""
     revision: str | None = None
     text: str = MISSING
-    """A .txt, .jsonl or .parquet file, a folder of them, or a hub dataset; "embedded" = packaged."""
+    """A .txt, .jsonl or .parquet file, a folder of them, or a hub dataset; or "embedded"."""
     text_column: str = "text"
     text_split: str = "train"
     layer: int = MISSING
@@ -271,11 +274,11 @@ class CheckpointConfig:
 class SweepConfig:
     where: str | None = None
     """Keep only grid points for which this holds, e.g. "k <= n_latents / 16". Names: n_latents,
-    k, tokens, batch_tokens, seed."""
+    k, tokens, batch_tokens, lr_scale, seed, rung."""
     rung: int = 0
     """Index into `ladder`; sweep over it to give each n_latents token budgets of its own."""
-    ladder: dict[str, list[int]] = field(default_factory=dict)
-    """Token budgets by n_latents; used through train.tokens=${sweep.ladder....}."""
+    ladder: dict[int, list[int]] = field(default_factory=dict)
+    """Token budgets by n_latents, used as train.tokens=${ladder:}."""
     max_hours: float | None = None
     """Refuse a sweep estimated to take longer."""
 
@@ -319,3 +322,30 @@ def register() -> None:
     store.store(group="activations", name="planted_schema", node=PlantedConfig)
     store.store(group="activations", name="harvest_schema", node=HarvestConfig)
     store.store(group="activations", name="store_schema", node=StoreConfig)
+    OmegaConf.register_new_resolver("ladder", _from_ladder, replace=True)
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """The typed config of one composed point.
+
+    Raises:
+        UserError: a value is missing, or an interpolation leads nowhere.
+    """
+    try:
+        point = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{key} has no usable value: {reason}. Set {key}=VALUE.") from error
+    assert isinstance(point, RunConfig)
+    return point
+
+
+def _from_ladder(*, _root_: DictConfig) -> int:
+    n_latents, sweep = _root_.autoencoder.n_latents, _root_.sweep
+    budgets = sweep.ladder.get(n_latents, [])
+    if not 0 <= sweep.rung < len(budgets):
+        raise ValueError(
+            f"sweep.ladder has no rung {sweep.rung} for autoencoder.n_latents={n_latents}"
+        )
+    return budgets[sweep.rung]

@@ -1,0 +1,28 @@
+"""The two losses, in the scale that epsilons, coefficients and clip values assume."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def reconstruction_loss(residual_BD: Tensor, mean_predictor_mse: float) -> Tensor:
+    """Mean over tokens and d of the squared residual, over the calibration mean predictor's.
+
+    The denominator is a constant computed once: a per-batch one would make the loss, and with it
+    the gradient, depend on how the batch is split.
+    """
+    return residual_BD.square().mean() / mean_predictor_mse
+
+
+def auxiliary_loss(target_BD: Tensor, recon_BD: Tensor) -> Tensor:
+    """AuxK (Gao et al. 2024, appendix A.2): mean (e - ehat)^2 over the variance of e.
+
+    The variance is about the batch mean of e. Where it is zero the loss is undefined and counts
+    as 0, with zero gradient.
+    """
+    variance = (target_BD - target_BD.mean(dim=0)).square().mean()
+    defined = variance > 0
+    safe_variance = torch.where(defined, variance, torch.ones_like(variance))
+    loss = (target_BD - recon_BD).square().mean() / safe_variance
+    return torch.where(defined, loss, torch.zeros_like(loss))

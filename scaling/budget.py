@@ -1,0 +1,63 @@
+"""Pure arithmetic: parameters, FLOPs under named conventions, steps, memory.
+
+No torch, no config: what a run costs can be said without starting anything.
+"""
+
+from __future__ import annotations
+
+GIB = 2**30
+
+
+def n_params(n_latents: int, d_model: int) -> int:
+    """w_enc, w_dec, b_enc and b_pre."""
+    return 2 * n_latents * d_model + n_latents + d_model
+
+
+def flops_per_token_dense(n_latents: int, d_model: int) -> int:
+    """Training FLOPs with every product dense: 12 n d, six matmuls of 2 n d.
+
+    Encoder and decoder forward; gradients of the decoder, the code, the encoder and the pre-bias.
+    """
+    return 12 * n_latents * d_model
+
+
+def flops_per_token_sparse(n_latents: int, d_model: int, k: int) -> int:
+    """Training FLOPs when only the encoder forward is dense: 2 n d + 8 k d.
+
+    The sparse passes are the decoder forward and the gradients of code, decoder and encoder, 2 k d
+    each. Not counted in either convention: the pre-bias (2 n d a batch), biases, the optimizer,
+    and AuxK, whose cost depends on how many latents are dead.
+    """
+    return 2 * n_latents * d_model + 8 * k * d_model
+
+
+def n_steps(tokens: int, batch_tokens: int) -> int:
+    """Whole batches in a token budget; the remainder is not trained on."""
+    return tokens // batch_tokens
+
+
+def train_memory_bytes(
+    n_latents: int, d_model: int, batch_tokens: int, *, bytes_per_value: int, ema: bool
+) -> int:
+    """Peak memory of one run on one process: state, gradients and the largest temporaries.
+
+    Per parameter: weight, gradient, two Adam moments, the average if kept, and one more copy of
+    the larger half while an evaluation or a checkpoint holds it.
+    """
+    copies = 5 + (2 if ema else 0)
+    state = copies * n_params(n_latents, d_model) * bytes_per_value
+    batch = 8 * batch_tokens * d_model * bytes_per_value
+    return state + batch + 2 * PRE_ACTIVATION_TILE_BYTES + PROCESS_BYTES
+
+
+PRE_ACTIVATION_TILE_BYTES = 32 * 2**20
+PROCESS_BYTES = 450 * 2**20
+"""Interpreter, torch and its libraries, resident."""
+
+
+def power_of_two_near(value: float) -> int:
+    """The power of two nearest on a log scale, at least 1. k_aux is the one nearest d_model / 2."""
+    exponent = 0
+    while 2 ** (exponent + 0.5) <= value:
+        exponent += 1
+    return 2**exponent

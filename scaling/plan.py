@@ -1,0 +1,183 @@
+"""A run with every number settled: what plan.json holds and what a worker reads.
+
+A plan has two kinds of parts. `autoencoder`, `train`, `numerics` and the source's hashes determine
+the result; hashed together they are the run's identity. `execution` says how the numbers are
+computed on this machine, fixed at the first launch so that a resume repeats the same operations;
+`observe` says what is written down. Neither changes the identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from scaling.activations.source import SourceSpec
+from scaling.storage.hashing import canonical_json, sha256_hex
+
+SCHEMA_VERSION = 1
+NUMERICS_VERSION = 1
+"""Raised whenever the code's results change for the same identity."""
+RUN_ID_DIGITS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderPlan:
+    name: str
+    n_latents: int
+    k: int
+    k_aux: int
+    aux_coef: float
+    dead_after_tokens: int
+    b_pre_init: str
+    encoder_init: str
+    scale_encoder: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    steps: int
+    batch_tokens: int
+    lr: float
+    warmup_tokens: int
+    decay_fraction: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    clip_norm: float | None
+    ema_decay: float
+    seed: int
+    shuffle_block: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on: whole batches only."""
+        return self.steps * self.batch_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericsPlan:
+    precision: str
+    """Dtype of weights, optimizer state and arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionPlan:
+    """How this machine computes it; kept from the first launch on every resume."""
+
+    engine: str
+    kernels: str
+    device: str
+    threads: int
+    fingerprint: str
+    """Processor and library versions; where it differs on resume, bits may differ too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservePlan:
+    """What is written down, and how often, in steps."""
+
+    log_every_steps: int
+    eval_every_steps: int | None
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    eval_batch_tokens: int
+    profile: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    sweep_name: str
+    tokens_requested: int
+    autoencoder: AutoencoderPlan
+    train: TrainPlan
+    numerics: NumericsPlan
+    source: SourceSpec
+    execution: ExecutionPlan
+    observe: ObservePlan
+    config: dict[str, Any]
+    """The user's words, complete."""
+    retries: int
+    lease_timeout_s: float
+    estimated_memory_bytes: int
+    estimated_s: float | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the result, and nothing else."""
+        return {
+            "autoencoder": asdict(self.autoencoder),
+            "train": asdict(self.train),
+            "numerics": asdict(self.numerics),
+            "activations": self.source.content_hash,
+            "eval": self.source.eval_hash,
+            "numerics_version": NUMERICS_VERSION,
+        }
+
+    @property
+    def run_id(self) -> str:
+        """First 12 hex digits of the sha256 of the identity's canonical JSON."""
+        return sha256_hex(canonical_json(self.identity))[:RUN_ID_DIGITS]
+
+    @property
+    def tokens(self) -> int:
+        return self.train.tokens
+
+    @property
+    def title(self) -> str:
+        """For people: "n=4096 k=16 D=500k"."""
+        return f"n={self.autoencoder.n_latents} k={self.autoencoder.k} D={short(self.tokens)}"
+
+    def with_execution(self, execution: ExecutionPlan) -> RunPlan:
+        return replace(self, execution=execution)
+
+    def with_estimate(self, seconds: float) -> RunPlan:
+        return replace(self, estimated_s=seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "identity": self.identity,
+            **asdict(self),
+            "source": self.source.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunPlan:
+        """Read a plan back. ValueError where its run_id is not its own contents' (edited by hand,
+        or written under other numerics)."""
+        plan = cls(
+            **{key: data[key] for key in _PLAIN_FIELDS},
+            autoencoder=AutoencoderPlan(**data["autoencoder"]),
+            train=TrainPlan(**data["train"]),
+            numerics=NumericsPlan(**data["numerics"]),
+            source=SourceSpec.from_json(data["source"]),
+            execution=ExecutionPlan(**data["execution"]),
+            observe=ObservePlan(**data["observe"]),
+        )
+        if plan.run_id != data["run_id"]:
+            raise ValueError(
+                f"plan of run {data['run_id']} describes run {plan.run_id}: it was edited, or "
+                f"numerics_version moved on (now {NUMERICS_VERSION}); delete the run's folder to "
+                "plan it anew"
+            )
+        return plan
+
+
+_PLAIN_FIELDS = (
+    "sweep_name",
+    "tokens_requested",
+    "config",
+    "retries",
+    "lease_timeout_s",
+    "estimated_memory_bytes",
+    "estimated_s",
+)
+
+
+def short(count: int) -> str:
+    """A count for people: 500k, 1M, 131k."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)

@@ -1,0 +1,1 @@
+"""From validated points to finished runs: planning, estimating, packing on workers."""

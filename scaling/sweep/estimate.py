@@ -1,0 +1,109 @@
+"""How long runs will take, from a few timed steps of the real engine on random vectors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from scaling.autoencoder.init import initial_weights
+from scaling.autoencoder.topk import TopKAutoencoder
+from scaling.kernels import load_kernels
+from scaling.plan import RunPlan
+from scaling.train.build import DTYPES, optimizer_spec, topk_spec
+from scaling.train.torch_engine import TorchEngine
+
+TIMED_STEPS = 3
+OVERHEAD_S = 1.5
+"""Opening the source, initialization, evaluation and writing, for a small run."""
+MAX_CALIBRATION_FLOPS = 2e11
+"""Shapes whose timed steps would cost more are scaled from the next smaller one."""
+
+Shape = tuple[int, int, int, int]
+"""n_latents, k, batch_tokens, d_model."""
+
+
+def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
+    """The plans, each with `estimated_s` from a short calibration on this machine.
+
+    The smallest and the largest k of each n are timed, and other k lie between them.
+    Evaluation and the growth of AuxK with dead latents are not in it: an estimate, not a promise.
+    """
+    shapes = sorted({_shape(plan) for plan in plans})
+    times_s = {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
+    return [
+        plan.with_estimate(OVERHEAD_S + plan.train.steps * _between(_shape(plan), times_s))
+        for plan in plans
+    ]
+
+
+def makespan_s(plans: Iterable[RunPlan], workers: int) -> float:
+    """Wall seconds for the runs, longest first, each on the worker that is free soonest."""
+    busy_until_s = [0.0] * workers
+    for seconds in sorted((plan.estimated_s or 0.0 for plan in plans), reverse=True):
+        soonest = busy_until_s.index(min(busy_until_s))
+        busy_until_s[soonest] += seconds
+    return max(busy_until_s)
+
+
+def _shape(plan: RunPlan) -> Shape:
+    ae = plan.autoencoder
+    return ae.n_latents, ae.k, plan.train.batch_tokens, plan.source.d_model
+
+
+def _example(plans: Sequence[RunPlan], shape: Shape) -> RunPlan:
+    return next(plan for plan in plans if _shape(plan) == shape)
+
+
+def _ends(shapes: Sequence[Shape]) -> list[Shape]:
+    """Of each (n, batch, d), the shapes with the smallest and the largest k."""
+    groups: dict[tuple[int, int, int], list[Shape]] = {}
+    for shape in shapes:
+        groups.setdefault((shape[0], *shape[2:]), []).append(shape)
+    return [end for group in groups.values() for end in {min(group), max(group)}]
+
+
+def _between(shape: Shape, times_s: dict[Shape, float]) -> float:
+    """Seconds per step at `shape`, linear in k between the timed ends."""
+    n, k, *rest = shape
+    ends = sorted((s[1], t) for s, t in times_s.items() if (s[0], *s[2:]) == (n, *rest))
+    (low_k, low_s), (high_k, high_s) = ends[0], ends[-1]
+    share = 0.0 if high_k == low_k else (k - low_k) / (high_k - low_k)
+    return low_s + share * (high_s - low_s)
+
+
+def _step_s(plan: RunPlan) -> float:
+    """Seconds per training step, the median of a few after one to warm up.
+
+    A batch too large to time is timed in part: the cost of a step is linear in its tokens.
+    """
+    n, _, batch_tokens, d_model = _shape(plan)
+    affordable = int(MAX_CALIBRATION_FLOPS / (12 * n * d_model * (TIMED_STEPS + 1)))
+    timed_tokens = min(batch_tokens, max(64, affordable))
+    torch.set_num_threads(plan.execution.threads)
+    engine = _random_engine(plan)
+    batch_BD = torch.randn(timed_tokens, d_model, device=plan.execution.device)
+    batch_BD = batch_BD.to(DTYPES[plan.numerics.precision])
+    times_s = [_timed(engine, batch_BD) for _ in range(TIMED_STEPS + 1)][1:]
+    return sorted(times_s)[len(times_s) // 2] * batch_tokens / timed_tokens
+
+
+def _random_engine(plan: RunPlan) -> TorchEngine:
+    weights = initial_weights(
+        plan.autoencoder.n_latents,
+        torch.zeros(plan.source.d_model),
+        tied=True,
+        seed=0,
+        dtype=DTYPES[plan.numerics.precision],
+    )
+    on_device = {name: tensor.to(plan.execution.device) for name, tensor in weights.items()}
+    kernels = load_kernels(plan.execution.kernels)
+    model = TopKAutoencoder(topk_spec(plan, mean_predictor_mse=1.0), kernels, on_device)
+    return TorchEngine(model, optimizer_spec(plan), dead_after_tokens=2**62)
+
+
+def _timed(engine: TorchEngine, batch_BD: torch.Tensor) -> float:
+    started_s = time.perf_counter()
+    _ = float(engine.step(batch_BD, 1e-4).loss)
+    return time.perf_counter() - started_s

@@ -1,0 +1,140 @@
+"""From composed points to an exit code: validate all, prepare the data, plan all, then execute.
+
+Nothing is trained, and nothing harvested, before every point has passed every check.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+
+from scaling.activations.build import Description, describe, prepare
+from scaling.activations.source import SourceSpec
+from scaling.config import ActivationsConfig, LoggerName, RunConfig
+from scaling.errors import UserError
+from scaling.plan import RunPlan
+from scaling.runs.record import FINAL
+from scaling.runs.store import SweepStore
+from scaling.sweep.estimate import makespan_s, with_estimates
+from scaling.sweep.execute import ExecuteOptions, execute
+from scaling.sweep.grid import keep_wanted
+from scaling.sweep.mirror import WandbOptions
+from scaling.sweep.planner import check_memory, make_plan
+from scaling.sweep.preparation import harvest_bar
+from scaling.sweep.preview import print_preview
+from scaling.sweep.validate import validate
+
+
+def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
+    """Carry out a command line. Returns the exit code: 0 all done, 1 some failed, 130 stopped.
+
+    Raises:
+        UserError: something is wrong with a point or its data; no run has been started.
+    """
+    console = console or Console()
+    wanted = keep_wanted(points)
+    if not wanted:
+        raise UserError(
+            f"sweep.where={points[0].sweep.where!r} leaves none of {len(points)} points. Widen it."
+        )
+    shared = wanted[0]
+    if excluded := len(points) - len(wanted):
+        console.print(f"{excluded} of {len(points)} grid points left out by sweep.where")
+    descriptions = _describe_all(wanted)
+    for point in wanted:
+        found = descriptions[_key(point.activations)]
+        validate(point, n_train=found.n_train)
+        check_memory(point, found.d_model)
+    if shared.dry_run:
+        plans = _plans(wanted, {key: _preview_spec(d) for key, d in descriptions.items()})
+        print_preview(with_estimates(plans), list(descriptions.values()), _workers(plans), console)
+        return 0
+    plans = _plans(wanted, _prepare_all(wanted, console))
+    store = SweepStore(Path(shared.runs_dir) / shared.sweep_name)
+    pending = {plan.run_id for plan in plans if store.folder(plan.run_id).status() not in FINAL}
+    plans = _estimated(plans, pending)
+    _refuse_long(shared, [plan for plan in plans if plan.run_id in pending])
+    return execute(plans, store, _options(shared, plans), console).exit_code
+
+
+def _key(config: ActivationsConfig) -> str:
+    return json.dumps(asdict(config), sort_keys=True)
+
+
+def _describe_all(points: Sequence[RunConfig]) -> dict[str, Description]:
+    """Each distinct source, described once."""
+    configs = {_key(point.activations): point for point in points}
+    return {
+        key: describe(point.activations, Path(point.data_dir)) for key, point in configs.items()
+    }
+
+
+def _prepare_all(points: Sequence[RunConfig], console: Console) -> dict[str, SourceSpec]:
+    """Each distinct source, harvested and verified once."""
+    specs: dict[str, SourceSpec] = {}
+    for point in points:
+        if (key := _key(point.activations)) not in specs:
+            with harvest_bar(console) as progress:
+                specs[key] = prepare(point.activations, Path(point.data_dir), progress=progress)
+    return specs
+
+
+def _preview_spec(found: Description) -> SourceSpec:
+    """What stands for data that is not harvested yet, where only its shape matters."""
+    if found.spec is not None:
+        return found.spec
+    return SourceSpec("store", "", "", found.d_model, found.n_train, found.n_eval)
+
+
+def _plans(points: Sequence[RunConfig], specs: dict[str, SourceSpec]) -> list[RunPlan]:
+    """One plan for each distinct run, in the order of the points."""
+    plans = [make_plan(point, specs[_key(point.activations)]) for point in points]
+    return list({plan.run_id: plan for plan in plans}.values())
+
+
+def _estimated(plans: Sequence[RunPlan], pending: set[str]) -> list[RunPlan]:
+    """Estimates for the runs that are left: what is done needs no timing."""
+    left = with_estimates([plan for plan in plans if plan.run_id in pending])
+    by_id = {plan.run_id: plan for plan in left}
+    return [by_id.get(plan.run_id, plan) for plan in plans]
+
+
+def _refuse_long(config: RunConfig, pending: Sequence[RunPlan]) -> None:
+    limit = config.sweep.max_hours
+    hours = makespan_s(pending, _workers(pending)) / 3600 if pending else 0.0
+    if limit is not None and hours > limit:
+        raise UserError(
+            f"sweep.max_hours={limit}: {len(pending)} runs are estimated to take {hours:.2f} hours "
+            "on this machine. Raise the limit, or lower train.tokens or the number of points."
+        )
+
+
+def _workers(plans: Sequence[RunPlan]) -> int:
+    """Runs at a time: launcher.workers, or one per GPU, or as many as the cores hold."""
+    if not plans:
+        return 1
+    launcher, execution = plans[0].config["launcher"], plans[0].execution
+    if launcher["workers"] is not None:
+        return launcher["workers"]
+    if execution.device == "cuda":
+        return torch.cuda.device_count()
+    return max(1, len(psutil.Process().cpu_affinity()) // execution.threads)
+
+
+def _options(config: RunConfig, plans: Sequence[RunPlan]) -> ExecuteOptions:
+    logger, on_gpu = config.logger, plans[0].execution.device == "cuda"
+    wandb = WandbOptions(project=logger.project, entity=logger.entity, tags=logger.tags)
+    return ExecuteOptions(
+        workers=_workers(plans),
+        threads=config.launcher.threads,
+        retries=config.launcher.retries,
+        lease_timeout_s=config.launcher.lease_timeout_s,
+        devices=[str(i) for i in range(torch.cuda.device_count())] if on_gpu else None,
+        wandb=wandb if logger.name is LoggerName.wandb else None,
+    )

@@ -1,0 +1,169 @@
+"""From a user's config and a prepared source to a frozen plan: all rules resolved, once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+import torch
+
+from scaling import budget
+from scaling.activations.source import SourceSpec
+from scaling.config import DeviceName, EngineName, KernelsName, LrRule, RunConfig, TopKConfig
+from scaling.errors import UserError
+from scaling.hardware import fingerprint
+from scaling.plan import (
+    AutoencoderPlan,
+    ExecutionPlan,
+    NumericsPlan,
+    ObservePlan,
+    RunPlan,
+    TrainPlan,
+)
+from scaling.schedule import inverse_sqrt_n, step_limited
+
+BYTES_PER_VALUE = {"float32": 4, "float64": 8}
+ROWS_PER_RUN = 100
+"""Rows of metrics.jsonl when logger.every_tokens is null."""
+CHECKPOINTS_PER_RUN = 10
+
+
+def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
+    """Settle every number of one validated point."""
+    return RunPlan(
+        sweep_name=config.sweep_name,
+        tokens_requested=config.train.tokens,
+        autoencoder=_autoencoder(config, source.d_model),
+        train=_train(config),
+        numerics=NumericsPlan(precision=str(config.numerics.precision)),
+        source=source,
+        execution=_execution(config),
+        observe=_observe(config),
+        config=_plain(asdict(config)),
+        retries=config.launcher.retries,
+        lease_timeout_s=config.launcher.lease_timeout_s,
+        estimated_memory_bytes=memory_bytes(config, source.d_model),
+    )
+
+
+def memory_bytes(config: RunConfig, d_model: int) -> int:
+    """Estimated peak memory of one run."""
+    return budget.train_memory_bytes(
+        config.autoencoder.n_latents,
+        d_model,
+        max(config.train.batch_tokens, config.evaluation.batch_tokens),
+        bytes_per_value=BYTES_PER_VALUE[config.numerics.precision],
+        ema=config.train.ema_decay > 0,
+    )
+
+
+def check_memory(config: RunConfig, d_model: int, available_bytes: int | None = None) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        UserError: naming autoencoder.n_latents and the largest that would fit.
+    """
+    available = available_bytes or psutil.virtual_memory().total
+    needed = memory_bytes(config, d_model)
+    if needed <= available:
+        return
+    n_latents = config.autoencoder.n_latents
+    fits = max(1, int(n_latents * available / needed * 0.95))
+    raise UserError(
+        f"autoencoder.n_latents={n_latents} at d_model={d_model} needs about "
+        f"{needed / budget.GIB:.1f} GiB and this machine has {available / budget.GIB:.1f} GiB. "
+        f"Lower autoencoder.n_latents to about {fits} or less"
+        + (", or lower train.batch_tokens." if config.train.batch_tokens > 4096 else ".")
+    )
+
+
+def _autoencoder(config: RunConfig, d_model: int) -> AutoencoderPlan:
+    ae = config.autoencoder
+    assert isinstance(ae, TopKConfig)  # the only schema that conf/autoencoder offers
+    return AutoencoderPlan(
+        name=ae.name,
+        n_latents=ae.n_latents,
+        k=ae.k,
+        k_aux=budget.power_of_two_near(d_model / 2) if ae.k_aux is None else ae.k_aux,
+        aux_coef=ae.aux_coef,
+        dead_after_tokens=ae.dead_after_tokens,
+        b_pre_init=str(ae.b_pre_init),
+        encoder_init=str(ae.encoder_init),
+        scale_encoder=ae.scale_encoder,
+    )
+
+
+def _train(config: RunConfig) -> TrainPlan:
+    train = config.train
+    return TrainPlan(
+        steps=budget.n_steps(train.tokens, train.batch_tokens),
+        batch_tokens=train.batch_tokens,
+        lr=_peak_lr(config),
+        warmup_tokens=train.warmup_tokens,
+        decay_fraction=train.decay_fraction,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        adam_eps=train.adam_eps,
+        clip_norm=train.clip_norm,
+        ema_decay=train.ema_decay,
+        seed=train.seed,
+        shuffle_block=train.shuffle_block,
+    )
+
+
+def _peak_lr(config: RunConfig) -> float:
+    train, n_latents = config.train, config.autoencoder.n_latents
+    if train.lr is not None:
+        return train.lr * train.lr_scale
+    match train.lr_rule:
+        case LrRule.inverse_sqrt_n:
+            rate = inverse_sqrt_n(n_latents)
+        case LrRule.step_limited:
+            rate = step_limited(n_latents, train.tokens, train.batch_tokens)
+    return rate * train.lr_scale
+
+
+def _execution(config: RunConfig) -> ExecutionPlan:
+    device = _device(config)
+    return ExecutionPlan(
+        engine="torch" if config.engine is EngineName.auto else str(config.engine),
+        kernels="torch" if config.kernels is KernelsName.auto else str(config.kernels),
+        device=device,
+        threads=config.launcher.threads,
+        fingerprint=fingerprint(device),
+    )
+
+
+def _device(config: RunConfig) -> str:
+    available = torch.cuda.is_available()
+    if config.device is DeviceName.cuda and not available:
+        raise UserError("device=cuda, but torch sees no CUDA device. Set device=cpu or auto.")
+    return "cuda" if available and config.device is not DeviceName.cpu else "cpu"
+
+
+def _observe(config: RunConfig) -> ObservePlan:
+    batch = config.train.batch_tokens
+    steps = budget.n_steps(config.train.tokens, batch)
+
+    def in_steps(tokens: int | None, parts: int) -> int:
+        return max(1, steps // parts if tokens is None else tokens // batch)
+
+    every = config.evaluation.every_tokens
+    return ObservePlan(
+        log_every_steps=in_steps(config.logger.every_tokens, ROWS_PER_RUN),
+        eval_every_steps=None if every is None else max(1, every // batch),
+        checkpoint_every_steps=in_steps(config.checkpoint.every_tokens, CHECKPOINTS_PER_RUN),
+        keep_checkpoints=config.checkpoint.keep,
+        eval_batch_tokens=config.evaluation.batch_tokens,
+        profile=config.debug.profile,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Config values as JSON has them: enums by name."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value

@@ -1,0 +1,70 @@
+"""What dry_run=true prints: the runs and what they would cost, without starting any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from scaling.activations.build import Description
+from scaling.budget import GIB, flops_per_token_dense, flops_per_token_sparse, n_params
+from scaling.plan import RunPlan, short
+from scaling.sweep.estimate import makespan_s
+
+BYTES_PER_FINAL_PARAM = 8
+"""Raw and averaged weights in float32, kept after a run; checkpoints come and go."""
+
+
+def print_preview(
+    plans: Sequence[RunPlan], sources: Sequence[Description], workers: int, console: Console
+) -> None:
+    """Runs, tokens, FLOPs, time, memory and disk, and what would have to be harvested first."""
+    console.print(_table(plans))
+    flops = sum(plan.tokens * _flops_sparse(plan) for plan in plans)
+    hours = makespan_s(plans, workers) / 3600
+    memory = sorted((plan.estimated_memory_bytes for plan in plans), reverse=True)[:workers]
+    disk = sum(BYTES_PER_FINAL_PARAM * _params(plan) for plan in plans)
+    console.print(
+        f"{len(plans)} runs, {short(sum(plan.tokens for plan in plans))} tokens, "
+        f"{flops:.2e} FLOPs (sparse convention), about {hours:.2f} hours with {workers} at a time "
+        f"(estimated from timed steps), {sum(memory) / GIB:.1f} GiB memory at most, "
+        f"{disk / GIB:.2f} GiB disk for the final weights."
+    )
+    for source in sources:
+        if not source.ready:
+            console.print(
+                f"To harvest first: {source.harvest_tokens_missing:,} activation vectors, "
+                f"{source.disk_bytes_needed / GIB:.2f} GiB disk "
+                f"({source.disk_bytes_free / GIB:.1f} GiB free). Run ids are known after that."
+            )
+    console.print("dry_run=true: nothing was harvested or trained.")
+
+
+def _table(plans: Sequence[RunPlan]) -> Table:
+    table = Table(
+        "run", "n_latents", "k", "tokens", "steps", "lr", "FLOPs dense", "GiB", "s (est.)"
+    )
+    for plan in plans:
+        ae = plan.autoencoder
+        table.add_row(
+            plan.run_id if plan.source.content_hash else "after harvest",
+            str(ae.n_latents),
+            str(ae.k),
+            f"{plan.tokens:,}",
+            f"{plan.train.steps:,}",
+            f"{plan.train.lr:.3g}",
+            f"{plan.tokens * flops_per_token_dense(ae.n_latents, plan.source.d_model):.2e}",
+            f"{plan.estimated_memory_bytes / GIB:.2f}",
+            "" if plan.estimated_s is None else f"{plan.estimated_s:.0f}",
+        )
+    return table
+
+
+def _flops_sparse(plan: RunPlan) -> int:
+    ae = plan.autoencoder
+    return flops_per_token_sparse(ae.n_latents, plan.source.d_model, ae.k)
+
+
+def _params(plan: RunPlan) -> int:
+    return n_params(plan.autoencoder.n_latents, plan.source.d_model)

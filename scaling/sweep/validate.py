@@ -1,0 +1,117 @@
+"""Every check that needs no computing, before any computing: one paragraph with the remedy each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scaling.config import RunConfig, TopKConfig
+from scaling.errors import UserError
+
+
+def validate(config: RunConfig, *, n_train: int | None) -> None:
+    """Check one point's keys against each other and against the data it will see.
+
+    Raises:
+        UserError: naming the key, its value and the remedy.
+    """
+    _check_present(config)
+    _check_autoencoder(config)
+    _check_train(config)
+    _check_data(config, n_train)
+    _check_rest(config)
+
+
+def _check_present(config: RunConfig) -> None:
+    for key, value in (
+        ("autoencoder.n_latents", config.autoencoder.n_latents),
+        ("autoencoder.k", config.autoencoder.k),
+        ("train.tokens", config.train.tokens),
+    ):
+        if not isinstance(value, int):
+            raise UserError(f"{key} is not set. Give it on the command line, e.g. {key}=1024.")
+
+
+def _check_autoencoder(config: RunConfig) -> None:
+    ae = config.autoencoder
+    _at_least("autoencoder.n_latents", ae.n_latents, 1)
+    _at_least("autoencoder.k", ae.k, 1)
+    if ae.k > ae.n_latents:
+        raise UserError(
+            f"autoencoder.k={ae.k} is larger than autoencoder.n_latents={ae.n_latents}: a token "
+            f"cannot have more active latents than there are. Set k to at most {ae.n_latents}."
+        )
+    if isinstance(ae, TopKConfig):
+        _at_least("autoencoder.dead_after_tokens", ae.dead_after_tokens, 1)
+        _at_least("autoencoder.aux_coef", ae.aux_coef, 0)
+        if ae.k_aux is not None:
+            _at_least("autoencoder.k_aux", ae.k_aux, 1)
+
+
+def _check_train(config: RunConfig) -> None:
+    train = config.train
+    _at_least("train.batch_tokens", train.batch_tokens, 1)
+    _at_least("train.shuffle_block", train.shuffle_block, 1)
+    _at_least("train.warmup_tokens", train.warmup_tokens, 0)
+    _at_least("train.seed", train.seed, 0)
+    if train.tokens < train.batch_tokens:
+        raise UserError(
+            f"train.tokens={train.tokens} is less than one batch "
+            f"(train.batch_tokens={train.batch_tokens}). Raise the one or lower the other."
+        )
+    _positive("train.lr", train.lr)
+    _positive("train.lr_scale", train.lr_scale)
+    _positive("train.clip_norm", train.clip_norm)
+    _positive("train.adam_eps", train.adam_eps)
+    _within("train.decay_fraction", train.decay_fraction, lambda v: 0 <= v <= 1, "0..1")
+    for key in ("adam_beta1", "adam_beta2", "ema_decay"):
+        _within(f"train.{key}", getattr(train, key), lambda v: 0 <= v < 1, "0 up to below 1")
+
+
+def _check_data(config: RunConfig, n_train: int | None) -> None:
+    if n_train is not None and config.train.batch_tokens > n_train:
+        raise UserError(
+            f"train.batch_tokens={config.train.batch_tokens} is larger than the training data of "
+            f"{n_train} vectors. Lower it, or raise activations.max_tokens."
+        )
+
+
+def _check_rest(config: RunConfig) -> None:
+    mesh = config.mesh
+    if (mesh.dp, mesh.latent) != (1, 1):
+        raise UserError(
+            f"mesh.dp={mesh.dp} mesh.latent={mesh.latent}: this version trains each run on one "
+            "process. Set both to 1."
+        )
+    _at_least("evaluation.batch_tokens", config.evaluation.batch_tokens, 1)
+    _at_least("checkpoint.keep", config.checkpoint.keep, 1)
+    _at_least("launcher.threads", config.launcher.threads, 1)
+    _at_least("launcher.retries", config.launcher.retries, 0)
+    _positive("launcher.lease_timeout_s", config.launcher.lease_timeout_s)
+    for key, value in (
+        ("launcher.workers", config.launcher.workers),
+        ("evaluation.every_tokens", config.evaluation.every_tokens),
+        ("checkpoint.every_tokens", config.checkpoint.every_tokens),
+        ("logger.every_tokens", config.logger.every_tokens),
+    ):
+        if value is not None:
+            _at_least(key, value, 1)
+    if not config.sweep_name or "/" in config.sweep_name or config.sweep_name.startswith("."):
+        raise UserError(
+            f"sweep_name={config.sweep_name!r} becomes a folder under runs_dir: use a plain name "
+            "without slashes or a leading dot."
+        )
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    _within(key, value, lambda v: v >= least, f"{least} or more")
+
+
+def _positive(key: str, value: float | None) -> None:
+    if value is not None:
+        _within(key, value, lambda v: v > 0, "above 0")
+
+
+def _within(key: str, value: float, holds: Callable[[float], bool], allowed: str) -> None:
+    # NaN and infinity fail every comparison or the one below, and are named like any bad value.
+    if not holds(value) or value == float("inf"):
+        raise UserError(f"{key}={value} is out of range. Set it to {allowed}.")

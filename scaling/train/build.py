@@ -1,0 +1,73 @@
+"""From a plan and a source to an engine with initial weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scaling.activations.source import ActivationSource
+from scaling.autoencoder.init import geometric_median, initial_weights, scale_encoder_
+from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
+from scaling.kernels import load_kernels
+from scaling.plan import RunPlan
+from scaling.train.torch_engine import OptimizerSpec, TorchEngine
+
+INIT_SAMPLE = 32_768
+"""Training vectors whose median (or mean) b_pre starts from."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def build_engine(plan: RunPlan, source: ActivationSource) -> TorchEngine:
+    """The planned engine at step 0; a pure function of plan and source."""
+    ae, train = plan.autoencoder, plan.train
+    weights = initial_weights(
+        ae.n_latents,
+        _initial_b_pre(ae.b_pre_init, source),
+        tied=ae.encoder_init == "tied",
+        seed=train.seed,
+        dtype=DTYPES[plan.numerics.precision],
+    )
+    on_device = {name: tensor.to(plan.execution.device) for name, tensor in weights.items()}
+    model = TopKAutoencoder(
+        topk_spec(plan, source.calibration.mean_predictor_mse),
+        load_kernels(plan.execution.kernels),
+        on_device,
+    )
+    if ae.scale_encoder:
+        scale_encoder_(model, seed=train.seed)
+    return TorchEngine(model, optimizer_spec(plan), ae.dead_after_tokens)
+
+
+def topk_spec(plan: RunPlan, mean_predictor_mse: float) -> TopKSpec:
+    ae = plan.autoencoder
+    return TopKSpec(
+        d_model=plan.source.d_model,
+        n_latents=ae.n_latents,
+        k=ae.k,
+        k_aux=ae.k_aux,
+        aux_coef=ae.aux_coef,
+        mean_predictor_mse=mean_predictor_mse,
+    )
+
+
+def optimizer_spec(plan: RunPlan) -> OptimizerSpec:
+    train = plan.train
+    return OptimizerSpec(
+        beta1=train.adam_beta1,
+        beta2=train.adam_beta2,
+        eps=train.adam_eps,
+        clip_norm=train.clip_norm,
+        ema_decay=train.ema_decay,
+    )
+
+
+def _initial_b_pre(name: str, source: ActivationSource) -> Tensor:
+    match name:
+        case "geometric_median":
+            return geometric_median(source.sample(INIT_SAMPLE))
+        case "mean":
+            return source.sample(INIT_SAMPLE).mean(dim=0)
+        case "zero":
+            return torch.zeros(source.spec.d_model)
+        case _:
+            raise ValueError(f"autoencoder.b_pre_init={name} is unknown")

@@ -1,0 +1,103 @@
+"""Checkpoints: safetensors and a JSON manifest with checksums, committed as whole folders.
+
+    checkpoints/step_00000488/state.safetensors
+                              manifest.json   {step, files: {name: {sha256, bytes}}, ...}
+
+A folder appears under its name only when complete. The newest whose checksums hold is the one to
+resume from; a damaged one is passed over with a warning.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scaling.storage.atomic import commit_folder, read_json, reports_full_disk, write_json
+from scaling.storage.hashing import file_sha256
+
+SCHEMA_VERSION = 1
+STATE = "state.safetensors"
+MANIFEST = "manifest.json"
+
+
+class Found(NamedTuple):
+    """What a run resumes from."""
+
+    step: int
+    state: dict[str, Tensor] | None
+    """None: from the start."""
+    warnings: list[str]
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last."""
+
+    def __init__(self, folder: Path, run_id: str, keep: int) -> None:
+        self.folder = folder
+        self.run_id = run_id
+        self.keep = keep
+
+    def save(self, step: int, state: dict[str, Tensor]) -> None:
+        """Write the state after `step` steps and drop all but the newest `keep`.
+
+        Raises:
+            UserError: the disk is full; earlier checkpoints are as they were.
+        """
+        final = self._path(step)
+        temp = self.folder / f".tmp_{final.name}"
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir(parents=True)
+        with reports_full_disk(temp):
+            write_tensors(temp, state, {"run_id": self.run_id, "step": step})
+        shutil.rmtree(final, ignore_errors=True)
+        commit_folder(temp, final)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def load_newest(self) -> Found:
+        """The newest checkpoint whose checksums hold, and what was passed over to get there."""
+        warnings: list[str] = []
+        for folder in reversed(self._all()):
+            try:
+                manifest, state = read_tensors(folder)
+            except ValueError as error:
+                warnings.append(f"checkpoint passed over: {error}")
+                continue
+            return Found(manifest["step"], state, warnings)
+        return Found(0, None, warnings)
+
+    def remove_all(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*"))
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+    """One safetensors file and its manifest, into an existing folder."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / STATE)
+    entry = {"sha256": file_sha256(folder / STATE), "bytes": (folder / STATE).stat().st_size}
+    write_json(
+        folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **facts, "files": {STATE: entry}}
+    )
+
+
+def read_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(manifest, tensors) of such a folder. ValueError where anything is missing or damaged."""
+    path = folder / STATE
+    try:
+        manifest = read_json(folder / MANIFEST)
+        entry = manifest["files"][STATE]
+        if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+            raise ValueError(f"{path} does not match its checksum")
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is incomplete or unreadable ({error})") from error
+    return manifest, load_file(path)

@@ -1,0 +1,130 @@
+"""The training loop. It sees batches, an engine and a clock; no gradient, no file format."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from typing import Protocol
+
+from torch import Tensor
+
+from scaling.plan import ObservePlan, TrainPlan
+from scaling.schedule import lr_at
+from scaling.train.engine import Engine, StepStats
+
+Row = dict[str, float | int | None]
+
+
+class Ending(StrEnum):
+    completed = auto()
+    diverged = auto()
+    stopped = auto()
+    """Asked to stop; the state is checkpointed."""
+
+
+class Batches(Protocol):
+    def __call__(self, step: int) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observers:
+    """What the loop tells, and to whom."""
+
+    row: Callable[[Row], None]
+    """One row of metrics."""
+    checkpoint: Callable[[int], None]
+    """Save the state after that many steps."""
+    evaluation: Callable[[], Row]
+    """Held-out metrics of the present weights."""
+    stop: Callable[[], bool]
+    """Whether the run should end early, asked after each step."""
+    profiled_step: Callable[[int], AbstractContextManager[object]]
+    utilization: Callable[[float], float]
+    """perf/mfu for a rate in tokens per second."""
+
+
+def fit(
+    engine: Engine,
+    batches: Batches,
+    train: TrainPlan,
+    observe: ObservePlan,
+    observers: Observers,
+    *,
+    first_step: int = 0,
+) -> Ending:
+    """Train from `first_step` to the last; returns why it ended."""
+    pace = Pace(train.batch_tokens)
+    for step in range(first_step, train.steps):
+        done = step + 1
+        logs = done % observe.log_every_steps == 0 or _evaluates(observe, train, done)
+        with observers.profiled_step(step):
+            stats = engine.step(batches(step), _lr(train, step), measure_norm=logs)
+        if logs:
+            row = _row(train, done, stats) | _perf(pace.tokens_per_s(done), observers)
+            if not math.isfinite(float(stats.loss)):
+                observers.row(row)
+                return Ending.diverged
+            if _evaluates(observe, train, done):
+                row |= observers.evaluation()
+            observers.row(row)
+        if done == train.steps:
+            break
+        if observers.stop():
+            observers.checkpoint(done)
+            return Ending.stopped
+        if done % observe.checkpoint_every_steps == 0:
+            observers.checkpoint(done)
+    return Ending.completed
+
+
+def _evaluates(observe: ObservePlan, train: TrainPlan, done: int) -> bool:
+    every = observe.eval_every_steps
+    return done == train.steps or (every is not None and done % every == 0)
+
+
+class Pace:
+    """Tokens per second since the previous reading."""
+
+    def __init__(self, batch_tokens: int) -> None:
+        self.batch_tokens = batch_tokens
+        self.at_s = time.perf_counter()
+        self.at_step: int | None = None
+
+    def tokens_per_s(self, step: int) -> float | None:
+        """None at the first reading, whose steps include one-time costs."""
+        now_s = time.perf_counter()
+        steps = None if self.at_step is None else step - self.at_step
+        elapsed_s, self.at_s, self.at_step = now_s - self.at_s, now_s, step
+        return steps * self.batch_tokens / elapsed_s if steps else None
+
+
+def _lr(train: TrainPlan, step: int) -> float:
+    return lr_at(
+        step * train.batch_tokens,
+        peak=train.lr,
+        total_tokens=train.tokens,
+        warmup_tokens=train.warmup_tokens,
+        decay_fraction=train.decay_fraction,
+    )
+
+
+def _row(train: TrainPlan, done: int, stats: StepStats) -> Row:
+    return {
+        "tokens": done * train.batch_tokens,
+        "step": done,
+        "train/loss": float(stats.loss),
+        "train/normalized_mse": float(stats.normalized_mse),
+        "train/aux_loss": float(stats.aux_loss),
+        "train/grad_norm": None if stats.grad_norm is None else float(stats.grad_norm),
+        "train/dead_fraction": stats.dead_fraction,
+        "train/lr": _lr(train, done - 1),
+    }
+
+
+def _perf(tokens_per_s: float | None, observers: Observers) -> Row:
+    mfu = None if tokens_per_s is None else observers.utilization(tokens_per_s)
+    return {"perf/tokens_per_s": tokens_per_s, "perf/mfu": mfu}

@@ -1,0 +1,126 @@
+"""What a run is judged by, computed once from its final weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from scaling import budget
+from scaling.activations.source import ActivationSource, epochs
+from scaling.plan import NUMERICS_VERSION, RunPlan
+from scaling.train.engine import Engine
+from scaling.train.evaluate import Evaluation, evaluate
+from scaling.train.loop import Row
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Held-out scores under the raw and the averaged weights."""
+
+    raw: Evaluation
+    averaged: Evaluation | None
+    """None when no average is kept."""
+
+    def as_row(self) -> Row:
+        return {
+            "eval/normalized_mse": self.raw.normalized_mse,
+            "eval/normalized_mse_ema": self.averaged.normalized_mse if self.averaged else None,
+            "eval/l0": self.raw.l0,
+        }
+
+
+def held_out(plan: RunPlan, engine: Engine, source: ActivationSource) -> Scores:
+    """Score the present weights on the fixed held-out set."""
+    return Scores(
+        raw=_evaluate(plan, engine, source, averaged=False),
+        averaged=_evaluate(plan, engine, source, averaged=True) if plan.train.ema_decay else None,
+    )
+
+
+def on_training_set(plan: RunPlan, engine: Engine, source: ActivationSource) -> Evaluation:
+    """The same score on the first training vectors, as many as are held out: the overfit alarm."""
+    sample = source.sample(plan.source.n_eval)
+    return evaluate(
+        engine,
+        sample.split(plan.observe.eval_batch_tokens),
+        source.calibration.mean_D,
+        plan.autoencoder.n_latents,
+    )
+
+
+def _evaluate(
+    plan: RunPlan, engine: Engine, source: ActivationSource, *, averaged: bool
+) -> Evaluation:
+    return evaluate(
+        engine,
+        source.eval_batches(plan.observe.eval_batch_tokens),
+        source.calibration.mean_D,
+        plan.autoencoder.n_latents,
+        averaged=averaged,
+    )
+
+
+def planned_results(plan: RunPlan) -> dict[str, Any]:
+    """The result fields that are known before training."""
+    ae, train, source = plan.autoencoder, plan.train, plan.source
+    n, d, k = ae.n_latents, source.d_model, ae.k
+    return {
+        "autoencoder": ae.name,
+        "n_latents": n,
+        "k": k,
+        "k_aux": ae.k_aux,
+        "dead_after_tokens": ae.dead_after_tokens,
+        "d_model": d,
+        "params": budget.n_params(n, d),
+        "tokens": plan.tokens,
+        "tokens_requested": plan.tokens_requested,
+        "batch_tokens": train.batch_tokens,
+        "steps": train.steps,
+        "lr": train.lr,
+        "decay_fraction": train.decay_fraction,
+        "seed": train.seed,
+        "flops_dense": plan.tokens * budget.flops_per_token_dense(n, d),
+        "flops_sparse": plan.tokens * budget.flops_per_token_sparse(n, d, k),
+        "epochs": epochs(source, plan.tokens),
+        "activations_id": source.activations_id,
+        "eval_hash": source.eval_hash,
+        "normalization": source.description["normalization"],
+        "subject_model": source.description.get("subject_model"),
+        "layer": source.description.get("layer"),
+        "numerics_version": NUMERICS_VERSION,
+    }
+
+
+def measured_results(
+    plan: RunPlan, scores: Scores, engine: Engine, source: ActivationSource
+) -> dict[str, Any]:
+    """The result fields of a finished run that its weights decide."""
+    return {
+        "normalized_mse": scores.raw.normalized_mse,
+        "normalized_mse_ema": scores.averaged.normalized_mse if scores.averaged else None,
+        "l0": scores.raw.l0,
+        "dead_fraction": dead_fraction(plan, engine),
+        "silent_fraction_eval": scores.raw.silent_fraction,
+        "train_normalized_mse": on_training_set(plan, engine, source).normalized_mse,
+    }
+
+
+UNMEASURED: dict[str, Any] = dict.fromkeys(
+    (
+        "normalized_mse",
+        "normalized_mse_ema",
+        "l0",
+        "dead_fraction",
+        "silent_fraction_eval",
+        "train_normalized_mse",
+    )
+)
+"""The measured fields of a run that did not finish."""
+
+
+def dead_fraction(plan: RunPlan, engine: Engine) -> float | None:
+    """Share of latents silent for the window; None when the run was shorter than the window."""
+    window = plan.autoencoder.dead_after_tokens
+    if plan.tokens < window:
+        return None
+    return float((engine.tokens_since_fired() >= window).double().mean())

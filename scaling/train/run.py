@@ -1,0 +1,205 @@
+"""One run from its plan to its outcome: resume, train, evaluate, keep the weights.
+
+Called by a worker that holds the run's lease. Writes metrics.jsonl, checkpoints/ and weights/;
+the worker writes record.json from the outcome returned here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scaling import budget
+from scaling.activations.build import open_source
+from scaling.hardware import (
+    fingerprint,
+    matmul_flops_per_s,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
+from scaling.plan import RunPlan
+from scaling.runs.record import RunOutcome, Status
+from scaling.runs.store import RunFolder
+from scaling.storage.atomic import commit_folder, reports_full_disk
+from scaling.storage.lease import Lease
+from scaling.train.build import DTYPES, build_engine
+from scaling.train.checkpoint import Checkpoints, write_tensors
+from scaling.train.loop import Ending, Observers, Row, fit
+from scaling.train.profile import StepProfiler
+from scaling.train.results import (
+    UNMEASURED,
+    Scores,
+    held_out,
+    measured_results,
+    planned_results,
+)
+
+Report = Callable[[dict[str, Any]], None]
+
+_STATUS = {
+    Ending.completed: Status.done,
+    Ending.diverged: Status.diverged,
+    Ending.stopped: Status.preempted,
+}
+
+
+def train_run(
+    folder: RunFolder, lease: Lease, report: Report, stop: Callable[[], bool]
+) -> RunOutcome:
+    """Carry the run in `folder` to its end, or to where `stop` ends it.
+
+    Raises:
+        UserError: its data is gone or damaged, or the disk is full.
+        LeaseLost: another process has taken the run over.
+    """
+    plan = RunPlan.from_json(folder.read_plan())
+    _settle_torch(plan)
+    attempt = Attempt(plan, folder, lease, report, stop)
+    ending = attempt.train()
+    result = planned_results(plan) | UNMEASURED
+    if ending is Ending.completed:
+        result |= attempt.measured()
+        attempt.keep_weights()
+    return RunOutcome(_STATUS[ending], result, attempt.cost(), attempt.warnings)
+
+
+class Attempt:
+    """One try at a run, going on from its newest sound checkpoint."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        folder: RunFolder,
+        lease: Lease,
+        report: Report,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.plan, self.folder, self.lease = plan, folder, lease
+        self.report, self.stop = report, stop
+        self.source = open_source(plan.source)
+        self.engine = build_engine(plan, self.source)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints_path, plan.run_id, plan.observe.keep_checkpoints
+        )
+        self.warnings: list[str] = []
+        self.bit_exact = True
+        self.train_s = 0.0
+        self.scores: Scores | None = None
+        self.first_step = self._resume()
+
+    def train(self) -> Ending:
+        plan = self.plan
+        started_s = time.perf_counter()
+        with (
+            self.folder.metrics_logger(self.lease, resume_at_step=self.first_step) as logger,
+            StepProfiler(plan.observe.profile, self.folder.path, self.first_step) as profiler,
+        ):
+
+            def log(row: Row) -> None:
+                logger.log(row)
+                self.report(row)
+
+            observers = Observers(
+                row=log,
+                checkpoint=self._save,
+                evaluation=self._evaluation,
+                stop=self.stop,
+                profiled_step=profiler.step,
+                utilization=self._utilization,
+            )
+            ending = fit(
+                self.engine,
+                self._batch,
+                plan.train,
+                plan.observe,
+                observers,
+                first_step=self.first_step,
+            )
+        self.train_s = time.perf_counter() - started_s
+        return ending
+
+    def measured(self) -> dict[str, Any]:
+        """The result fields that only a finished run has."""
+        assert self.scores is not None  # the last step always evaluates
+        return measured_results(self.plan, self.scores, self.engine, self.source)
+
+    def keep_weights(self) -> None:
+        """weights/: raw and averaged weights of the finished run; its checkpoints go."""
+        self.lease.check()
+        final, temp = self.folder.path / "weights", self.folder.path / ".weights.tmp"
+        for leftover in (temp, final):
+            shutil.rmtree(leftover, ignore_errors=True)
+        tensors = self.engine.weights()
+        if self.plan.train.ema_decay:
+            averaged = self.engine.weights(averaged=True)
+            tensors |= {f"{name}.ema": tensor for name, tensor in averaged.items()}
+        with reports_full_disk(final):
+            temp.mkdir()
+            write_tensors(
+                temp, tensors, {"run_id": self.plan.run_id, "identity": self.plan.identity}
+            )
+        commit_folder(temp, final)
+        self.checkpoints.remove_all()
+
+    def cost(self) -> dict[str, Any]:
+        execution, batch_tokens = self.plan.execution, self.plan.train.batch_tokens
+        trained = self.plan.tokens - self.first_step * batch_tokens
+        return {
+            "train_s": self.train_s,
+            "tokens_per_s": trained / self.train_s,
+            "peak_memory_bytes": peak_memory_bytes(execution.device),
+            "device": execution.device,
+            "bit_exact": self.bit_exact,
+            "engine": execution.engine,
+            "kernels": execution.kernels,
+            "threads": execution.threads,
+            "resumed_at_step": self.first_step,
+        }
+
+    def _resume(self) -> int:
+        """Take up the newest sound checkpoint, if any; returns the step to go on from."""
+        found = self.checkpoints.load_newest()
+        self.warnings += found.warnings
+        if found.state is None:
+            return 0
+        self.engine.load_state(found.state)
+        planned, here = self.plan.execution.fingerprint, fingerprint(self.plan.execution.device)
+        if here != planned:
+            self.bit_exact = False
+            self.warnings.append(f"resumed on {here}, begun on {planned}: bits may differ")
+        return found.step
+
+    def _batch(self, step: int) -> Tensor:
+        train = self.plan.train
+        batch_BD = self.source.train_batch(
+            seed=train.seed,
+            step=step,
+            batch_tokens=train.batch_tokens,
+            shuffle_block=train.shuffle_block,
+        )
+        return batch_BD.to(self.plan.execution.device, DTYPES[self.plan.numerics.precision])
+
+    def _evaluation(self) -> Row:
+        self.scores = held_out(self.plan, self.engine, self.source)
+        return self.scores.as_row()
+
+    def _save(self, step: int) -> None:
+        self.lease.check()
+        self.checkpoints.save(step, self.engine.state())
+
+    def _utilization(self, tokens_per_s: float) -> float:
+        """Sparse-convention FLOPs over the machine's measured matmul rate."""
+        flops = budget.flops_per_token_sparse(
+            self.plan.autoencoder.n_latents, self.plan.source.d_model, self.plan.autoencoder.k
+        )
+        return tokens_per_s * flops / matmul_flops_per_s(self.plan.execution.device)
+
+
+def _settle_torch(plan: RunPlan) -> None:
+    torch.set_num_threads(plan.execution.threads)
+    reset_peak_memory(plan.execution.device)

@@ -1,0 +1,51 @@
+"""Exponential moving average of the weights, bias-corrected like Adam's moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class WeightAverage:
+    """average_t = decay * average_{t-1} + (1 - decay) * weights_t, divided by 1 - decay^t on use.
+
+    With decay 0 nothing is kept and nothing is computed.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.n_updates = 0
+        self.params = params
+        self.averages = {
+            name: torch.zeros_like(param, requires_grad=False)
+            for name, param in params.items()
+            if decay
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if not self.decay:
+            return
+        current = [param.detach() for param in self.params.values()]
+        torch._foreach_lerp_(list(self.averages.values()), current, 1 - self.decay)
+        self.n_updates += 1
+
+    def corrected(self) -> dict[str, Tensor]:
+        """The average as if it had not started from zero. ValueError before the first update."""
+        if not self.n_updates:
+            raise ValueError("no weight average: ema_decay is 0 or no step has been taken")
+        return {
+            name: average / (1 - self.decay**self.n_updates)
+            for name, average in self.averages.items()
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        averages = {f"{name}.ema": average.clone() for name, average in self.averages.items()}
+        return averages | {"ema_updates": torch.tensor(self.n_updates)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, average in self.averages.items():
+            average.copy_(state[f"{name}.ema"])
+        self.n_updates = int(state["ema_updates"])
