@@ -1,0 +1,92 @@
+"""What a law needs of a table before a fit of it means anything; each refusal says what to do."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.errors import TableError
+from analysis.forms import Array
+from analysis.laws import Law
+from analysis.table import RunTable
+
+LEAST_LEVELS = 3
+_MOST_LEVELS_SHOWN = 6
+
+
+def check_usable(law: type[Law], table: RunTable) -> None:
+    """TableError unless the table can determine the law: rows, levels, budgets, ties."""
+    _check_axes(law, table)
+    _check_size(law, table)
+    _check_levels(law, table)
+    _check_ties(law, table)
+
+
+def one_budget(table: RunTable) -> float | None:
+    """The token budget common to all rows; None where there is no column or more than one."""
+    budgets = np.unique(table.points.get("tokens", np.zeros(0)))
+    return float(budgets[0]) if len(budgets) == 1 else None
+
+
+def _check_axes(law: type[Law], table: RunTable) -> None:
+    missing = [axis for axis in law.axes if axis not in table.points]
+    if missing:
+        raise TableError(
+            f"law {law.name} needs the column {missing[0]}, which the table lacks; add it or "
+            "choose a law without it (l_nk)."
+        )
+    if "tokens" in table.points and "tokens" not in law.axes and one_budget(table) is None:
+        raise TableError(
+            f"law {law.name} takes runs of one token budget, but tokens has "
+            f"{_levels_text(table.points['tokens'])}: runs of mixed budgets bend this law without "
+            "showing it in the residuals. Keep one budget, or fit l_nkd or l_nkdu, which hold "
+            "tokens."
+        )
+
+
+def _check_size(law: type[Law], table: RunTable) -> None:
+    n_parameters = len(law.parameter_names)
+    if len(table) < n_parameters + 2:
+        raise TableError(
+            f"law {law.name} has {n_parameters} parameters and needs at least {n_parameters + 2} "
+            f"runs, but {len(table)} are left to fit; add runs, hold out fewer, or choose a "
+            "smaller law."
+        )
+
+
+def _check_levels(law: type[Law], table: RunTable) -> None:
+    for axis in law.axes:
+        values = table.points[axis]
+        if len(np.unique(values)) < LEAST_LEVELS:
+            raise TableError(
+                f"law {law.name} needs at least {LEAST_LEVELS} levels of {axis}, but the runs to "
+                f"fit have {_levels_text(values)}: a curve through fewer has no curvature to find "
+                f"its floor from. Add runs at other values of {axis}."
+            )
+
+
+def _check_ties(law: type[Law], table: RunTable) -> None:
+    n, k = table.points["n"], table.points["k"]
+    for tied, by, values, given in (("k", "n", k, n), ("n", "k", n, k)):
+        if _is_function_of(values, given):
+            raise TableError(
+                f"{tied} is a function of {by} in this table (one {tied} for each {by}), so their "
+                f"effects on the loss cannot be told apart. Add runs with several {tied} at the "
+                f"same {by}."
+            )
+    if "tokens" in law.axes and _is_function_of(table.points["tokens"], n):
+        raise TableError(
+            "tokens is a function of n alone in this table (one budget for each n), so under-"
+            "training cannot be told from the effect of n. Add runs of the same n with several "
+            "token budgets."
+        )
+
+
+def _is_function_of(values: Array, given: Array) -> bool:
+    return all(len(np.unique(values[given == level])) == 1 for level in np.unique(given))
+
+
+def _levels_text(values: Array) -> str:
+    levels = [f"{level:g}" for level in np.unique(values)]
+    shown = ", ".join(levels[:_MOST_LEVELS_SHOWN])
+    more = ", ..." if len(levels) > _MOST_LEVELS_SHOWN else ""
+    return f"{len(levels)} level{'s' if len(levels) > 1 else ''} ({shown}{more})"

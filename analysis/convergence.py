@@ -1,0 +1,102 @@
+"""What token ladders say: are runs of one budget converged, and does loss fall as it should?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from analysis.forms import Array
+from analysis.table import RunTable
+
+# A cell (n, k) counts as converged at a budget where twice the tokens buy at most this much of
+# the loss: about three times the spread over seeds of small runs.
+SETTLED_FALL = 0.01
+
+
+@dataclass(frozen=True)
+class Ladders:
+    """How loss falls per doubling of tokens around one budget, over cells (n, k)."""
+
+    budget: float
+    n_cells: int
+    falls: Array  # relative fall per doubling, for the cells with another budget beside this one
+    n_rising_unseen: int  # cells judged from below only: their fall beyond the budget is unseen
+
+    @property
+    def n_unsettled(self) -> int:
+        return int((self.falls > SETTLED_FALL).sum())
+
+    @property
+    def converged(self) -> bool:
+        """Every cell has a ladder, and in each the last doubling bought at most SETTLED_FALL."""
+        return len(self.falls) == self.n_cells and self.n_unsettled == 0
+
+    @property
+    def message(self) -> str:
+        budget = f"{self.budget:,.0f} tokens"
+        if not len(self.falls):
+            return (
+                f"all runs have one budget ({budget}) and no cell has a second one, so nothing "
+                "here shows that more tokens would not lower the loss: the fit is L(n,k | D)."
+            )
+        return (
+            f"at {budget}, {self.n_unsettled} of the {len(self.falls)} cells (n, k) with a second "
+            f"budget change by more than {SETTLED_FALL:.0%} per doubling of tokens (largest "
+            f"{self.falls.max():.1%}), and {self.n_cells - len(self.falls)} cells have no second "
+            "budget: the fit is L(n,k | D), and its floor and exponents hold under-training too."
+        )
+
+
+def ladders_at(budget: float, table: RunTable) -> Ladders:
+    """Judge a budget from all runs: by the next larger budget of a cell, else the next smaller."""
+    falls, below_only, n_cells = [], 0, 0
+    for _, cell in _mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
+        losses = dict(zip(cell["tokens"], cell["log_loss"], strict=True))
+        if budget not in losses:
+            continue
+        n_cells += 1
+        larger = [tokens for tokens in losses if tokens > budget]
+        smaller = [tokens for tokens in losses if tokens < budget]
+        if larger or smaller:
+            other = min(larger) if larger else max(smaller)
+            falls.append(_fall_per_doubling(budget, other, losses[budget] - losses[other]))
+            below_only += not larger
+    return Ladders(budget, n_cells, np.array(falls), below_only)
+
+
+def _fall_per_doubling(budget: float, other: float, log_ratio: float) -> float:
+    return 1.0 - float(np.exp(-log_ratio / np.log2(other / budget)))
+
+
+@dataclass(frozen=True)
+class FallingPairs:
+    """Adjacent levels of one axis at equal other coordinates, and in how many the loss falls."""
+
+    axis: str
+    n_falling: int
+    n_pairs: int
+
+    @property
+    def share(self) -> float | None:
+        return self.n_falling / self.n_pairs if self.n_pairs else None
+
+
+def falling_pairs(table: RunTable, axis: str) -> FallingPairs:
+    """Compare each run with the next larger level of `axis`; seeds are averaged first."""
+    axes = [a for a in ("n", "k", "tokens") if a in table.points]
+    means = _mean_by(table, axes)
+    others = [a for a in axes if a != axis]
+    outcomes: list[bool] = []
+    for _, group in means.groupby(others):
+        losses = group.sort_values(axis)["log_loss"].to_list()
+        outcomes += [low > high for low, high in pairwise(losses)]
+    return FallingPairs(axis, sum(outcomes), len(outcomes))
+
+
+def _mean_by(table: RunTable, axes: Sequence[str]) -> pd.DataFrame:
+    frame = pd.DataFrame({**table.points, "log_loss": table.log_loss})
+    return frame.groupby(list(axes), as_index=False)["log_loss"].mean()

@@ -1,0 +1,185 @@
+"""A table of runs in the one form that fits take, read from CSV or made from a DataFrame.
+
+Columns: n_latents (or n), k, a loss column (normalized_mse or loss, unless one is named), and
+optionally tokens, run_id, seed, status. One row is one run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.errors import TableError
+from analysis.forms import Array
+
+LOSS_COLUMNS = ("normalized_mse", "loss")
+_AXIS_COLUMNS = {"n": ("n_latents", "n"), "k": ("k",), "tokens": ("tokens",)}
+
+
+class Dropped(NamedTuple):
+    """A run that was left out before fitting."""
+
+    run: str  # run_id, or "row 7" (1-based, header not counted) where there is none
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """Usable runs. Arrays are float64 [M]; points holds "n", "k" and, where known, "tokens"."""
+
+    points: dict[str, Array]
+    loss: Array
+    runs: tuple[str, ...]
+    loss_name: str
+    seeds: tuple[Any, ...]
+    dropped: tuple[Dropped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def log_loss(self) -> Array:
+        return np.log(self.loss)
+
+    def select(self, mask: NDArray[np.bool_]) -> RunTable:
+        keep = np.flatnonzero(mask)
+        return replace(
+            self,
+            points={axis: values[keep] for axis, values in self.points.items()},
+            loss=self.loss[keep],
+            runs=tuple(self.runs[i] for i in keep),
+            seeds=tuple(self.seeds[i] for i in keep),
+        )
+
+    def at_budget(self, tokens: float) -> RunTable:
+        return self.select(self.points["tokens"] == tokens)
+
+
+def read_table(path: Path, loss: str | None = None) -> RunTable:
+    """Read a CSV file. TableError where it is missing, not a table, or not usable."""
+    if not path.is_file():
+        raise TableError(f"--table {path} is not a file; give the path of a CSV table of runs.")
+    try:
+        frame = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise TableError(
+            f"--table {path} is not a CSV table ({str(error).strip()}); it needs a header line and "
+            "one line per run, with columns n_latents (or n), k and normalized_mse (or loss)."
+        ) from error
+    return table_from_frame(frame, source=str(path), loss=loss)
+
+
+def table_from_frame(frame: pd.DataFrame, *, source: str, loss: str | None = None) -> RunTable:
+    """Check and convert. Rows with a status other than done are dropped, with the reason."""
+    frame = frame.rename(columns=str.strip) if all(map(_is_text, frame.columns)) else frame
+    if frame.empty:
+        raise TableError(f"{source} has no rows; a fit needs at least one run per row.")
+    loss_name = _loss_column(frame, loss, source)
+    frame = frame.assign(_run=_run_names(frame, source))
+    frame, dropped = _finished(frame)
+    points = {
+        axis: _positive(frame, column, source)
+        for axis, choices in _AXIS_COLUMNS.items()
+        if (column := _column(frame, choices, source, optional=axis == "tokens"))
+    }
+    seeds = tuple(frame["seed"]) if "seed" in frame else (None,) * len(frame)
+    losses = _losses(frame, loss_name, source)
+    table = RunTable(points, losses, tuple(frame["_run"]), loss_name, seeds, dropped)
+    _refuse_duplicates(table, source)
+    return table
+
+
+def _is_text(name: object) -> bool:
+    return isinstance(name, str)
+
+
+def _column(frame: pd.DataFrame, choices: Sequence[str], source: str, *, optional: bool) -> str:
+    found = next((name for name in choices if name in frame), "")
+    if not found and not optional:
+        columns = ", ".join(map(str, frame.columns.drop("_run", errors="ignore")))
+        raise TableError(
+            f"{source} has no column {' or '.join(choices)}; its columns are: {columns}. "
+            "Rename the column or add it."
+        )
+    return found
+
+
+def _loss_column(frame: pd.DataFrame, loss: str | None, source: str) -> str:
+    return _column(frame, LOSS_COLUMNS if loss is None else (loss,), source, optional=False)
+
+
+def _run_names(frame: pd.DataFrame, source: str) -> list[str]:
+    if "run_id" not in frame:
+        return [f"row {i + 1}" for i in range(len(frame))]
+    runs = [str(run) for run in frame["run_id"]]
+    repeated = next((run for run, count in Counter(runs).items() if count > 1), None)
+    if repeated is not None:
+        raise TableError(
+            f"{source} has run_id {repeated} more than once; a row must be a finished run, "
+            "and checkpoints of one run are not independent points. Keep one row per run."
+        )
+    return runs
+
+
+def _finished(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Dropped, ...]]:
+    if "status" not in frame:
+        return frame, ()
+    unfinished = frame["status"] != "done"
+    rows = zip(frame["_run"][unfinished], frame["status"][unfinished], strict=True)
+    return frame.loc[~unfinished], tuple(
+        Dropped(run, f"status is {status}") for run, status in rows
+    )
+
+
+def _numbers(frame: pd.DataFrame, column: str, source: str) -> Array:
+    try:
+        return frame[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise TableError(f"{source}: column {column} is not all numbers ({error}).") from error
+
+
+def _positive(frame: pd.DataFrame, column: str, source: str) -> Array:
+    values = _numbers(frame, column, source)
+    _refuse(frame, values, ~(np.isfinite(values) & (values > 0)), f"{column} must be > 0", source)
+    return values
+
+
+def _losses(frame: pd.DataFrame, column: str, source: str) -> Array:
+    values = _numbers(frame, column, source)
+    _refuse(frame, values, ~np.isfinite(values), f"{column} must be a finite number", source)
+    _refuse(frame, values, values <= 0, f"{column} must be > 0: its log is fitted", source)
+    scale = f"{column} must be < 1: 1 is the error of predicting the mean, and no usable run"
+    _refuse(frame, values, values >= 1, scale, source)
+    return values
+
+
+def _refuse(
+    frame: pd.DataFrame, values: Array, bad: NDArray[np.bool_], rule: str, source: str
+) -> None:
+    if not bad.any():
+        return
+    first = int(np.flatnonzero(bad)[0])
+    raise TableError(
+        f"{source}: {rule}, but {frame['_run'].iloc[first]} has {values[first]:g} ({bad.sum()} of "
+        f"{len(bad)} rows are like that). Correct or remove such rows, or give them a status "
+        "column that says failed or diverged."
+    )
+
+
+def _refuse_duplicates(table: RunTable, source: str) -> None:
+    frame = pd.DataFrame({**table.points, "loss": table.loss, "seed": table.seeds})
+    again = frame.duplicated(keep=False).to_numpy()
+    if again.any():
+        names = [run for run, repeated in zip(table.runs, again, strict=True) if repeated]
+        raise TableError(
+            f"{source} has exact duplicates: {names[0]} and {names[1]} agree in every coordinate "
+            f"and in {table.loss_name} ({again.sum()} rows in all). Counted twice they would make "
+            "every interval too narrow; remove the copies (another seed is not a copy)."
+        )
