@@ -1,0 +1,219 @@
+"""Copies the local files of a sweep to Weights & Biases: `python -m scaling.runs.wandb_mirror DIR`.
+
+The only module that imports wandb, and always a process of its own: it reads what the runs have
+written, so it can be late, fail or be absent without a run noticing. What was sent is noted in
+each run's wandb.json once W&B has it; the next call goes on from there. A mirror killed in between
+sends some rows again, under the same step, which W&B takes for the same row.
+
+Online or offline by WANDB_MODE; the files of W&B itself go to RUNS_DIR/SWEEP/wandb/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.runs.record import FINAL, Record, Status
+from scaling.runs.store import RunFolder, SweepStore
+from scaling.storage.atomic import read_json, write_json
+from scaling.storage.lease import Lease
+
+POLL_S = 2.0
+GAVE_UP = 3
+"""Exit code when W&B is absent or refuses; the reason is the last line of stderr."""
+_LEASE_TIMEOUT_S = 60.0
+_STATUS_FIELDS = ("wall_s", "tokens_per_s", "peak_memory_bytes", "host", "commit")
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How much of a run W&B has: the rows of metrics.jsonl up to one, and the last summary."""
+
+    step: int = -1
+    rows_of_step: int = 0
+    status: str | None = None
+    finished_at: str | None = None
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Cursor:
+        path = _cursor_path(folder)
+        return cls(**read_json(path)) if path.exists() else cls()
+
+    def rows_after(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """By step, not by line: a run that resumed has written some rows again."""
+        new, seen = [], 0
+        for row in rows:
+            seen += row["step"] == self.step
+            again = row["step"] == self.step and seen <= self.rows_of_step
+            if row["step"] >= self.step and not again:
+                new.append(row)
+        return new
+
+    def after(self, rows: Sequence[dict[str, Any]]) -> Cursor:
+        """Past these rows too."""
+        if not rows:
+            return self
+        last = rows[-1]["step"]
+        n_last = sum(row["step"] == last for row in rows)
+        before = self.rows_of_step if last == self.step else 0
+        return Cursor(last, before + n_last, self.status, self.finished_at)
+
+
+class WandbLogger:
+    """One run of W&B: id = run id, group = sweep, x axis = tokens. A `Logger`."""
+
+    def __init__(self, folder: RunFolder, options: argparse.Namespace) -> None:
+        import wandb
+
+        plan = folder.read_plan()
+        self._run = wandb.init(
+            project=options.project,
+            entity=options.entity,
+            id=folder.run_id,
+            name=plan.get("title", folder.run_id),
+            group=folder.sweep,
+            tags=options.tag,
+            config=plan.get("config", plan),
+            dir=str(folder.path.parent),
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                # The mirror's own load and packages say nothing about the run.
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
+        )
+        self._run.define_metric("tokens", hidden=True)
+        self._run.define_metric("*", step_metric="tokens")
+        self._steps_there = self._run.step  # of an online run that is resumed
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        if row["step"] >= self._steps_there:
+            self._run.log(dict(row), step=row["step"])
+
+    def summarize(self, record: Record) -> None:
+        cost = {key: record.cost[key] for key in _STATUS_FIELDS if key in record.cost}
+        self._run.summary.update({**record.result, **cost, "status": str(record.status)})
+
+    def close(self, exit_code: int = 0) -> None:
+        """Returns once W&B has everything (offline: once it is on the disk)."""
+        self._run.finish(exit_code=exit_code)
+
+
+class Mirrored:
+    """A run and its copy: open while there is something to send."""
+
+    def __init__(self, folder: RunFolder, options: argparse.Namespace) -> None:
+        self.folder = folder
+        self._options = options
+        self._sent = Cursor.of(folder)
+        self._logger: WandbLogger | None = None
+
+    def update(self) -> None:
+        """Send what is new; close the copy of a run that has ended."""
+        record = self.folder.read_record()
+        if record.status is Status.planned:
+            return
+        ended = record.status is not Status.running
+        new = self._sent.rows_after(self.folder.metrics())
+        ending = (str(record.status), record.cost.get("finished_at"))
+        if not new and not (ended and ending != (self._sent.status, self._sent.finished_at)):
+            return
+        self._logger = self._logger or WandbLogger(self.folder, self._options)
+        for row in new:
+            self._logger.log(row)
+        self._sent = self._sent.after(new)
+        if ended:
+            self._logger.summarize(record)
+            self._sent = Cursor(self._sent.step, self._sent.rows_of_step, *ending)
+            self.close(exit_code=0 if record.status in FINAL else 1)
+
+    def close(self, exit_code: int = 0) -> None:
+        if self._logger is not None:
+            self._logger.close(exit_code)
+            self._logger = None
+            write_json(_cursor_path(self.folder), asdict(self._sent))
+
+
+class SweepMirror:
+    """All runs of a sweep; those that appear later too."""
+
+    def __init__(self, store: SweepStore, options: argparse.Namespace) -> None:
+        self._store = store
+        self._options = options
+        self._runs: dict[str, Mirrored] = {}
+
+    def update(self) -> None:
+        for folder in self._store.folders():
+            if folder.run_id not in self._runs:
+                self._runs[folder.run_id] = Mirrored(folder, self._options)
+            self._runs[folder.run_id].update()
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sweep_dir", type=Path)
+    parser.add_argument("--project", default="sae-scaling")
+    parser.add_argument("--entity")
+    parser.add_argument("--tag", action="append", default=[])
+    parser.add_argument("--follow", action="store_true", help="go on until stdin ends")
+    options = parser.parse_args(arguments)
+    os.nice(10)  # the runs come first
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(GAVE_UP))
+    try:
+        _mirror(options)
+    except Exception as error:
+        # Any failure of a foreign library ends here; it must not look like a fault of the runs.
+        print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
+        return GAVE_UP
+    return 0
+
+
+def _mirror(options: argparse.Namespace) -> None:
+    """One pass, or passes until stdin ends; one mirror per sweep at a time."""
+    stdin_open = options.follow
+    lease = None
+    while lease is None:
+        lease = Lease.acquire(options.sweep_dir / "wandb", timeout_s=_LEASE_TIMEOUT_S)
+        if lease is None:
+            stdin_open = stdin_open and _wait_for_end_of_stdin(POLL_S)
+            time.sleep(0 if stdin_open else POLL_S)
+    mirror = SweepMirror(SweepStore(options.sweep_dir), options)
+    with lease:
+        try:
+            while stdin_open:
+                mirror.update()
+                stdin_open = _wait_for_end_of_stdin(POLL_S)
+            mirror.update()
+        finally:
+            mirror.close()
+
+
+def _wait_for_end_of_stdin(timeout_s: float) -> bool:
+    """True while stdin is open; returns early when it ends."""
+    readable, _, _ = select.select([sys.stdin], [], [], timeout_s)
+    return not readable
+
+
+def _cursor_path(folder: RunFolder) -> Path:
+    return folder.path / "wandb.json"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

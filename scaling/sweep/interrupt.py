@@ -1,0 +1,42 @@
+"""Ctrl-C and its kin as a count that a loop looks at, instead of an exception anywhere."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """Within the `with` block, each SIGINT, SIGTERM or SIGHUP adds one to `count`.
+
+    Outside the main thread, where no handler can be set, it never counts anything.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.wake: Callable[[], None] = lambda: None
+        """Called at each signal, to end a wait early. Must be safe in a signal handler."""
+
+    def __enter__(self) -> Self:
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._count) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _count(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        self.wake()

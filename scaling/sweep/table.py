@@ -1,0 +1,105 @@
+"""The runs of a sweep as rows for people, from their files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scaling.runs.record import Status
+from scaling.runs.store import RunFolder
+
+_STYLES = {
+    Status.done: "green",
+    Status.failed: "bold red",
+    Status.diverged: "magenta",
+    Status.running: "cyan",
+    Status.preempted: "yellow",
+    Status.planned: "dim",
+}
+
+
+@dataclass(frozen=True)
+class RunRow:
+    run_id: str
+    n_latents: int | None
+    k: int | None
+    tokens: int | None
+    """Planned, in whole steps."""
+    seed: int | None
+    status: Status
+    result: dict[str, Any]
+    cost: dict[str, Any]
+    error: str | None = None
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> RunRow:
+        """Raises `UserError` when a file of the run is damaged."""
+        plan, record = folder.read_plan(), folder.read_record()
+        autoencoder, train = plan.get("autoencoder", {}), plan.get("train", {})
+        return cls(
+            run_id=folder.run_id,
+            n_latents=autoencoder.get("n_latents"),
+            k=autoencoder.get("k"),
+            tokens=train["steps"] * train["batch_tokens"] if "steps" in train else None,
+            seed=train.get("seed"),
+            status=record.status,
+            result=record.result,
+            cost=record.cost,
+            error=f"{record.error.type}: {record.error.message}" if record.error else None,
+        )
+
+    def line(self) -> str:
+        """For people: "n=4096 k=16 tokens=500,000  done  normalized_mse 0.1234  12.3 s"."""
+        parts = [f"n={self.n_latents} k={self.k} tokens={_count(self.tokens)}", self.status]
+        if self.result.get("normalized_mse") is not None:
+            parts.append(f"normalized_mse {self.result['normalized_mse']:.4f}")
+        if "wall_s" in self.cost:
+            parts.append(f"{self.cost['wall_s']:.1f} s")
+        if self.error:
+            parts.append(self.error.partition("\n")[0])
+        return "  ".join(parts)
+
+
+def print_table(rows: Sequence[RunRow], console: Console) -> None:
+    """All rows by size, and below them what went wrong."""
+    console.print(runs_table(rows))
+    for row in rows:
+        if row.error:
+            console.print(f"{row.run_id} {row.line()}", style="red", markup=False, soft_wrap=True)
+
+
+def runs_table(rows: Sequence[RunRow]) -> Table:
+    table = Table()
+    for name in ("run", "n", "k", "tokens", "normalized_mse", "l0", "dead", "status", "s"):
+        table.add_column(name, justify="left" if name in ("run", "status") else "right")
+    for row in sorted(rows, key=lambda row: (row.n_latents or 0, row.k or 0, row.tokens or 0)):
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: RunRow) -> list[str | Text]:
+    result = row.result
+    return [
+        row.run_id,
+        _or_dash(row.n_latents, str),
+        _or_dash(row.k, str),
+        _count(row.tokens),
+        _or_dash(result.get("normalized_mse"), "{:.4f}".format),
+        _or_dash(result.get("l0"), "{:.1f}".format),
+        _or_dash(result.get("dead_fraction"), "{:.1%}".format),
+        Text(row.status, style=_STYLES[row.status]),
+        _or_dash(row.cost.get("wall_s"), "{:.1f}".format),
+    ]
+
+
+def _count(number: int | None) -> str:
+    return _or_dash(number, "{:,}".format)
+
+
+def _or_dash(value: Any, spell: Callable[[Any], str]) -> str:
+    return "-" if value is None else spell(value)
