@@ -6,28 +6,22 @@ the branch that needs them, so that planning over a finished store costs little.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaling.activations.embedded import EMBEDDED, check_model_package
+from scaling.activations.manifest import load_manifest
+from scaling.activations.progress import Meter, Progress, ProgressCallback
+from scaling.activations.request import HarvestRequest, make_request
 from scaling.activations.source import ActivationSource, SourceSpec
+from scaling.activations.store import StoreSource, store_spec, verify_view
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
-    from scaling.config import ActivationsConfig
+    from scaling.config import ActivationsConfig, StoreConfig
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a preparation has come; reported about once a second."""
-
-    phase: str
-    """"convert", "tokenize", "harvest", "shuffle" or "verify"."""
-    done: int
-    total: int
-    unit: str
-    """"tokens", "documents" or "bytes"."""
+__all__ = ["Description", "Progress", "describe", "open_source", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,6 @@ class Description:
     disk_bytes_free: int = 0
 
 
-ProgressCallback = Callable[[Progress], None]
-
-
 def describe(config: ActivationsConfig, data_dir: Path) -> Description:
     """What `config` asks for and what is missing; computes and writes nothing.
 
@@ -56,13 +47,17 @@ def describe(config: ActivationsConfig, data_dir: Path) -> Description:
         UserError: for anything wrong that can be seen now: a missing model folder or text, a layer
             the model does not have, a disk too small.
     """
-    from scaling.config import PlantedConfig
+    from scaling.config import HarvestConfig, PlantedConfig, StoreConfig
 
     match config:
         case PlantedConfig():
             from scaling.activations.planted import planted_spec
 
             return _ready(planted_spec(config))
+        case StoreConfig():
+            return _ready(_existing_store(config))
+        case HarvestConfig():
+            return _describe_harvest(make_request(config, data_dir))
         case _:
             raise _unknown(config)
 
@@ -82,15 +77,28 @@ def prepare(
         UserError: as `describe`, and for corrupt shards, non-finite activations, a full disk, or
             text too short for `activations.max_tokens`.
     """
-    from scaling.config import PlantedConfig
+    from scaling.config import HarvestConfig, PlantedConfig, StoreConfig
 
     match config:
         case PlantedConfig():
             from scaling.activations.planted import planted_spec
 
             return planted_spec(config)
+        case StoreConfig():
+            spec = _existing_store(config)
+        case HarvestConfig():
+            request = make_request(config, data_dir)
+            if request.missing():
+                from scaling.activations.harvest import ensure_stores
+
+                ensure_stores(request, progress)
+            spec = _harvested(request)
         case _:
             raise _unknown(config)
+    if verify:
+        meter = Meter(progress)
+        verify_view(spec, lambda done, total: meter.tell("verify", done, total, "bytes"))
+    return spec
 
 
 def open_source(spec: SourceSpec) -> ActivationSource:
@@ -104,6 +112,8 @@ def open_source(spec: SourceSpec) -> ActivationSource:
             from scaling.activations.planted import PlantedSource
 
             return PlantedSource(spec)
+        case "store":
+            return StoreSource(spec)
         case _:
             raise UserError(f"activations kind {spec.kind!r} is unknown: use planted or store.")
 
@@ -112,6 +122,45 @@ def _ready(spec: SourceSpec) -> Description:
     return Description(
         d_model=spec.d_model, n_train=spec.n_train, n_eval=spec.n_eval, ready=True, spec=spec
     )
+
+
+def _existing_store(config: StoreConfig) -> SourceSpec:
+    folder = Path(config.path).expanduser()
+    manifest = load_manifest(folder)
+    if manifest is None:
+        raise UserError(
+            f"activations.path={config.path!r} is not an activation store (it has no "
+            "manifest.json): give the folder of one, DATA_DIR/activations/...-layerL."
+        )
+    return store_spec(folder, manifest, n_train=config.max_tokens, n_eval=config.eval_tokens)
+
+
+def _describe_harvest(request: HarvestRequest) -> Description:
+    missing = request.missing()
+    if not missing:
+        return _ready(_harvested(request))
+    request.check_layers()
+    request.check_disk()
+    if request.model == EMBEDDED:
+        check_model_package()
+    return Description(
+        d_model=request.model_shape[0],
+        n_train=request.wanted["train"],
+        n_eval=request.wanted["eval"],
+        ready=False,
+        spec=None,
+        harvest_tokens_missing=max(sum(rows.values()) for rows in missing.values()),
+        disk_bytes_needed=request.disk_bytes_needed(),
+        disk_bytes_free=request.disk_bytes_free(),
+    )
+
+
+def _harvested(request: HarvestRequest) -> SourceSpec:
+    folder = request.store(request.layer)
+    manifest = load_manifest(folder)
+    assert manifest is not None
+    wanted = request.wanted
+    return store_spec(folder, manifest, n_train=wanted["train"], n_eval=wanted["eval"])
 
 
 def _unknown(config: ActivationsConfig) -> UserError:

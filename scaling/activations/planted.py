@@ -184,10 +184,12 @@ def planted_spec(config: PlantedConfig) -> SourceSpec:
 def _describe(params: PlantedParams) -> dict[str, Any]:
     return {
         "subject_model": "planted",
+        "subject_content": None,
         "layer": None,
         "context": None,
         "normalization": "none",
         "text": None,
+        "text_content": None,
         "planted": asdict(params),
     }
 

@@ -1,0 +1,149 @@
+"""A harvest as the user asked for it: where it reads and writes, and what is still missing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaling.activations import embedded
+from scaling.activations.manifest import NUMPY_DTYPES, SPLITS, load_manifest
+from scaling.activations.parts import NORM_BYTES
+from scaling.activations.recipe import Recipe, is_local_model, make_recipe
+from scaling.activations.text import TextSource, find_text
+from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    from scaling.config import HarvestConfig
+
+EMBEDDED_MODEL_BYTES = 273_000_000
+
+
+@dataclass(frozen=True)
+class HarvestRequest:
+    """Knows paths and sizes; computes nothing and writes nothing."""
+
+    recipe: Recipe
+    text: TextSource
+    model: str
+    revision: str | None
+    layer: int
+    """The layer whose store is the source."""
+    layers: tuple[int, ...]
+    """All layers to store, ascending."""
+    wanted: dict[str, int]
+    """Split to vectors wanted."""
+    processes: int | None
+    data_dir: Path
+
+    @property
+    def work(self) -> Path:
+        """Folder of the lease and of unfinished work; shared by all layers of the recipe."""
+        return self.data_dir / "activations" / f"{self.recipe.id}.work"
+
+    def store(self, layer: int) -> Path:
+        return self.data_dir / "activations" / f"{self.recipe.id}-layer{layer}"
+
+    def missing(self) -> dict[int, dict[str, int]]:
+        """Layer to vectors missing by split; layers that lack nothing are left out."""
+        lacking = {layer: self._missing_in(layer) for layer in self.layers}
+        return {layer: rows for layer, rows in lacking.items() if any(rows.values())}
+
+    def _missing_in(self, layer: int) -> dict[str, int]:
+        manifest = load_manifest(self.store(layer))
+        held = {split: manifest.n_rows(split) if manifest else 0 for split in SPLITS}
+        return {split: max(0, self.wanted[split] - held[split]) for split in SPLITS}
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """Model and text for people; no identity depends on them."""
+        packaged_model = self.model == embedded.EMBEDDED
+        packaged_text = self.text.name == embedded.EMBEDDED
+        return {
+            "model": embedded.MODEL_NAME if packaged_model else self.model,
+            "revision": self.revision,
+            "text": embedded.TEXT_NAME if packaged_text else self.text.name,
+        }
+
+    @property
+    def model_path(self) -> str:
+        """The model's folder with `~` spelled out, or its name on the hub."""
+        return str(Path(self.model).expanduser()) if is_local_model(self.model) else self.model
+
+    @cached_property
+    def model_shape(self) -> tuple[int, int]:
+        """(d_model, number of blocks) of the subject model."""
+        if self.model == embedded.EMBEDDED:
+            return embedded.D_MODEL, embedded.N_LAYERS
+        from scaling.activations.subject import ModelLocation, model_shape
+
+        return model_shape(ModelLocation(self.model_path, self.revision))
+
+    def check_layers(self) -> None:
+        """Raises UserError for a layer that the model does not have."""
+        _, n_layers = self.model_shape
+        for layer in self.layers:
+            if not 1 <= layer <= n_layers:
+                key = "layer" if layer == self.layer else "also_layers"
+                raise UserError(
+                    f"activations.{key}={layer}: {self.model} has {n_layers} blocks; the residual "
+                    f"stream can be taken after block 1 to {n_layers}."
+                )
+
+    def disk_bytes_needed(self) -> int:
+        """Peak use of the disk by what is missing: parts and shards side by side."""
+        d_model, _ = self.model_shape
+        row_bytes = d_model * NUMPY_DTYPES[self.recipe.store_dtype].itemsize
+        n_rows = sum(sum(rows.values()) for rows in self.missing().values())
+        part_rows = self.recipe.part_contexts * self.recipe.rows_per_context
+        surplus_rows = 2 * len(self.layers) * part_rows
+        vectors = n_rows * (2 * row_bytes + NORM_BYTES) + surplus_rows * row_bytes
+        return vectors + self._conversion_bytes()
+
+    def _conversion_bytes(self) -> int:
+        converts = (
+            self.model == embedded.EMBEDDED and not embedded.model_folder(self.data_dir).exists()
+        )
+        return EMBEDDED_MODEL_BYTES if converts else 0
+
+    def disk_bytes_free(self) -> int:
+        folder = self.data_dir.absolute()
+        existing = next(path for path in [folder, *folder.parents] if path.exists())
+        return shutil.disk_usage(existing).free
+
+    def check_disk(self) -> None:
+        """Raises UserError when the disk cannot hold what is missing."""
+        needed, free = self.disk_bytes_needed(), self.disk_bytes_free()
+        if needed > free:
+            raise UserError(
+                f"harvesting activations.max_tokens={self.wanted['train']} needs about "
+                f"{needed:,} bytes in data_dir={self.data_dir}, which has {free:,} free: lower "
+                "max_tokens, free space, or point data_dir elsewhere."
+            )
+
+
+def make_request(config: HarvestConfig, data_dir: Path) -> HarvestRequest:
+    """What `config` asks for.
+
+    Raises:
+        UserError: a value out of range, a model folder or a text that does not exist.
+    """
+    for key in ("max_tokens", "eval_tokens"):
+        if getattr(config, key) < 1:
+            raise UserError(f"activations.{key}={getattr(config, key)} must be at least 1.")
+    if config.processes is not None and config.processes < 1:
+        raise UserError(f"activations.processes={config.processes} must be at least 1, or null.")
+    text = find_text(config.text, column=config.text_column, split=config.text_split)
+    return HarvestRequest(
+        recipe=make_recipe(config, text),
+        text=text,
+        model=config.model,
+        revision=config.revision,
+        layer=config.layer,
+        layers=tuple(sorted({config.layer, *config.also_layers})),
+        wanted={"train": config.max_tokens, "eval": config.eval_tokens},
+        processes=config.processes,
+        data_dir=data_dir,
+    )
