@@ -1,6 +1,6 @@
 """Every key a user may set: the schema of one run, checked by Hydra when it composes.
 
-These are the user's words. `scaling.sweep.plan` turns them into a frozen `RunPlan`, in which all
+These are the user's words. `scaling.sweep.planner` turns them into a frozen `RunPlan`, in which all
 derived numbers are settled; nothing writes to a config after that.
 
 Units are in the names: `_tokens` counts activation vectors (one token, one vector), `_s` seconds,
@@ -11,80 +11,25 @@ Units are in the names: `_tokens` counts activation vectors (one token, one vect
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum, auto
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from scaling.choices import (
+    BPreInit,
+    DeviceName,
+    EncoderInit,
+    EngineName,
+    KernelsName,
+    LoggerName,
+    LrRule,
+    ModelDtype,
+    Normalization,
+    Precision,
+    StoreDtype,
+)
 from scaling.errors import UserError
-
-# ------------------------------------------------------------------------------ choices
-
-
-class BPreInit(StrEnum):
-    geometric_median = auto()
-    mean = auto()
-    zero = auto()
-
-
-class EncoderInit(StrEnum):
-    tied = auto()
-    independent = auto()
-
-
-class LrRule(StrEnum):
-    inverse_sqrt_n = auto()
-    step_limited = auto()
-
-
-class Precision(StrEnum):
-    float32 = auto()
-    float64 = auto()
-
-
-class StoreDtype(StrEnum):
-    float16 = auto()
-    bfloat16 = auto()
-    float32 = auto()
-
-
-class ModelDtype(StrEnum):
-    bfloat16 = auto()
-    float32 = auto()
-
-
-class Normalization(StrEnum):
-    unit_norm = auto()
-    """Per token: subtract the mean over d_model, scale to unit norm (the paper's)."""
-    std = auto()
-    """Per token: subtract the mean, divide by (unbiased std + 1e-5) (the released code's)."""
-    none = auto()
-
-
-class EngineName(StrEnum):
-    auto = "auto"
-    torch = "torch"
-
-
-class KernelsName(StrEnum):
-    auto = "auto"
-    torch = "torch"
-    reference = "reference"
-
-
-class DeviceName(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class LoggerName(StrEnum):
-    jsonl = auto()
-    wandb = auto()
-
-
-# ------------------------------------------------------------------------------ groups
 
 
 @dataclass(kw_only=True)
@@ -119,10 +64,6 @@ class ActivationsConfig:
     """Where training vectors come from. Identity: the hash of their content, not these keys."""
 
     source: str = MISSING
-    max_tokens: int = MISSING
-    """Training vectors to have; a run of more tokens repeats them, in counted epochs."""
-    eval_tokens: int = MISSING
-    """Held-out vectors, the same for every run."""
 
 
 @dataclass(kw_only=True)
@@ -130,6 +71,10 @@ class PlantedConfig(ActivationsConfig):
     """Sparse non-negative combinations of a known dictionary, made on the fly."""
 
     source: str = "planted"
+    max_tokens: int = MISSING
+    """Planted vectors are unlimited: kept for its place beside the other sources, and ignored."""
+    eval_tokens: int = MISSING
+    """Held-out vectors, the same for every run."""
     d_model: int = 64
     n_true: int = 256
     """Planted unit directions."""
@@ -147,6 +92,10 @@ class HarvestConfig(ActivationsConfig):
     """The residual stream of a causal language model over a text, harvested once into a store."""
 
     source: str = "harvest"
+    max_tokens: int = MISSING
+    """Training vectors to have; a run of more tokens repeats them, in counted epochs."""
+    eval_tokens: int = MISSING
+    """Held-out vectors, the same for every run."""
     model: str = MISSING
     """Hub name or local folder of a Hugging Face causal LM; "embedded" = the packaged model."""
     revision: str | None = None
@@ -183,9 +132,10 @@ class StoreConfig(ActivationsConfig):
 
     source: str = "store"
     path: str = MISSING
-    max_tokens: int | None = None  # type: ignore[assignment]
+    max_tokens: int | None = None
     """Null = everything in the store."""
-    eval_tokens: int | None = None  # type: ignore[assignment]
+    eval_tokens: int | None = None
+    """Null = everything held out in the store."""
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from scaling.activations.build import Description, describe, prepare
 from scaling.activations.source import SourceSpec
-from scaling.config import ActivationsConfig, LoggerName, RunConfig
+from scaling.choices import LoggerName
+from scaling.config import ActivationsConfig, RunConfig
 from scaling.errors import UserError
 from scaling.plan import RunPlan
 from scaling.runs.record import FINAL

@@ -10,7 +10,8 @@ import torch
 
 from scaling import budget
 from scaling.activations.source import SourceSpec
-from scaling.config import DeviceName, EngineName, KernelsName, LrRule, RunConfig, TopKConfig
+from scaling.choices import DeviceName, EngineName, KernelsName, LrRule
+from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.hardware import fingerprint
 from scaling.plan import (

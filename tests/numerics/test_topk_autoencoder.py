@@ -40,9 +40,7 @@ def random_model(kernels: str = "torch", seed: int = 0) -> TopKAutoencoder:
 
 
 def batch(n_tokens: int = 20) -> Tensor:
-    return torch.randn(
-        n_tokens, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64
-    )
+    return torch.randn(n_tokens, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
 
 def dense_total_loss(x: Tensor, weights: dict[str, Tensor], dead: list[int]) -> Tensor:

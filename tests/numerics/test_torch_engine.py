@@ -22,9 +22,7 @@ OPTIMIZER = OptimizerSpec(beta1=0.9, beta2=0.999, eps=6.25e-10, clip_norm=None, 
 def engine(
     kernels: str = "torch", optimizer: OptimizerSpec = OPTIMIZER, dtype: torch.dtype = torch.float64
 ) -> TorchEngine:
-    spec = TopKSpec(
-        d_model=D, n_latents=N, k=K, k_aux=8, aux_coef=1 / 32, mean_predictor_mse=0.5
-    )
+    spec = TopKSpec(d_model=D, n_latents=N, k=K, k_aux=8, aux_coef=1 / 32, mean_predictor_mse=0.5)
     weights = initial_weights(N, torch.full((D,), 0.1), tied=True, seed=0, dtype=dtype)
     model = TopKAutoencoder(spec, load_kernels(kernels), weights)
     return TorchEngine(model, optimizer, dead_after_tokens=64)

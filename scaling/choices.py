@@ -1,0 +1,67 @@
+"""What a key may be, where it is one of a few names."""
+
+from __future__ import annotations
+
+from enum import StrEnum, auto
+
+
+class BPreInit(StrEnum):
+    geometric_median = auto()
+    mean = auto()
+    zero = auto()
+
+
+class EncoderInit(StrEnum):
+    tied = auto()
+    independent = auto()
+
+
+class LrRule(StrEnum):
+    inverse_sqrt_n = auto()
+    step_limited = auto()
+
+
+class Precision(StrEnum):
+    float32 = auto()
+    float64 = auto()
+
+
+class StoreDtype(StrEnum):
+    float16 = auto()
+    bfloat16 = auto()
+    float32 = auto()
+
+
+class ModelDtype(StrEnum):
+    bfloat16 = auto()
+    float32 = auto()
+
+
+class Normalization(StrEnum):
+    unit_norm = auto()
+    """Per token: subtract the mean over d_model, scale to unit norm (the paper's)."""
+    std = auto()
+    """Per token: subtract the mean, divide by (unbiased std + 1e-5) (the released code's)."""
+    none = auto()
+
+
+class EngineName(StrEnum):
+    auto = "auto"
+    torch = "torch"
+
+
+class KernelsName(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    reference = "reference"
+
+
+class DeviceName(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class LoggerName(StrEnum):
+    jsonl = auto()
+    wandb = auto()

@@ -1,0 +1,38 @@
+"""Configs as a command line composes them, for tests that need one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from scaling.config import RunConfig, register, to_run_config
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "activations=planted",
+    "activations.eval_tokens=512",
+    "autoencoder.n_latents=64",
+    "autoencoder.k=4",
+    "autoencoder.dead_after_tokens=2048",
+    "train.tokens=10_240",
+]
+"""A planted run of 40 steps: a fraction of a second."""
+
+
+def composed(*overrides: str) -> RunConfig:
+    """The config of `python launch.py OVERRIDES`."""
+    register()
+    os.environ["SCALING_ROOT"] = str(ROOT)
+    os.environ["SCALING_HYDRA_DIR"] = str(ROOT)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=list(overrides), return_hydra_config=True)
+    with open_dict(config):
+        config.pop("hydra")
+    return to_run_config(config)
+
+
+def tiny(*overrides: str) -> RunConfig:
+    return composed(*TINY, *overrides)

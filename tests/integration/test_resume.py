@@ -1,0 +1,191 @@
+"""Killed at any step, a run ends with the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.activations.build import prepare
+from scaling.plan import RunPlan
+from scaling.runs.record import RunOutcome, Status
+from scaling.runs.store import RunFolder, SweepStore
+from scaling.storage.lease import Lease
+from scaling.sweep.planner import make_plan
+from scaling.train.run import train_run
+from tests.compose import TINY, tiny
+
+ROOT = Path(__file__).parents[2]
+OFTEN = ["checkpoint.every_tokens=1_024", "logger.every_tokens=512"]
+
+
+def planned(tmp_path: Path, *overrides: str) -> tuple[RunPlan, RunFolder]:
+    config = tiny(*OFTEN, *overrides)
+    spec = prepare(config.activations, tmp_path / "data", progress=lambda _: None)
+    plan = make_plan(config, spec)
+    folder = SweepStore(tmp_path / "runs" / config.sweep_name).folder(plan.run_id)
+    folder.prepare(plan.to_json())
+    return plan, folder
+
+
+def attempt(folder: RunFolder, *, stop_after_rows: int | None = None) -> RunOutcome:
+    rows: list[dict[str, Any]] = []
+    lease = Lease.acquire(folder.path, timeout_s=30)
+    assert lease is not None
+    with lease:
+        return train_run(
+            folder,
+            lease,
+            rows.append,
+            lambda: stop_after_rows is not None and len(rows) >= stop_after_rows,
+        )
+
+
+def comparable(folder: RunFolder) -> list[dict[str, Any]]:
+    """Metric rows without what a clock wrote."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith("perf/")}
+        for row in folder.metrics()
+    ]
+
+
+def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path) -> None:
+    _, straight = planned(tmp_path / "straight")
+    _, broken = planned(tmp_path / "broken")
+    expected = attempt(straight)
+    for rows in (3, 7):
+        assert attempt(broken, stop_after_rows=rows).status is Status.preempted
+    found = attempt(broken)
+    assert found.result == expected.result
+    assert found.cost["resumed_at_step"] > 0
+    assert comparable(broken) == comparable(straight)
+    weights = [f.path / "weights" / "state.safetensors" for f in (straight, broken)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not broken.checkpoints_path.exists()
+
+
+def test_a_lost_checkpoint_would_be_noticed(tmp_path: Path) -> None:
+    """The comparison can fail: a resume without the optimizer's moments ends elsewhere."""
+    _, straight = planned(tmp_path / "straight")
+    plan, broken = planned(tmp_path / "broken")
+    expected = attempt(straight)
+    attempt(broken, stop_after_rows=5)
+    changed = replace(plan, train=replace(plan.train, seed=1))
+    assert changed.run_id != plan.run_id
+    newest = sorted(broken.checkpoints_path.glob("step_*"))[-1]
+    _zero_moments(newest)
+    assert attempt(broken).result != expected.result
+
+
+def _zero_moments(checkpoint: Path) -> None:
+    from scaling.train.checkpoint import read_tensors, write_tensors
+
+    manifest, state = read_tensors(checkpoint)
+    for name in state:
+        if name.endswith(".exp_avg"):
+            state[name].zero_()
+    write_tensors(checkpoint, state, {"run_id": manifest["run_id"], "step": manifest["step"]})
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    _, straight = planned(tmp_path / "straight")
+    _, broken = planned(tmp_path / "broken")
+    expected = attempt(straight)
+    attempt(broken, stop_after_rows=9)
+    newest = sorted(broken.checkpoints_path.glob("step_*"))[-1]
+    state = newest / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    match damage:
+        case "flip":
+            content[-100] ^= 1
+            state.write_bytes(content)
+        case "truncate":
+            state.write_bytes(content[:-1])
+        case _:
+            (newest / "manifest.json").unlink()
+    found = attempt(broken)
+    assert any("passed over" in warning for warning in found.warnings)
+    assert found.result == expected.result
+
+
+def test_other_hardware_is_recorded(tmp_path: Path) -> None:
+    _, folder = planned(tmp_path)
+    attempt(folder, stop_after_rows=5)
+    row = folder.read_plan()
+    row["execution"]["fingerprint"] = "another machine"
+    folder.plan_path.write_text(json.dumps(row))
+    outcome = attempt(folder)
+    assert outcome.cost["bit_exact"] is False
+    assert any("another machine" in warning for warning in outcome.warnings)
+
+
+def test_divergence_is_a_result(tmp_path: Path) -> None:
+    _, folder = planned(tmp_path, "train.lr=1e30")
+    outcome = attempt(folder)
+    assert outcome.status is Status.diverged
+    assert outcome.result["normalized_mse"] is None
+
+
+def launch(runs_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+    arguments = [*TINY, *OFTEN, "train.tokens=102_400", f"runs_dir={runs_dir}", *overrides]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        cwd=runs_dir.parent,
+    )
+
+
+def only_record(runs_dir: Path) -> dict[str, Any]:
+    (path,) = runs_dir.glob("default/*/record.json")
+    return json.loads(path.read_text())
+
+
+def test_kill_minus_nine_of_everything_then_the_next_call_completes(tmp_path: Path) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for runs_dir in (straight, broken):
+        runs_dir.mkdir()
+    assert launch(straight).wait(120) == 0
+    victim = launch(broken)
+    _kill_after_a_checkpoint(victim, broken)
+    assert only_record(broken)["status"] == "running"
+    assert launch(broken).wait(120) == 0
+    found, expected = only_record(broken), only_record(straight)
+    assert found["result"] == expected["result"]
+    assert found["cost"]["resumed_at_step"] > 0
+    before = (broken / "default").stat().st_mtime_ns
+    assert launch(broken).wait(60) == 0  # a third call does nothing
+    assert only_record(broken) == found
+    assert (broken / "default").stat().st_mtime_ns == before
+
+
+def _kill_after_a_checkpoint(victim: subprocess.Popen[str], runs_dir: Path) -> None:
+    """kill -9 of launch and workers together, at a random moment after the first checkpoint."""
+    deadline = time.monotonic() + 60
+    while not list(runs_dir.glob("default/*/checkpoints/step_*")):
+        assert time.monotonic() < deadline
+        assert victim.poll() is None
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.3)
+    workers = _children(victim.pid)
+    for pid in (victim.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
+    victim.wait()
+
+
+def _children(pid: int) -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]

@@ -1,0 +1,189 @@
+"""Every group and sweep composes; every mistake is named with its key and a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+
+from scaling.config import HarvestConfig, PlantedConfig, TopKConfig
+from scaling.errors import UserError
+from scaling.sweep.grid import evaluate, keep_wanted
+from scaling.sweep.planner import check_memory
+from scaling.sweep.validate import validate
+from tests.compose import ROOT, composed, tiny
+
+GROUPS = sorted(f"{path.parent.name}={path.stem}" for path in ROOT.glob("conf/*/*.yaml"))
+SWEEPS = sorted(path.stem for path in ROOT.glob("sweeps/*.yaml"))
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_group_option_composes(choice: str) -> None:
+    extra = {
+        "activations=hf": ["activations.model=m", "activations.text=t", "activations.layer=1"],
+        "activations=store": ["activations.path=p"],
+    }.get(choice, [])
+    tiny(choice, *extra) if not choice.startswith("activations") else composed(
+        choice,
+        *extra,
+        "autoencoder.n_latents=8",
+        "autoencoder.k=1",
+        "train.tokens=1000",
+    )
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_composes(name: str) -> None:
+    point = composed(f"sweeps={name}", "autoencoder.n_latents=256", "autoencoder.k=4")
+    validate(point, n_train=None)
+    assert point.sweep_name == name
+    header = (ROOT / "sweeps" / f"{name}.yaml").read_text()
+    assert all(word in header for word in ("Question:", "Runs:", "Feeds:"))
+
+
+def test_choices_become_typed_configs() -> None:
+    assert isinstance(tiny().autoencoder, TopKConfig)
+    assert isinstance(tiny().activations, PlantedConfig)
+    embedded = composed(
+        "autoencoder.n_latents=4096",
+        "autoencoder.k=32",
+        "train.tokens=1_000_000",
+        "activations=embedded",
+    )
+    assert isinstance(embedded.activations, HarvestConfig)
+    assert (embedded.activations.model, embedded.activations.layer) == ("embedded", 23)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "autoencoder.width=3",
+        "train.steps=3",
+        "autoencoder.k=many",
+        "train.tokens=1e6",
+        "activations.layer=3",  # a key of another activations source
+        "train.lr_rule=fast",
+        "autoencoder=moe",
+    ],
+)
+def test_unknown_keys_and_wrong_types_fail_at_compose_time(override: str) -> None:
+    with pytest.raises(HydraException) as error:
+        tiny(override)
+    assert override.split("=")[0].split(".")[-1] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "remedy"),
+    [
+        (["autoencoder.k=65"], "autoencoder.k=65", "at most 64"),
+        (["autoencoder.k=0"], "autoencoder.k=0", "1 or more"),
+        (["autoencoder.n_latents=0"], "autoencoder.n_latents=0", "1 or more"),
+        (["autoencoder.dead_after_tokens=0"], "autoencoder.dead_after_tokens=0", "1 or more"),
+        (["autoencoder.aux_coef=-1"], "autoencoder.aux_coef=-1", "0 or more"),
+        (["train.batch_tokens=20_000", "train.tokens=90_000"], "train.batch_tokens", "Lower it"),
+        (["train.tokens=100"], "train.tokens=100", "Raise"),
+        (["train.lr=-1"], "train.lr=-1", "above 0"),
+        (["train.lr=nan"], "train.lr=nan", "above 0"),
+        (["train.lr=inf"], "train.lr=inf", "above 0"),
+        (["train.decay_fraction=1.5"], "train.decay_fraction=1.5", "0..1"),
+        (["train.ema_decay=1"], "train.ema_decay=1", "below 1"),
+        (["mesh.dp=2"], "mesh.dp=2", "Set both to 1"),
+        (["checkpoint.keep=0"], "checkpoint.keep=0", "1 or more"),
+        (["launcher.workers=0"], "launcher.workers=0", "1 or more"),
+        (["sweep_name=a/b"], "sweep_name='a/b'", "plain name"),
+    ],
+)
+def test_impossible_values_name_key_and_remedy(
+    overrides: Sequence[str], key: str, remedy: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        validate(tiny(*overrides), n_train=16_384)
+    message = str(error.value)
+    assert key in message
+    assert remedy in message
+    assert "\n" not in message
+
+
+def test_missing_values_are_named() -> None:
+    with pytest.raises(UserError, match=r"autoencoder\.k"):
+        composed("activations=planted", "autoencoder.n_latents=8", "train.tokens=1000")
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_size_that_would() -> None:
+    with pytest.raises(UserError, match=r"autoencoder\.n_latents=16777216.*Lower") as error:
+        check_memory(tiny("autoencoder.n_latents=16777216"), 4096, available_bytes=24 * 2**30)
+    fitting = int(str(error.value).split("to about ")[1].split(" ")[0])
+    check_memory(tiny(f"autoencoder.n_latents={fitting}"), 4096, available_bytes=24 * 2**30)
+
+
+def test_where_keeps_the_wanted_points() -> None:
+    points = [
+        tiny(f"autoencoder.n_latents={n}", f"autoencoder.k={k}", "sweep.where='k <= n_latents/16'")
+        for n in (64, 128)
+        for k in (4, 8)
+    ]
+    kept = [(p.autoencoder.n_latents, p.autoencoder.k) for p in keep_wanted(points)]
+    assert kept == [(64, 4), (128, 4), (128, 8)]
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("k < n_latents", True),
+        ("1 < k < 3", False),
+        ("not k == 4 or tokens >= 100", True),
+        ("n_latents % 3 == 1 and -k < 0", True),
+    ],
+)
+def test_where_expressions(expression: str, expected: bool) -> None:
+    names = {"n_latents": 64, "k": 4, "tokens": 100}
+    assert bool(evaluate(expression, names)) is expected
+
+
+@pytest.mark.parametrize(
+    "expression", ["k <", "width > 3", "__import__('os')", "k.real > 1", "k < '3'", "k / 0 > 1"]
+)
+def test_bad_where_expressions_are_refused(expression: str) -> None:
+    with pytest.raises(UserError, match=r"sweep\.where"):
+        evaluate(expression, {"k": 4})
+
+
+def test_ladders_give_each_width_its_budgets() -> None:
+    def tokens(n_latents: int, rung: int) -> int:
+        return composed(
+            "sweeps=demo",
+            f"autoencoder.n_latents={n_latents}",
+            "autoencoder.k=4",
+            f"sweep.rung={rung}",
+        ).train.tokens
+
+    assert tokens(256, 0) < tokens(2048, 0) < tokens(2048, 2)
+    with pytest.raises(UserError, match=r"no rung 0 for autoencoder\.n_latents=300"):
+        tokens(300, 0)
+
+
+def test_documented_keys_exist() -> None:
+    point = tiny(
+        "mesh.dp=1",
+        "mesh.latent=1",
+        "engine=torch",
+        "kernels=reference",
+        "logger=wandb",
+        "logger.project=p",
+        "logger.entity=e",
+        "logger.tags=[a,b]",
+        "checkpoint.every_tokens=1000",
+        "checkpoint.keep=1",
+        "runs_dir=x",
+        "sweep_name=y",
+        "dry_run=true",
+        "debug.profile=true",
+        "train.lr=null",
+        "train.batch_tokens=128",
+        "train.seed=3",
+        "sweep.max_hours=1",
+    )
+    assert point.logger.tags == ["a", "b"]
+    assert Path(point.runs_dir) == Path("x")
