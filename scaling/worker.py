@@ -35,8 +35,8 @@ from scaling.storage.lease import Lease, LeaseLost
 
 Report = Callable[[dict[str, Any]], None]
 Runner = Callable[[RunFolder, Lease, Report, Callable[[], bool]], RunOutcome]
-"""(folder, lease, report, stop) -> outcome. Reports tokens, tokens_per_s and loss as it goes, and
-ends as `preempted`, after a checkpoint, soon after `stop()` turns true."""
+"""(folder, lease, report, stop) -> outcome. Reports its rows of metrics as it goes, and ends as
+`preempted`, after a checkpoint, soon after `stop()` turns true."""
 
 DEFAULT_RUNNER = "scaling.train.run:train_run"
 _REPORT_EVERY_S = 0.25
@@ -160,7 +160,7 @@ def _reporter(folder: RunFolder, channel: Channel) -> Report:
         nonlocal last_sent
         if time.monotonic() - last_sent >= _REPORT_EVERY_S:
             last_sent = time.monotonic()
-            channel.send(event="progress", run_id=folder.run_id, **row)
+            channel.send(event="progress", run_id=folder.run_id, row=row)
 
     return report
 

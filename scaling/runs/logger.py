@@ -31,14 +31,16 @@ class JsonlLogger:
     def __init__(self, path: Path, *, guard: Callable[[], None] | None = None) -> None:
         self._path = path
         self._guard = guard
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Raises `UserError` when the disk is full. NaN and infinity are written as null."""
         if self._guard is not None:
             self._guard()
+        data = _line(row).encode()
         with reports_full_disk(self._path):
-            self._file.write(_line(row))
+            while data:
+                data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """Put the rows on the disk, so that they are no older than the record beside them."""

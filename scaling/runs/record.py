@@ -71,24 +71,22 @@ RESULT_FIELDS: dict[str, Field] = {
     "silent_fraction_eval": Field(
         _FLOAT_OR_NULL, "share of latents", "silent over the whole held-out set"
     ),
-    "train_normalized_mse": Field(_FLOAT_OR_NULL, "", "of the last logged training batches"),
+    "train_normalized_mse": Field(_FLOAT_OR_NULL, "", "normalized_mse on as many training vectors"),
     "flops_dense": Field(_FLOAT, "FLOPs", "of training, every latent counted"),
     "flops_sparse": Field(_FLOAT, "FLOPs", "of training, k active latents counted in the decoder"),
     "epochs": Field(_FLOAT_OR_NULL, "", "passes over the data; null when it is unlimited"),
     "activations_id": Field(_STR, "", "first 12 hex digits of the training vectors' hash"),
     "eval_hash": Field(_STR, "", "hash of the held-out vectors: equal = comparable losses"),
     "normalization": Field(_STR, "", "of the activation vectors"),
-    "subject_model": Field(_STR_OR_NULL, "", "whose activations; null for planted data"),
+    "subject_model": Field(_STR_OR_NULL, "", 'whose activations; "planted" for planted data'),
     "layer": Field(_INT_OR_NULL, "blocks", "residual stream after so many; null for planted data"),
     "numerics_version": Field(_INT, "", "raised when the code's results change"),
 }
 
 COST_FIELDS: dict[str, Field] = {
-    "wall_s": Field(
-        _FLOAT, "s", "from taking the run to its end, attempts that ended by themselves"
-    ),
-    "train_s": Field(_FLOAT, "s", "in training steps only"),
-    "tokens_per_s": Field(_FLOAT, "tokens/s", "while training"),
+    "wall_s": Field(_FLOAT, "s", "of all attempts but those whose process died"),
+    "train_s": Field(_FLOAT, "s", "in the training loop, last attempt"),
+    "tokens_per_s": Field(_FLOAT, "tokens/s", "in the training loop, last attempt"),
     "peak_memory_bytes": Field(_INT_OR_NULL, "bytes", "of the process (CPU) or the device (GPU)"),
     "host": Field(_STR, "", "hostname"),
     "cpu": Field(_STR_OR_NULL, "", "processor model"),
@@ -98,12 +96,12 @@ COST_FIELDS: dict[str, Field] = {
     "commit": Field(_STR_OR_NULL, "", "of this code; null outside its git repository"),
     "commit_dirty": Field((bool, _Null), "", "the working tree differed from that commit"),
     "versions": Field((dict,), "", "of Python and the packages that compute"),
-    "bit_exact": Field(_BOOL, "", "false when resumed on other hardware or another mesh"),
+    "bit_exact": Field(_BOOL, "", "false when ever resumed on other hardware or another mesh"),
     "engine": Field(_STR, "", "that trained"),
     "kernels": Field(_STR, "", "that computed"),
     "threads": Field(_INT, "threads", "CPU threads of the run"),
     "attempts": Field(_INT, "", "times the run was taken up (the token of its lease)"),
-    "checkpoints_resumed": Field(_INT, "", "attempts that went on from a checkpoint"),
+    "resumed_at_step": Field(_INT, "steps", "where the last attempt went on; 0 = from the start"),
 }
 
 
@@ -152,12 +150,18 @@ class Record:
         return cls(**{**row, "status": Status(row["status"]), "error": error})
 
     def with_outcome(self, outcome: RunOutcome) -> Record:
-        """This run after an attempt that ended by itself."""
+        """This run after an attempt that ended by itself.
+
+        An attempt that went on from an inexact one is no more exact than that.
+        """
+        cost = {**self.cost, **outcome.cost}
+        if cost.get("resumed_at_step") and not self.cost.get("bit_exact", True):
+            cost["bit_exact"] = False
         return replace(
             self,
             status=outcome.status,
             result=outcome.result,
-            cost={**self.cost, **outcome.cost},
+            cost=cost,
             error=None,
             warnings=outcome.warnings,
         )

@@ -15,9 +15,8 @@ import os
 import select
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,14 @@ class Cursor:
         last = rows[-1]["step"]
         n_last = sum(row["step"] == last for row in rows)
         before = self.rows_of_step if last == self.step else 0
-        return Cursor(last, before + n_last, self.status, self.finished_at)
+        return replace(self, step=last, rows_of_step=before + n_last)
+
+    def with_end_of(self, record: Record) -> Cursor:
+        """Past this end of an attempt too; unchanged while one goes on."""
+        if record.status is Status.running:
+            return self
+        finished_at = record.cost.get("finished_at")
+        return replace(self, status=str(record.status), finished_at=finished_at)
 
 
 class WandbLogger:
@@ -78,7 +84,7 @@ class WandbLogger:
             project=options.project,
             entity=options.entity,
             id=folder.run_id,
-            name=plan.get("title", folder.run_id),
+            name=plan.get("title"),
             group=folder.sweep,
             tags=options.tag,
             config=plan.get("config", plan),
@@ -120,24 +126,30 @@ class Mirrored:
         self._options = options
         self._sent = Cursor.of(folder)
         self._logger: WandbLogger | None = None
+        self._seen: list[tuple[int, int]] = []
 
     def update(self) -> None:
         """Send what is new; close the copy of a run that has ended."""
+        seen = _fingerprints(self.folder.record_path, self.folder.metrics_path)
+        if seen != self._seen:
+            self._seen = seen
+            self._send_news()
+
+    def _send_news(self) -> None:
         record = self.folder.read_record()
         if record.status is Status.planned:
             return
-        ended = record.status is not Status.running
+        # The record first: once it tells of an end, the metrics are complete.
         new = self._sent.rows_after(self.folder.metrics())
-        ending = (str(record.status), record.cost.get("finished_at"))
-        if not new and not (ended and ending != (self._sent.status, self._sent.finished_at)):
+        sent = self._sent.after(new).with_end_of(record)
+        if sent == self._sent:
             return
         self._logger = self._logger or WandbLogger(self.folder, self._options)
         for row in new:
             self._logger.log(row)
-        self._sent = self._sent.after(new)
-        if ended:
+        self._sent = sent
+        if record.status is not Status.running:
             self._logger.summarize(record)
-            self._sent = Cursor(self._sent.step, self._sent.rows_of_step, *ending)
             self.close(exit_code=0 if record.status in FINAL else 1)
 
     def close(self, exit_code: int = 0) -> None:
@@ -186,29 +198,42 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _mirror(options: argparse.Namespace) -> None:
-    """One pass, or passes until stdin ends; one mirror per sweep at a time."""
-    stdin_open = options.follow
-    lease = None
-    while lease is None:
-        lease = Lease.acquire(options.sweep_dir / "wandb", timeout_s=_LEASE_TIMEOUT_S)
-        if lease is None:
-            stdin_open = stdin_open and _wait_for_end_of_stdin(POLL_S)
-            time.sleep(0 if stdin_open else POLL_S)
+    """One pass, or passes until stdin ends."""
+    lease = _only_mirror(options)
+    if lease is None:
+        return
     mirror = SweepMirror(SweepStore(options.sweep_dir), options)
     with lease:
         try:
-            while stdin_open:
+            mirror.update()
+            while options.follow and _stdin_open_after(POLL_S):
                 mirror.update()
-                stdin_open = _wait_for_end_of_stdin(POLL_S)
             mirror.update()
         finally:
             mirror.close()
 
 
-def _wait_for_end_of_stdin(timeout_s: float) -> bool:
-    """True while stdin is open; returns early when it ends."""
-    readable, _, _ = select.select([sys.stdin], [], [], timeout_s)
+def _only_mirror(options: argparse.Namespace) -> Lease | None:
+    """The right to mirror this sweep; None when another launch's mirror has it to our end.
+
+    That one sees our runs too, and goes on until its own launch is through.
+    """
+    while True:
+        lease = Lease.acquire(options.sweep_dir / "wandb", timeout_s=_LEASE_TIMEOUT_S)
+        if lease is not None or not options.follow or not _stdin_open_after(POLL_S):
+            return lease
+
+
+def _stdin_open_after(wait_s: float) -> bool:
+    """True after the wait; False as soon as stdin ends."""
+    readable, _, _ = select.select([sys.stdin], [], [], wait_s)
     return not readable
+
+
+def _fingerprints(*paths: Path) -> list[tuple[int, int]]:
+    """Differ when a file does: appended to, or replaced."""
+    stats = [path.stat() for path in paths if path.exists()]
+    return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
 def _cursor_path(folder: RunFolder) -> Path:

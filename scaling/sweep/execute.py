@@ -111,7 +111,7 @@ def execute(
                 _Schedule(todo, records, store, options, console, interrupts).run()
         finally:
             if mirror and (warning := mirror.finish(hurry=interrupts.count > 0)):
-                console.print(warning, style="yellow", markup=False)
+                console.print(warning, style="yellow", markup=False, soft_wrap=True)
         interrupted = interrupts.count > 0
     rows = [RunRow.of(store.folder(plan.run_id)) for plan in plans]
     print_table(rows, console)
@@ -232,7 +232,7 @@ class _Schedule:
             case "started":
                 self._tally.start(body["run_id"])
             case "progress":
-                self._tally.progress(**{k: v for k, v in body.items() if k != "event"})
+                self._tally.progress(body["run_id"], body["row"])
             case "held":
                 worker.run_id = None
                 self._defer(body["run_id"])
@@ -260,14 +260,14 @@ class _Schedule:
 
     def _bury(self, worker: Worker, returncode: int) -> None:
         self._pool.forget(worker)
-        if worker.run_id is None:
+        if worker.run_id is None or self._interrupts.count:
             return
         how, last_words = how_it_ended(returncode), worker.last_words()
-        if not worker.is_ready:
+        if worker.is_ready:
+            self._retry(worker.run_id, f"its process {how}", last_words)
+        else:
             self._count_failed_start(how, last_words)
             self._waiting.insert(0, worker.run_id)
-        elif not self._interrupts.count:
-            self._retry(worker.run_id, f"its process was {how}", last_words)
 
     def _count_failed_start(self, how: str, last_words: str) -> None:
         self._failed_starts += 1

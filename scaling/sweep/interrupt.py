@@ -11,6 +11,12 @@ from typing import Self
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def _heeded() -> list[signal.Signals]:
+    """All of them, but a hang-up that nohup has made this process deaf to."""
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in _SIGNALS if not (deaf and number is signal.SIGHUP)]
+
+
 class Interrupts:
     """Within the `with` block, each SIGINT, SIGTERM or SIGHUP adds one to `count`.
 
@@ -25,7 +31,7 @@ class Interrupts:
     def __enter__(self) -> Self:
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._count) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._count) for number in _heeded()}
         return self
 
     def __exit__(

@@ -7,6 +7,7 @@ costs one line of warning at the end, and nothing before.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -55,11 +56,9 @@ class Mirror:
 
     def finish(self, *, hurry: bool = False) -> str | None:
         """Let it send what is left, then end it in any case. A warning unless all was sent."""
-        within_s = (
-            min(HURRY_WITHIN_S, self._options.finish_within_s)
-            if hurry
-            else (self._options.finish_within_s)
-        )
+        within_s = self._options.finish_within_s
+        if hurry:
+            within_s = min(HURRY_WITHIN_S, within_s)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()  # the sign that no run will write any more
@@ -72,11 +71,11 @@ class Mirror:
 
     def _end(self) -> None:
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # and what wandb has started
+        self._process.wait()
 
     def _warning(self, what: str) -> str:
         return (

@@ -162,9 +162,9 @@ class Pool:
 
 
 def how_it_ended(returncode: int) -> str:
-    """The exit of a process in words: "killed by SIGKILL (out of memory, or kill -9)"."""
+    """The exit of a process in words: "was killed by SIGSEGV"."""
     if returncode >= 0:
         return f"exited with code {returncode}"
     name = signal.Signals(-returncode).name
     hint = " (often: out of memory)" if name == "SIGKILL" else ""
-    return f"killed by {name}{hint}"
+    return f"was killed by {name}{hint}"

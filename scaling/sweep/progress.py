@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -59,12 +59,13 @@ class Tally:
         self.held.discard(run_id)
         self.running[run_id] = Running()
 
-    def progress(self, run_id: str, tokens: int, **rest: Any) -> None:
+    def progress(self, run_id: str, row: Mapping[str, Any]) -> None:
+        """Take in a row of metrics.jsonl."""
         run = self.running[run_id]
-        run.first_tokens = tokens if run.first_tokens is None else run.first_tokens
-        run.tokens = tokens
-        run.tokens_per_s = rest.get("tokens_per_s")
-        run.loss = rest.get("loss")
+        run.tokens = row["tokens"]
+        run.first_tokens = run.tokens if run.first_tokens is None else run.first_tokens
+        run.tokens_per_s = row.get("perf/tokens_per_s", run.tokens_per_s)
+        run.loss = row.get("train/loss", run.loss)
 
     def hold(self, run_id: str) -> None:
         self.running.pop(run_id, None)

@@ -72,8 +72,14 @@ def run(
                 return RunOutcome(Status.preempted)
             time.sleep(plan["step_s"])
             tokens = step * 100
-            logger.log({"step": step, "tokens": tokens, "train/loss": 1 / step, "x": None})
-            report({"tokens": tokens, "tokens_per_s": 5.0, "loss": 1 / step})
+            row = {
+                "step": step,
+                "tokens": tokens,
+                "train/loss": 1 / step,
+                "perf/tokens_per_s": None,
+            }
+            logger.log(row)
+            report(row)
             note(folder, "steps", f"{folder.run_id} {step}")
             checkpoint.write_text(str(step))
     note(folder, "ends", f"{folder.run_id} {attempt} {time.monotonic()}")
@@ -129,10 +135,12 @@ def main() -> None:
     parser.add_argument("sweep_dir", type=Path)
     parser.add_argument("plans")
     parser.add_argument("--runner", default="fake_runs:run")
+    parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     plans = [FakePlan(**plan) for plan in json.loads(arguments.plans)]
     store, console = SweepStore(arguments.sweep_dir), Console(width=120)
-    summary = launch(store, plans, console, runner=arguments.runner)
+    options = {"runner": arguments.runner, "workers": arguments.workers}
+    summary = launch(store, plans, console, **options)
     raise SystemExit(summary.exit_code)
 
 

@@ -20,6 +20,7 @@ from scaling.runs.record import Status
 from scaling.runs.store import SweepStore
 from scaling.storage.lease import Lease
 from scaling.sweep.execute import WorkersUnusable
+from scaling.sweep.interrupt import Interrupts
 
 
 def _statuses(store: SweepStore) -> dict[str, str]:
@@ -183,6 +184,34 @@ def test_an_interrupted_launch_leaves_a_store_that_the_next_completes(store: Swe
     assert set(_statuses(store).values()) == {"done"}
     assert set(_trained(store).values()) == {1}
     assert len(_trained(store)) == 4 * 40
+
+
+def test_an_interrupt_while_workers_start_is_no_failed_start(store: SweepStore):
+    plans = [FakePlan(str(index)) for index in range(4)]
+    described = json.dumps([asdict(plan) for plan in plans])
+    arguments = [str(store.path), described, "--runner=slow_start:run", "--workers=4"]
+    interrupted = subprocess.Popen(
+        [sys.executable, fake_runs.__file__, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    _wait_for(lambda: len(list(store.logs_path.glob("worker-*"))) == 4)
+    time.sleep(0.3)
+    interrupted.send_signal(signal.SIGINT)
+    output = interrupted.communicate(timeout=20)[0]
+    assert interrupted.returncode == 130, output
+    assert set(_statuses(store).values()) == {"planned"}
+
+
+def test_nohup_is_heeded_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        assert interrupts.count == 2
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+    assert (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_a_launch_killed_outright_takes_its_workers_along(store: SweepStore):
