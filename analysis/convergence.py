@@ -24,7 +24,6 @@ class Ladders:
     budget: float
     n_cells: int
     falls: Array  # relative fall per doubling, for the cells with another budget beside this one
-    n_rising_unseen: int  # cells judged from below only: their fall beyond the budget is unseen
 
     @property
     def n_unsettled(self) -> int:
@@ -43,17 +42,18 @@ class Ladders:
                 f"all runs have one budget ({budget}) and no cell has a second one, so nothing "
                 "here shows that more tokens would not lower the loss: the fit is L(n,k | D)."
             )
+        unseen = self.n_cells - len(self.falls)
         return (
-            f"at {budget}, {self.n_unsettled} of the {len(self.falls)} cells (n, k) with a second "
-            f"budget change by more than {SETTLED_FALL:.0%} per doubling of tokens (largest "
-            f"{self.falls.max():.1%}), and {self.n_cells - len(self.falls)} cells have no second "
-            "budget: the fit is L(n,k | D), and its floor and exponents hold under-training too."
+            f"at {budget}, loss falls by more than {SETTLED_FALL:.0%} per doubling of tokens in "
+            f"{self.n_unsettled} of the {len(self.falls)} cells (n, k) that have a second budget "
+            f"(by up to {self.falls.max():.1%}; {unseen} more have none to compare with): the fit "
+            "is L(n,k | D), and its floor and exponents hold under-training too."
         )
 
 
 def ladders_at(budget: float, table: RunTable) -> Ladders:
     """Judge a budget from all runs: by the next larger budget of a cell, else the next smaller."""
-    falls, below_only, n_cells = [], 0, 0
+    falls, n_cells = [], 0
     for _, cell in _mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
         losses = dict(zip(cell["tokens"], cell["log_loss"], strict=True))
         if budget not in losses:
@@ -64,8 +64,7 @@ def ladders_at(budget: float, table: RunTable) -> Ladders:
         if larger or smaller:
             other = min(larger) if larger else max(smaller)
             falls.append(_fall_per_doubling(budget, other, losses[budget] - losses[other]))
-            below_only += not larger
-    return Ladders(budget, n_cells, np.array(falls), below_only)
+    return Ladders(budget, n_cells, np.array(falls))
 
 
 def _fall_per_doubling(budget: float, other: float, log_ratio: float) -> float:
@@ -99,4 +98,4 @@ def falling_pairs(table: RunTable, axis: str) -> FallingPairs:
 
 def _mean_by(table: RunTable, axes: Sequence[str]) -> pd.DataFrame:
     frame = pd.DataFrame({**table.points, "log_loss": table.log_loss})
-    return frame.groupby(list(axes), as_index=False)["log_loss"].mean()
+    return pd.DataFrame(frame.groupby(list(axes), as_index=False)["log_loss"].mean())

@@ -72,8 +72,8 @@ class Fit:
     @cached_property
     def centered_covariance(self) -> Array:
         """[P, P]; the pseudo-inverse stands in where the Jacobian has lost a rank."""
-        inverse: Array = np.linalg.pinv(self.jacobian.T @ self.jacobian, hermitian=True)
-        return self.variance * inverse
+        inverse = np.linalg.pinv(self.jacobian.T @ self.jacobian, hermitian=True)
+        return self.variance * np.asarray(inverse, dtype=np.float64)
 
     @cached_property
     def covariance(self) -> Array:

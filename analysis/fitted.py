@@ -48,7 +48,7 @@ class FittedLaw:
         """95% interval of the law itself (without run noise) at points."""
         if self.refits is not None:
             return self.refits.band(points)
-        return prediction_interval(self.fit, points)
+        return prediction_interval(self.fit, points, noise=False)
 
 
 def fit_table(
@@ -72,14 +72,15 @@ def fit_table(
     refits = bootstrap(fit, n_bootstrap, seed) if n_bootstrap else None
     holdout = None if held_out is None else judge(fit, table.select(held_out))
     warnings = cautions(fit, refits, table if context is None else context)
-    return FittedLaw(_title(law, table), rows, fit, refits, holdout, warnings)
+    return FittedLaw(title_of(law, table), rows, fit, refits, holdout, warnings)
 
 
-def _title(law: type[Law], table: RunTable) -> str:
+def title_of(law: type[Law], table: RunTable) -> str:
+    """The law's title; a law without tokens names the one budget of its runs: L(n,k | D=500k)."""
     budget = one_budget(table)
     if "tokens" in law.axes or budget is None:
-        return law.formula.split(" = ")[0]
-    return f"L(n,k | D={short_count(budget)})"
+        return law.title
+    return f"{law.title[:-1]} | D={short_count(budget)})"
 
 
 def short_count(value: float) -> str:

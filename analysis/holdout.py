@@ -62,16 +62,19 @@ def judge(fit: Fit, held_out: RunTable) -> Holdout:
     return Holdout(held_out, residuals, prediction_interval(fit, held_out.points))
 
 
-def prediction_interval(fit: Fit, points: Points, level: float = 0.95) -> Interval:
+def prediction_interval(
+    fit: Fit, points: Points, level: float = 0.95, *, noise: bool = True
+) -> Interval:
     """Interval for the loss of a NEW run at points, [M] each: parameters' doubt and run noise.
 
-    Student's t times sqrt(s^2 + J C J') on log loss, C the covariance of the coefficients. It
-    assumes that the law holds there: it knows nothing of a wrong form.
+    Student's t times sqrt(s^2 + J C J') on log loss, C the covariance of the coefficients;
+    without noise (s^2 left out), the interval of the law itself. It assumes that the law holds
+    there: it knows nothing of a wrong form.
     """
     value, jacobian = fit.design(points).value_and_jacobian(fit.centered)
     doubt = np.einsum("mp,pq,mq->m", jacobian, fit.centered_covariance, jacobian)
     quantile = stats.t.ppf(0.5 + level / 2, fit.degrees_of_freedom)
-    half_width = quantile * np.sqrt(fit.variance + doubt)
+    half_width = quantile * np.sqrt(fit.variance * noise + doubt)
     return Interval(np.exp(value - half_width), np.exp(value + half_width))
 
 

@@ -32,6 +32,7 @@ class Law(ABC):
     """Fields are the parameters in the order of `parameter_names`, then the reference sizes."""
 
     name: ClassVar[str]
+    title: ClassVar[str]
     formula: ClassVar[str]
     axes: ClassVar[tuple[str, ...]]
     form: ClassVar[Form]
@@ -97,6 +98,7 @@ class LatentsAndK(Law):
     eta: float
 
     name: ClassVar[str] = "l_nk"
+    title: ClassVar[str] = "L(n,k)"
     formula: ClassVar[str] = (
         "L(n,k) = exp(alpha + beta_k ln k + beta_n ln n + gamma ln k ln n) + exp(zeta + eta ln k)"
     )
@@ -136,6 +138,7 @@ class LatentsKTokens(LatentsAndK):
     n0: float
 
     name: ClassVar[str] = "l_nkd"
+    title: ClassVar[str] = "L(n,k,D)"
     formula: ClassVar[str] = "L(n,k,D) = L(n,k) * [1 + (D0 (n/n0)^s / D)^c]"
     axes: ClassVar[tuple[str, ...]] = ("n", "k", "tokens")
     form: ClassVar[Form] = Form((_LATENTS_AND_K, (ONE, (CONSTANT, ("n",), ("tokens",)))))
@@ -177,6 +180,7 @@ class LatentsKTokensTilted(LatentsKTokens):
     k0: float
 
     name: ClassVar[str] = "l_nkdu"
+    title: ClassVar[str] = "L(n,k,D) with u"
     formula: ClassVar[str] = "L(n,k,D) = L(n,k) * [1 + (D0 (n/n0)^s / D)^c (k/k0)^u]"
     form: ClassVar[Form] = Form((_LATENTS_AND_K, (ONE, (CONSTANT, ("n",), ("tokens",), ("k",)))))
     parameter_names: ClassVar[tuple[str, ...]] = (*LatentsKTokens.parameter_names, "u")

@@ -8,6 +8,7 @@ else the reason).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,13 +52,13 @@ def load_runs(path: Path, *, loss: str = DEFAULT_LOSS) -> pd.DataFrame:
     frame = pd.DataFrame([_row(file) for file in files])
     frame["loss"] = _loss_of(frame, loss)
     frame["excluded"] = _reasons(frame, loss)
-    refuse_mixtures(frame[frame["excluded"] == ""])
+    refuse_mixtures(frame.loc[frame["excluded"] == ""])
     return frame
 
 
 def runs_table(frame: pd.DataFrame, loss: str = DEFAULT_LOSS) -> RunTable:
     """The usable runs of `load_runs`. TableError where none is left."""
-    usable = frame[frame["excluded"] == ""]
+    usable = frame.loc[frame["excluded"] == ""]
     dropped = exclusions(frame)
     if usable.empty:
         reasons = "; ".join(sorted({reason for _, reason in dropped}))
@@ -75,20 +76,20 @@ def runs_table(frame: pd.DataFrame, loss: str = DEFAULT_LOSS) -> RunTable:
 
 
 def exclusions(frame: pd.DataFrame) -> tuple[Dropped, ...]:
-    left_out = frame[frame["excluded"] != ""]
+    left_out = frame.loc[frame["excluded"] != ""]
     pairs = zip(left_out["run_id"], left_out["excluded"], strict=True)
     return tuple(Dropped(str(run), str(reason)) for run, reason in pairs)
 
 
 def refuse_mixtures(usable: pd.DataFrame) -> None:
     """TableError where runs differ in what makes their losses comparable."""
-    annealed = usable.get("decay_fraction", pd.Series(dtype=float)) > 0
-    kinds = {name: usable[name] for name in _SAME_FOR_ALL if name in usable}
-    kinds["decay"] = annealed.map({True: "annealed", False: "constant lr"})
+    annealed = _numbers(usable, "decay_fraction") > 0
+    kinds = {name: list(map(str, usable[name])) for name in _SAME_FOR_ALL if name in usable}
+    kinds["decay"] = ["annealed" if decayed else "constant lr" for decayed in annealed]
     for name, values in kinds.items():
-        counts = values.astype(str).value_counts()
+        counts = Counter(values).most_common()
         if len(counts) > 1:
-            found = ", ".join(f"{value} ({count} runs)" for value, count in counts.items())
+            found = ", ".join(f"{value} ({count} runs)" for value, count in counts)
             raise TableError(
                 f"the runs mix {name}: {found}. Their losses do not lie on one law; keep each "
                 "kind in a sweep folder of its own and analyze them apart."
@@ -111,8 +112,7 @@ def _row(file: Path) -> dict[str, Any]:
 
 
 def _loss_of(frame: pd.DataFrame, loss: str) -> Array:
-    done = frame["status"] == Status.done
-    if done.any() and loss not in frame:
+    if Status.done in set(frame["status"]) and loss not in frame:
         raise TableError(
             f"the records have no result field {loss}; choose normalized_mse or normalized_mse_ema."
         )

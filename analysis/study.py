@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from analysis.convergence import FallingPairs, falling_pairs
 from analysis.errors import TableError
-from analysis.fitted import FittedLaw, fit_table, short_count
+from analysis.fitted import FittedLaw, fit_table, title_of
 from analysis.laws import LatentsAndK, LatentsKTokens, LatentsKTokensTilted, Law
 from analysis.table import RunTable
 
@@ -54,37 +53,33 @@ class Study:
 
     @property
     def at_common_budget(self) -> LawOutcome:
-        where = f"D={short_count(self.budget)})"
-        return next(o for o in self.fixed_budget if o.title.endswith(where))
+        title = title_of(LatentsAndK, self.table.at_budget(self.budget))
+        return next(outcome for outcome in self.fixed_budget if outcome.title == title)
 
 
-def study_runs(
-    table: RunTable, *, n_bootstrap: int, seed: int, progress: Callable[[str], None]
-) -> Study:
+def study_runs(table: RunTable, *, n_bootstrap: int, seed: int) -> Study:
     """Fit every law that the runs allow. Nothing raises for too few runs: refusals are kept."""
 
-    def outcome(law: type[Law], part: RunTable, title: str) -> LawOutcome:
-        progress(f"fitting {title}")
-        return _fit_both(law, part, table, title, n_bootstrap, seed)
+    def outcome(law: type[Law], part: RunTable) -> LawOutcome:
+        return _fit_both(law, part, table, n_bootstrap, seed)
 
     budgets = np.unique(table.points["tokens"])
     return Study(
         table=table,
         budget=_common_budget(table),
         fixed_budget=tuple(
-            outcome(LatentsAndK, table.at_budget(b), f"L(n,k | D={short_count(b)})")
-            for b in budgets[::-1].tolist()
+            outcome(LatentsAndK, table.at_budget(budget)) for budget in budgets[::-1].tolist()
         ),
         with_tokens=(
-            outcome(LatentsKTokens, table, "L(n,k,D)"),
-            outcome(LatentsKTokensTilted, table, "L(n,k,D) with u"),
+            outcome(LatentsKTokens, table),
+            outcome(LatentsKTokensTilted, table),
         ),
         pairs=tuple(falling_pairs(table, axis) for axis in ("n", "k", "tokens")),
     )
 
 
 def _fit_both(
-    law: type[Law], part: RunTable, context: RunTable, title: str, n_bootstrap: int, seed: int
+    law: type[Law], part: RunTable, context: RunTable, n_bootstrap: int, seed: int
 ) -> LawOutcome:
     largest = float(part.points["n"].max())
     held_out = part.points["n"] == largest
@@ -103,7 +98,7 @@ def _fit_both(
             fits[rows] = None
             refusals[rows] = str(refusal)
     tested, final = fits.values()
-    return LawOutcome(law, title, tested, final, refusals)
+    return LawOutcome(law, title_of(law, part), tested, final, refusals)
 
 
 def _common_budget(table: RunTable) -> float:

@@ -133,9 +133,8 @@ def _finished(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Dropped, ...]]:
         return frame, ()
     unfinished = frame["status"] != "done"
     rows = zip(frame["_run"][unfinished], frame["status"][unfinished], strict=True)
-    return frame.loc[~unfinished], tuple(
-        Dropped(run, f"status is {status}") for run, status in rows
-    )
+    dropped = tuple(Dropped(run, f"status is {status}") for run, status in rows)
+    return frame.loc[~unfinished], dropped
 
 
 def _numbers(frame: pd.DataFrame, column: str, source: str) -> Array:

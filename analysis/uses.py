@@ -1,0 +1,66 @@
+"""What a fit may and may not be used for, in sentences a reader of the report needs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.fitted import FittedLaw, short_count
+
+# Seen in small sweeps: twice the largest n was predicted to 1-3 %, four times was not tried.
+_REACH = 2
+
+
+class Uses(NamedTuple):
+    may: str
+    may_not: str
+
+
+def uses(fitted: FittedLaw) -> Uses:
+    """From the law, the range of its runs and its warnings."""
+    points = fitted.fit.table.points
+    ranges = {axis: _range(points[axis]) for axis in ("n", "k")}
+    if "tokens" in fitted.law.axes:
+        return _with_tokens(fitted, ranges)
+    return _at_one_budget(fitted, ranges)
+
+
+def _with_tokens(fitted: FittedLaw, ranges: dict[str, str]) -> Uses:
+    points = fitted.fit.table.points
+    low, high = (short_count(float(f(points["tokens"]))) for f in (np.min, np.max))
+    beyond = f"{_REACH * points['n'].max():.0f}"
+    may = (
+        f"Predicting the loss of runs of this recipe for n {ranges['n']}, k {ranges['k']} and D "
+        f"{low} to {high} tokens, and for n up to about {beyond} at budgets in that range; "
+        "comparing how much an added token and an added latent buy."
+    )
+    limit = (
+        "Reading its limit L(n,k) or its floor as measured: no run here is near the limit, so "
+        "both rest on the form of the law. "
+        if "limit_extrapolated" in fitted.warnings
+        else ""
+    )
+    return Uses(may, limit + "Other activations, recipes or normalizations; much larger n or D.")
+
+
+def _at_one_budget(fitted: FittedLaw, ranges: dict[str, str]) -> Uses:
+    tokens = fitted.fit.table.points.get("tokens")
+    if tokens is None:
+        return Uses(
+            f"Interpolating over n {ranges['n']} and k {ranges['k']} for runs trained like these.",
+            "Statements on converged autoencoders, unless these runs were trained to convergence.",
+        )
+    budget = short_count(float(tokens[0]))
+    may = f"Comparing sizes n {ranges['n']} and sparsities k {ranges['k']} at exactly D={budget}."
+    converged = (
+        "Any other budget. Its floor and exponents are not those of converged runs: under-"
+        "training is absorbed by them without showing in the residuals. Never as L(n,k)."
+        if "not_converged" in fitted.warnings
+        else "Budgets below this one; larger ones only as far as the runs are converged."
+    )
+    return Uses(may, converged)
+
+
+def _range(values: np.ndarray) -> str:
+    return f"{values.min():.0f} to {values.max():.0f}"
