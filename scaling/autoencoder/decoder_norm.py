@@ -13,8 +13,8 @@ def remove_parallel_gradient_(grad_ND: Tensor, w_dec_ND: Tensor) -> None:
     That component would only change the norm, which renormalization undoes; left in, it would
     still feed Adam's moments.
     """
-    along_N1 = (grad_ND * w_dec_ND).sum(dim=1, keepdim=True)
-    grad_ND.addcmul_(along_N1, w_dec_ND, value=-1)
+    along_N = torch.linalg.vecdot(grad_ND, w_dec_ND)
+    grad_ND.addcmul_(along_N[:, None], w_dec_ND, value=-1)
 
 
 @torch.no_grad()

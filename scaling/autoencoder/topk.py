@@ -101,10 +101,15 @@ class TopKAutoencoder(nn.Module):
         """W_dec z_aux over the k_aux largest dead latents; no b_pre, since it models a residual."""
         k_aux = min(self.spec.k_aux, len(dead))
         candidates = self.kernels.encode_topk(
-            x_BD, self.w_enc[dead], self.b_enc[dead], k_aux, b_pre_D=self.b_pre
+            x_BD, _rows(self.w_enc, dead), self.b_enc[dead], k_aux, b_pre_D=self.b_pre
         )
         active = _rectified(self.shard.select(candidates, self.spec.k_aux))
-        return self.shard.sum_over_shards(self.kernels.decode(active, self.w_dec[dead]))
+        return self.shard.sum_over_shards(self.kernels.decode(active, _rows(self.w_dec, dead)))
+
+
+def _rows(weight_ND: Tensor, ids: Tensor) -> Tensor:
+    """weight[ids], whose gradient touches those rows alone instead of filling an [N, D] tensor."""
+    return torch.nn.functional.embedding(ids, weight_ND, sparse=True)
 
 
 def _rectified(active: Active) -> Active:

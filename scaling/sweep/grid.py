@@ -23,6 +23,8 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
+    ast.In: lambda value, group: value in group,
+    ast.NotIn: lambda value, group: value not in group,
 }
 
 
@@ -68,6 +70,8 @@ def _value(node: ast.expr, names: Mapping[str, float]) -> Any:
             return number
         case ast.Name(id=name):
             return names[name]
+        case ast.Tuple(elts=elements):
+            return tuple(_value(element, names) for element in elements)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_value(left, names), _value(right, names))
         case ast.BoolOp(op=op, values=values):

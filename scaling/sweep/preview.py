@@ -48,7 +48,7 @@ def _table(plans: Sequence[RunPlan]) -> Table:
     for plan in plans:
         ae = plan.autoencoder
         table.add_row(
-            plan.run_id if plan.source.content_hash else "after harvest",
+            plan.run_id if plan.source.content_hash else "-",
             str(ae.n_latents),
             str(ae.k),
             f"{plan.tokens:,}",

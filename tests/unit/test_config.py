@@ -135,6 +135,7 @@ def test_where_keeps_the_wanted_points() -> None:
         ("1 < k < 3", False),
         ("not k == 4 or tokens >= 100", True),
         ("n_latents % 3 == 1 and -k < 0", True),
+        ("k in (4, 8) and n_latents not in (4, 8)", True),
     ],
 )
 def test_where_expressions(expression: str, expected: bool) -> None:
