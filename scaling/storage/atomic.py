@@ -70,7 +70,7 @@ def atomic_path(path: Path, *, bytes_needed: int | None = None) -> Iterator[Path
     For writers that want a file name (safetensors, numpy). The content is flushed to the disk
     before the rename. Raises `UserError` when the disk is full.
     """
-    with _aside(path) as temp, reports_full_disk(path, bytes_needed):
+    with reports_full_disk(path, bytes_needed), _aside(path) as temp:
         yield temp
         _flush(temp)
         temp.replace(path)

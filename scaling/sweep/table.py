@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -74,7 +75,7 @@ def print_table(rows: Sequence[RunRow], console: Console) -> None:
 
 
 def runs_table(rows: Sequence[RunRow]) -> Table:
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits 80 columns
     for name in ("run", "n", "k", "tokens", "normalized_mse", "l0", "dead", "status", "s"):
         table.add_column(name, justify="left" if name in ("run", "status") else "right")
     for row in sorted(rows, key=lambda row: (row.n_latents or 0, row.k or 0, row.tokens or 0)):

@@ -19,8 +19,8 @@ from scaling.errors import UserError
 from scaling.runs.record import Status
 from scaling.runs.store import SweepStore
 from scaling.storage.lease import Lease
-from scaling.sweep.execute import WorkersUnusable
 from scaling.sweep.interrupt import Interrupts
+from scaling.sweep.schedule import WorkersUnusable
 
 
 def _statuses(store: SweepStore) -> dict[str, str]:

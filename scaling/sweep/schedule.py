@@ -1,0 +1,270 @@
+"""Which run goes to which worker: longest first, as memory allows; deaths are retried."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from queue import Empty
+from typing import Any, Protocol
+
+import psutil
+from rich.console import Console
+
+from scaling.errors import UserError
+from scaling.runs.provenance import now
+from scaling.runs.record import FINAL, Record, RunError, Status
+from scaling.runs.store import RunFolder, SweepStore
+from scaling.storage.lease import Lease
+from scaling.sweep.interrupt import Interrupts
+from scaling.sweep.mirror import WandbOptions
+from scaling.sweep.pool import Event, Pool, Worker, how_it_ended
+from scaling.sweep.progress import Tally, display_on
+from scaling.sweep.table import RunRow
+from scaling.worker import DEFAULT_RUNNER
+
+STOP_WITHIN_S = 15.0
+"""A run told to stop has this long to write its checkpoint."""
+_POLL_S = 0.25
+_LOOK_AT_DEFERRED_EVERY_S = 1.0
+_RETIRE_WITHIN_S = 5.0
+_FAILED_STARTS = 3
+
+
+class Plan(Protocol):
+    """What scheduling needs to know of a run; `scaling.sweep.plan.RunPlan` is one."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def estimated_s(self) -> float | None: ...
+    @property
+    def estimated_memory_bytes(self) -> int: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecuteOptions:
+    workers: int = 1
+    """Runs at a time."""
+    threads: int = 1
+    """CPU threads of each."""
+    retries: int = 1
+    """Further attempts for a run whose process died."""
+    lease_timeout_s: float = 60.0
+    memory_bytes: int | None = None
+    """For all runs together; null = what is available when the launch starts."""
+    devices: Sequence[str] | None = None
+    """CUDA_VISIBLE_DEVICES of each worker, in turn."""
+    wandb: WandbOptions | None = None
+    runner: str = DEFAULT_RUNNER
+
+
+class WorkersUnusable(UserError):
+    """Workers die before their first run."""
+
+
+class Schedule:
+    """Which run goes to which worker, until all are settled or the user stops it."""
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        before: dict[str, Record],
+        store: SweepStore,
+        options: ExecuteOptions,
+        console: Console,
+        interrupts: Interrupts,
+    ) -> None:
+        self._plans = {plan.run_id: plan for plan in plans}
+        self._before = before
+        self._store = store
+        self._options = options
+        self._interrupts = interrupts
+        self._waiting = sorted(self._plans, key=self._duration, reverse=True)  # longest first
+        self._deferred: list[str] = []
+        self._looked_at_deferred = 0.0
+        self._deaths: Counter[str] = Counter()
+        self._failed_starts = 0
+        self._memory_bytes = options.memory_bytes or psutil.virtual_memory().available
+        self._tally = Tally(plans, n_workers=options.workers)
+        self._display = display_on(console)
+        self._pool = Pool(
+            options.workers,
+            logs_path=store.logs_path,
+            threads=options.threads,
+            devices=options.devices,
+            runner=options.runner,
+        )
+        interrupts.wake = lambda: self._pool.events.put(Event(None, {"event": "signal"}))
+
+    def run(self) -> None:
+        with self._display:
+            try:
+                while not self._interrupts.count and (self._waiting or self._in_hand()):
+                    self._assign()
+                    self._look_at_deferred()
+                    self._handle_next_event()
+            finally:
+                self._end_workers()
+
+    def _in_hand(self) -> bool:
+        return bool(self._pool.busy or self._deferred)
+
+    def _duration(self, run_id: str) -> float:
+        plan = self._plans[run_id]
+        return plan.tokens if plan.estimated_s is None else plan.estimated_s
+
+    # ------------------------------------------------------------------ giving out runs
+
+    def _assign(self) -> None:
+        while (run_id := self._next_that_fits()) is not None:
+            if (settled := self._settled_elsewhere(run_id)) is not None:
+                self._waiting.remove(run_id)
+                self._settle(run_id, settled)
+                continue
+            worker = self._pool.idle_worker()
+            if worker is None:
+                return
+            self._waiting.remove(run_id)
+            folder = self._store.folder(run_id)
+            worker.give(folder, lease_timeout_s=self._options.lease_timeout_s)
+
+    def _next_that_fits(self) -> str | None:
+        """The longest waiting run whose memory is free; any one when nothing runs."""
+        busy = [worker.run_id for worker in self._pool.busy if worker.run_id]
+        free = self._memory_bytes - sum(self._plans[b].estimated_memory_bytes for b in busy)
+        for run_id in self._waiting:
+            if not busy or self._plans[run_id].estimated_memory_bytes <= free:
+                return run_id
+        return None
+
+    def _settled_elsewhere(self, run_id: str) -> Status | None:
+        """What another launch has made of the run since this one began, if it is settled."""
+        record = self._store.folder(run_id).read_record()
+        failed_since = record.status is Status.failed and record != self._before[run_id]
+        return record.status if record.status in FINAL or failed_since else None
+
+    def _defer(self, run_id: str) -> None:
+        self._deferred.append(run_id)
+        self._tally.hold(run_id)
+
+    def _look_at_deferred(self) -> None:
+        """Take back the runs that another launch held, once it is through or gone."""
+        if time.monotonic() - self._looked_at_deferred < _LOOK_AT_DEFERRED_EVERY_S:
+            return
+        self._looked_at_deferred = time.monotonic()
+        for run_id in list(self._deferred):
+            if self._store.folder(run_id).holder() is None:
+                self._deferred.remove(run_id)
+                self._waiting.append(run_id)
+
+    # ------------------------------------------------------------------ hearing of them
+
+    def _handle_next_event(self) -> None:
+        try:
+            event = self._pool.events.get(timeout=_POLL_S)
+        except Empty:
+            event = None
+        if event is not None and event.worker is not None:
+            self._handle(event.worker, event.body)
+        self._display.show(self._tally)
+
+    def _handle(self, worker: Worker, body: dict[str, Any]) -> None:
+        match body["event"]:
+            case "ready":
+                worker.is_ready = True
+                self._failed_starts = 0
+            case "started":
+                self._tally.start(body["run_id"])
+            case "progress":
+                self._tally.progress(body["run_id"], body["row"])
+            case "held":
+                worker.run_id = None
+                self._defer(body["run_id"])
+            case "finished":
+                self._finish(worker, body)
+            case "died":
+                self._bury(worker, body["returncode"])
+
+    def _finish(self, worker: Worker, body: dict[str, Any]) -> None:
+        worker.run_id = None
+        run_id, status = body["run_id"], Status(body["status"])
+        if body.get("retire"):
+            self._pool.forget(worker)
+        if status is Status.preempted and not self._interrupts.count:
+            self._retry(run_id, "was told to stop by another process", "")
+        else:
+            self._settle(run_id, status, body.get("message"))
+
+    def _settle(self, run_id: str, status: Status, message: str | None = None) -> None:
+        self._tally.settle(run_id, status)
+        row = RunRow.of(self._store.folder(run_id))
+        self._display.note(self._tally, replace(row, status=status, error=message or row.error))
+
+    # ------------------------------------------------------------------ deaths
+
+    def _bury(self, worker: Worker, returncode: int) -> None:
+        self._pool.forget(worker)
+        if worker.run_id is None or self._interrupts.count:
+            return
+        how, last_words = how_it_ended(returncode), worker.last_words()
+        if worker.is_ready:
+            self._retry(worker.run_id, f"its process {how}", last_words)
+        else:
+            self._count_failed_start(how, last_words)
+            self._waiting.insert(0, worker.run_id)
+
+    def _count_failed_start(self, how: str, last_words: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts == _FAILED_STARTS:
+            raise WorkersUnusable(
+                f"worker processes do not start ({_FAILED_STARTS} in a row, the last {how}); the "
+                f"logs are in {self._store.logs_path}, the last lines: {last_words}"
+            )
+
+    def _retry(self, run_id: str, how: str, last_words: str) -> None:
+        self._deaths[run_id] += 1
+        if self._deaths[run_id] <= self._options.retries:
+            self._tally.put_back(run_id)
+            self._waiting.insert(0, run_id)
+            return
+        message = f"{how}, {self._deaths[run_id]} times in this launch"
+        if _record_death(self._store.folder(run_id), message, last_words):
+            self._settle(run_id, Status.failed)
+        else:
+            self._defer(run_id)
+
+    # ------------------------------------------------------------------ the end
+
+    def _end_workers(self) -> None:
+        """Leave no process behind: runs in hand write a checkpoint, or are killed in the end."""
+        in_order = bool(self._pool.busy)
+        for worker in self._pool.workers.values():
+            worker.terminate() if in_order else worker.retire()
+        deadline = time.monotonic() + (STOP_WITHIN_S if in_order else _RETIRE_WITHIN_S)
+        while self._pool.workers and time.monotonic() < deadline and self._interrupts.count < 2:
+            self._handle_next_event()
+        for worker in self._pool.workers.values():
+            worker.kill()
+
+
+def _record_death(folder: RunFolder, message: str, last_words: str) -> bool:
+    """Write a dead worker's run down as failed; False when another launch has it already."""
+    lease = Lease.acquire(folder.path, timeout_s=60)
+    if lease is None:
+        return False
+    with lease:
+        error = RunError("WorkerDied", message, last_words)
+        record = folder.read_record()
+        if record.status not in FINAL:
+            cost = {**record.cost, "finished_at": now()}
+            folder.write_record(
+                replace(record, status=Status.failed, error=error, cost=cost), lease
+            )
+    return True
