@@ -97,13 +97,13 @@ def _about_optimum(fit: Fit) -> Iterator[Caution]:
 
 
 def _about_values(fit: Fit) -> Iterator[Caution]:
-    floor = fit.law.parameter_names.index("zeta") if "zeta" in fit.law.parameter_names else None
+    floor = fit.law.floor_column
     if floor is not None and fit.full_rank:
         error = float(np.sqrt(fit.centered_covariance[floor, floor]))
         if error > _MOST_FLOOR_ERROR:
             yield (
                 "floor_unidentified",
-                f"the floor exp(zeta + eta ln k) is known to a factor {np.exp(1.96 * error):.1f} "
+                f"the floor is known to a factor {np.exp(1.96 * error):.1f} "
                 "only: the data fit with nearly no floor as well.",
             )
     c = fit.law.parameters.get("c")

@@ -48,8 +48,8 @@ def _check_size(law: type[Law], table: RunTable) -> None:
     if len(table) < n_parameters + 2:
         raise TableError(
             f"law {law.name} has {n_parameters} parameters and needs at least {n_parameters + 2} "
-            f"runs, but {len(table)} are left to fit; add runs, hold out fewer, or choose a "
-            "smaller law."
+            f"runs to fit, but there are only {len(table)}; add runs, hold out fewer, or choose a "
+            "law with fewer parameters."
         )
 
 
@@ -65,15 +65,16 @@ def _check_levels(law: type[Law], table: RunTable) -> None:
 
 
 def _check_ties(law: type[Law], table: RunTable) -> None:
-    n, k = table.points["n"], table.points["k"]
-    for tied, by, values, given in (("k", "n", k, n), ("n", "k", n, k)):
-        if _is_function_of(values, given):
+    for tied, by in (("k", "n"), ("n", "k")):
+        if {tied, by} <= {*law.axes} and _is_function_of(table.points[tied], table.points[by]):
             raise TableError(
                 f"{tied} is a function of {by} in this table (one {tied} for each {by}), so their "
                 f"effects on the loss cannot be told apart. Add runs with several {tied} at the "
                 f"same {by}."
             )
-    if "tokens" in law.axes and _is_function_of(table.points["tokens"], n):
+    if {"tokens", "n"} <= {*law.axes} and _is_function_of(
+        table.points["tokens"], table.points["n"]
+    ):
         raise TableError(
             "tokens is a function of n alone in this table (one budget for each n), so under-"
             "training cannot be told from the effect of n. Add runs of the same n with several "

@@ -38,6 +38,7 @@ class Law(ABC):
     form: ClassVar[Form]
     parameter_names: ClassVar[tuple[str, ...]]
     reference_names: ClassVar[tuple[str, ...]] = ()  # axes whose reference size the law states
+    floor_column: ClassVar[int | None] = None  # coefficient that is the log of the floor
 
     @classmethod
     @abstractmethod
@@ -104,6 +105,7 @@ class LatentsAndK(Law):
     )
     axes: ClassVar[tuple[str, ...]] = ("n", "k")
     form: ClassVar[Form] = Form((_LATENTS_AND_K,))
+    floor_column: ClassVar[int | None] = 4
     parameter_names: ClassVar[tuple[str, ...]] = (
         *("alpha", "beta_k", "beta_n", "gamma"),
         *("zeta", "eta"),

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from fabricate import PLANTED, demo_cells, points_of
+
+from analysis.fitted import fit_table, to_json
+from analysis.forms import CONSTANT, Array, Form, Points
+from analysis.laws import LAWS, LatentsAndK, LatentsKTokens, LatentsKTokensTilted, Law
+from analysis.table import RunTable
+
+_FIRST = {"alpha": -0.5, "beta_k": 0.26, "beta_n": -0.017, "gamma": -0.042}
+_FLOOR = {"zeta": -1.32, "eta": -0.085}
+_TOKENS = {"D0": 7e4, "s": 0.65, "c": 0.55, "n0": 1024.0}
+LAW_VALUES: list[Law] = [
+    LatentsAndK(**_FIRST, **_FLOOR),
+    LatentsKTokens(**_FIRST, **_FLOOR, **_TOKENS),
+    LatentsKTokensTilted(**_FIRST, **_FLOOR, **_TOKENS, u=0.2, k0=16.0),
+]
+POINTS = points_of(demo_cells())
+
+
+def _by_the_formula(law: Law) -> np.ndarray:
+    """The formulas of the paper and of docs/laws.md, typed out once more."""
+    p, n, k, tokens = law.parameters, POINTS["n"], POINTS["k"], POINTS["tokens"]
+    ln_n, ln_k = np.log(n), np.log(k)
+    first = p["alpha"] + p["beta_k"] * ln_k + p["beta_n"] * ln_n + p["gamma"] * ln_k * ln_n
+    loss = np.exp(first) + np.exp(p["zeta"] + p["eta"] * ln_k)
+    if "D0" in p:
+        tilt = (k / 16.0) ** p.get("u", 0.0)
+        loss *= 1 + (p["D0"] * (n / 1024.0) ** p["s"] / tokens) ** p["c"] * tilt
+    return loss
+
+
+@pytest.mark.parametrize("law", LAW_VALUES, ids=lambda law: law.name)
+def test_predict_is_the_formula(law: Law) -> None:
+    np.testing.assert_allclose(law.predict(POINTS), _by_the_formula(law), rtol=1e-12)
+    np.testing.assert_allclose(law.log_predict(POINTS), np.log(_by_the_formula(law)), atol=1e-12)
+
+
+@pytest.mark.parametrize("law", LAW_VALUES, ids=lambda law: law.name)
+def test_jacobian_is_the_slope_of_log_predict(law: Law) -> None:
+    analytic = law.jacobian(POINTS)
+    for column, (name, value) in enumerate(law.parameters.items()):
+        step = 1e-5 * abs(value)
+        up, down = (
+            type(law)(**{**vars(law), name: value + sign * step}).log_predict(POINTS)
+            for sign in (1, -1)
+        )
+        numeric = (up - down) / (2 * step)
+        # Rounding of the differences is relative to the column, whose entries may be zero.
+        tolerance = 1e-7 * np.abs(numeric).max()
+        np.testing.assert_allclose(analytic[:, column], numeric, rtol=1e-6, atol=tolerance)
+    assert np.linalg.matrix_rank(analytic) == len(law.parameters)
+
+
+@pytest.mark.parametrize("law", LAW_VALUES, ids=lambda law: law.name)
+def test_coefficients_and_parameters_are_inverse(law: Law) -> None:
+    again = type(law).from_coefficients(law.coefficients(), {"n": 1024.0, "k": 16.0})
+    np.testing.assert_allclose(list(again.parameters.values()), list(law.parameters.values()))
+
+
+def test_reference_sizes_change_the_names_and_not_the_law() -> None:
+    moved = type(PLANTED).from_coefficients(PLANTED.coefficients(), {"n": 4096.0, "k": 64.0})
+    np.testing.assert_allclose(moved.predict(POINTS), PLANTED.predict(POINTS), rtol=1e-12)
+    assert moved.parameters["D0"] > 2 * PLANTED.D0
+    assert moved.reference == {"n0": 4096.0, "k0": 64.0}
+
+
+def test_endless_training_gives_the_law_of_latents_and_k() -> None:
+    endless = {**POINTS, "tokens": np.full_like(POINTS["tokens"], 1e30)}
+    limit = LAW_VALUES[0].predict(POINTS)
+    np.testing.assert_allclose(LAW_VALUES[2].predict(endless), limit, rtol=1e-10)
+    assert (LAW_VALUES[2].predict(POINTS) > limit * 1.01).all()
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_centering_moves_coefficients_and_not_the_value(name: str) -> None:
+    law = next(law for law in LAW_VALUES if law.name == name)
+    logs = {axis: np.log(POINTS[axis]) for axis in law.axes}
+    center = {axis: float(values.mean()) for axis, values in logs.items()}
+    centered = np.linalg.solve(law.form.uncenter(center), law.coefficients())
+    design = law.form.design({axis: logs[axis] - center[axis] for axis in logs})
+    np.testing.assert_allclose(design.log_value(centered), law.log_predict(POINTS), atol=1e-11)
+
+
+def test_curvature_is_the_slope_of_the_jacobian() -> None:
+    form: Form = PLANTED.form
+    design = form.design({axis: np.log(POINTS[axis]) / 10 for axis in PLANTED.axes})
+    rng = np.random.default_rng(0)
+    at = rng.standard_normal((1, len(form.monomials)))
+    weights = rng.standard_normal((1, len(POINTS["n"])))
+    analytic = design.curvature(design.value_and_jacobian(at)[1], weights)[0]
+
+    def gradient(coefficients: np.ndarray) -> np.ndarray:
+        return weights[0] @ design.value_and_jacobian(coefficients)[1][0]
+
+    steps = 1e-5 * np.eye(at.shape[1])
+    numeric = [(gradient(at + step) - gradient(at - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(analytic, np.array(numeric), atol=1e-7)
+    assert np.abs(analytic).max() > 0.1
+
+
+@dataclass(frozen=True)
+class FloorAndPower(Law):
+    """L(n) = E + A n^-b, as docs/laws.md tells how to write it."""
+
+    E: float
+    A: float
+    b: float
+
+    name = "l_n"
+    title = "L(n)"
+    formula = "L(n) = E + A n^-b"
+    axes = ("n",)
+    form = Form((((CONSTANT,), (CONSTANT, ("n",))),))
+    parameter_names = ("E", "A", "b")
+
+    @classmethod
+    def parameters_from(cls, coefficients: Array, reference: Mapping[str, float]) -> Array:
+        floor, level, slope = np.moveaxis(coefficients, -1, 0)
+        return np.stack([np.exp(floor), np.exp(level), -slope], axis=-1)
+
+    def coefficients(self) -> Array:
+        return np.array([np.log(self.E), np.log(self.A), -self.b])
+
+    def coefficient_jacobian(self) -> Array:
+        return np.diag([1 / self.E, 1 / self.A, -1.0])
+
+    @classmethod
+    def starting_coefficients(cls, logs: Points, log_loss: Array) -> Array:
+        lowest = log_loss.min()
+        return np.array([[lowest + np.log(f), lowest, -b] for f in (0.3, 0.8) for b in (0.1, 0.5)])
+
+
+def test_a_law_of_ones_own_needs_no_more_than_its_class() -> None:
+    truth = FloorAndPower(0.1, 3.0, 0.4)
+    n = np.repeat(2.0 ** np.arange(8, 16), 2)
+    noise = 1 + 0.003 * np.random.default_rng(0).standard_normal(len(n))
+    points = {"n": n, "k": np.full_like(n, 16.0)}
+    names = tuple(map(str, range(len(n))))
+    table = RunTable(points, truth.predict(points) * noise, names, "loss", names)
+    fitted = fit_table(FloorAndPower, table, held_out=n > 2**14, n_bootstrap=200)
+    found = to_json(fitted)
+    for name, value in truth.parameters.items():
+        assert found["params"][name] == pytest.approx(value, abs=5 * found["se"][name])
+    assert found["holdout"]["rms_log"] < 0.02
