@@ -6,39 +6,16 @@ points are validated, planned and executed in plain Python, so that an error is 
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from scaling.config import RunConfig, register, to_run_config
+from scaling.command_line import compose_points
 from scaling.errors import UserError
-
-ROOT = Path(__file__).resolve().parent
-
-
-def compose_points() -> list[RunConfig]:
-    """Every point of the command line as a typed config. Hydra itself exits on an unknown key.
-
-    Raises:
-        UserError: a value is missing or cannot be resolved.
-    """
-    register()
-    composed: list[DictConfig] = []
-    collect = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
-    with tempfile.TemporaryDirectory() as hydra_dir:
-        os.environ["SCALING_ROOT"] = str(ROOT)  # where conf/ finds sweeps/, whatever the cwd
-        os.environ["SCALING_HYDRA_DIR"] = hydra_dir  # Hydra's own notes: plan.json has it all
-        collect(composed.append)()
-    return [to_run_config(config) for config in composed]
 
 
 def main() -> int:
     try:
-        points = compose_points()
+        points = compose_points(Path(__file__).resolve().parent)
         if not points:  # --help, --cfg: Hydra has answered already
             return 0
         from scaling.sweep.launch import launch  # after Hydra: torch is slow to import

@@ -10,7 +10,8 @@ Units are in the names: `_tokens` counts activation vectors (one token, one vect
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -288,7 +289,20 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         reason = str(error).splitlines()[0]
         raise UserError(f"{key} has no usable value: {reason}. Set {key}=VALUE.") from error
     assert isinstance(point, RunConfig)
+    if added := list(_undeclared(point)):
+        # Hydra lets +KEY add anything anywhere; nobody would read it.
+        raise UserError(f"{', '.join(added)} is no key of this configuration. Leave it out.")
     return point
+
+
+def _undeclared(config: object, prefix: str = "") -> Iterator[str]:
+    """Full names of attributes that no schema declares."""
+    declared = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    for name, value in vars(config).items():
+        if name not in declared:
+            yield f"{prefix}{name}"
+        elif is_dataclass(value):
+            yield from _undeclared(value, f"{prefix}{name}.")
 
 
 def _from_ladder(*, _root_: DictConfig) -> int:

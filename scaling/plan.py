@@ -137,6 +137,7 @@ class RunPlan:
         return {
             "schema_version": SCHEMA_VERSION,
             "run_id": self.run_id,
+            "title": self.title,
             "identity": self.identity,
             **asdict(self),
             "source": self.source.to_json(),

@@ -6,6 +6,7 @@ Nothing is trained, and nothing harvested, before every point has passed every c
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,11 @@ from scaling.choices import LoggerName
 from scaling.config import ActivationsConfig, RunConfig
 from scaling.errors import UserError
 from scaling.plan import RunPlan
+from scaling.runs.provenance import now
 from scaling.runs.record import FINAL
 from scaling.runs.store import SweepStore
 from scaling.sweep.estimate import makespan_s, with_estimates
-from scaling.sweep.execute import ExecuteOptions, execute
+from scaling.sweep.execute import ExecuteOptions, Summary, execute
 from scaling.sweep.grid import keep_wanted
 from scaling.sweep.mirror import WandbOptions
 from scaling.sweep.planner import check_memory, make_plan
@@ -56,12 +58,30 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         plans = _plans(wanted, {key: _preview_spec(d) for key, d in descriptions.items()})
         print_preview(with_estimates(plans), list(descriptions.values()), _workers(plans), console)
         return 0
+    started_s = time.monotonic()
     plans = _plans(wanted, _prepare_all(wanted, console))
+    prepared_s = time.monotonic()
     store = SweepStore(Path(shared.runs_dir) / shared.sweep_name)
     pending = {plan.run_id for plan in plans if store.folder(plan.run_id).status() not in FINAL}
     plans = _estimated(plans, pending)
     _refuse_long(shared, [plan for plan in plans if plan.run_id in pending])
-    return execute(plans, store, _options(shared, plans), console).exit_code
+    summary = execute(plans, store, _options(shared, plans), console)
+    _note_launch(store, summary, prepare_s=prepared_s - started_s)
+    return summary.exit_code
+
+
+def _note_launch(store: SweepStore, summary: Summary, *, prepare_s: float) -> None:
+    """One line of RUNS_DIR/SWEEP/launches.jsonl: what this launch did and how long it took."""
+    note = {
+        "finished_at": now(),
+        "prepare_s": prepare_s,
+        "train_s": summary.wall_s,
+        "n_runs": len(summary.rows),
+        "n_skipped": summary.skipped,
+        "exit_code": summary.exit_code,
+    }
+    with (store.path / "launches.jsonl").open("a") as notes:
+        notes.write(json.dumps(note) + "\n")
 
 
 def _key(config: ActivationsConfig) -> str:

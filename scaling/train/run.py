@@ -91,6 +91,7 @@ class Attempt:
         self.train_s = 0.0
         self.scores: Scores | None = None
         self.first_step = self._resume()
+        self.last_step = self.first_step
 
     def train(self) -> Ending:
         plan = self.plan
@@ -101,6 +102,7 @@ class Attempt:
         ):
 
             def log(row: Row) -> None:
+                self.last_step = int(row["step"] or 0)
                 logger.log(row)
                 self.report(row)
 
@@ -148,10 +150,10 @@ class Attempt:
 
     def cost(self) -> dict[str, Any]:
         execution, batch_tokens = self.plan.execution, self.plan.train.batch_tokens
-        trained = self.plan.tokens - self.first_step * batch_tokens
+        trained = (self.last_step - self.first_step) * batch_tokens
         return {
             "train_s": self.train_s,
-            "tokens_per_s": trained / self.train_s,
+            "tokens_per_s": trained / self.train_s if self.train_s else 0.0,
             "peak_memory_bytes": peak_memory_bytes(execution.device),
             "device": execution.device,
             "bit_exact": self.bit_exact,

@@ -11,9 +11,7 @@ from scaling import budget
 
 def test_dense_convention_is_six_matmuls() -> None:
     n, d, tokens = 64, 16, 32
-    x, w_enc, w_dec = (
-        torch.randn(rows, d, requires_grad=True) for rows in (tokens, n, n)
-    )
+    x, w_enc, w_dec = (torch.randn(rows, d, requires_grad=True) for rows in (tokens, n, n))
     with FlopCounterMode(display=False) as counter:
         (torch.relu(x @ w_enc.T) @ w_dec).square().sum().backward()
     assert counter.get_total_flops() == tokens * budget.flops_per_token_dense(n, d)

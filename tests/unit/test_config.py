@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
+from scaling.command_line import explain
 from scaling.config import HarvestConfig, PlantedConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.sweep.grid import evaluate, keep_wanted
@@ -103,6 +104,31 @@ def test_impossible_values_name_key_and_remedy(
     message = str(error.value)
     assert key in message
     assert remedy in message
+    assert "\n" not in message
+
+
+def test_keys_added_with_a_plus_are_refused_too() -> None:
+    with pytest.raises(UserError, match="foo is no key"):
+        tiny("+foo=1")
+    with pytest.raises(UserError, match=r"autoencoder\.foo is no key"):
+        tiny("+autoencoder.foo=1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["autoencoder.n_latent=3"], "Did you mean autoencoder.n_latents"),
+        (["activations.layer=3"], "another option of the group activations"),
+        (["train.tokens=1e6"], "could not be converted to Integer"),
+        (["autoencoder=moe"], "Available options in 'autoencoder': topk. "),
+        (["train.lr_rule=fast"], "expected one of [inverse_sqrt_n, step_limited]"),
+    ],
+)
+def test_hydra_errors_become_one_helpful_paragraph(overrides: list[str], said: str) -> None:
+    with pytest.raises(HydraException) as error:
+        tiny(*overrides)
+    message = explain(error.value)
+    assert said in message
     assert "\n" not in message
 
 

@@ -42,9 +42,7 @@ def test_independent_of_the_evaluation_batch(held_out: Tensor) -> None:
         evaluate(halves, held_out.split(size), mean, 5).normalized_mse for size in (64, 999, 4096)
     ]
     assert scores == pytest.approx([scores[0]] * 3, rel=1e-9)
-    ratios = [
-        float((x / 2).square().sum() / (x - mean).square().sum()) for x in held_out.split(64)
-    ]
+    ratios = [float((x / 2).square().sum() / (x - mean).square().sum()) for x in held_out.split(64)]
     assert abs(sum(ratios) / len(ratios) - scores[0]) > 0.1  # the mean of ratios is another number
 
 

@@ -1,0 +1,94 @@
+"""The command line as Hydra reads it: every point of it as a typed config, every mistake explained."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from scaling.config import (
+    ActivationsConfig,
+    AutoencoderConfig,
+    RunConfig,
+    register,
+    to_run_config,
+)
+from scaling.errors import UserError
+
+_NOISE = ("reference_type", "object_type", "To append to your config", "Set the environment")
+_WHERE = "All keys: python launch.py --cfg job, or scaling/config.py."
+_GROUPS: dict[str, list[type]] = {
+    "autoencoder": AutoencoderConfig.__subclasses__(),
+    "activations": ActivationsConfig.__subclasses__(),
+}
+"""The schemas that the options of a config group may have."""
+
+
+def compose_points(root: Path) -> list[RunConfig]:
+    """The points that the process's arguments describe; none where Hydra answered itself (--help).
+
+    `root` holds conf/ and sweeps/.
+
+    Raises:
+        UserError: an unknown key or option, a wrong type, a value that is missing.
+    """
+    register()
+    composed: list[DictConfig] = []
+    collect = hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise; we explain
+    with tempfile.TemporaryDirectory() as hydra_dir:
+        os.environ["SCALING_ROOT"] = str(root)  # where conf/ finds sweeps/, whatever the cwd
+        os.environ["SCALING_HYDRA_DIR"] = hydra_dir  # Hydra's own notes: plan.json has it all
+        try:
+            collect(composed.append)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error)) from error
+    return [to_run_config(config) for config in composed]
+
+
+def explain(error: BaseException) -> str:
+    """Hydra's error as one paragraph, with the nearest key where one is misspelled."""
+    messages = [str(e) for e in (error, error.__cause__) if e is not None]
+    unknown = re.search(r"Could not override '([^']+)'", messages[0])
+    if unknown is not None:
+        return f"{unknown[1]} is not a key of this configuration.{_hint(unknown[1])} {_WHERE}"
+    return f"{'. '.join(map(_sentence, messages))}. {_WHERE}"
+
+
+def _sentence(message: str) -> str:
+    """The informative lines of a Hydra message, joined."""
+    lines = [line.strip() for line in message.splitlines()]
+    end = lines.index("Config search path:") if "Config search path:" in lines else len(lines)
+    kept = [line for line in lines[:end] if line and not line.startswith(_NOISE)]
+    return " ".join(line for line in kept if not line.endswith("_schema"))
+
+
+def _hint(unknown: str) -> str:
+    group, _, name = unknown.partition(".")
+    options = _GROUPS.get(group, ())
+    owners = [option.__name__ for option in options if name in {f.name for f in fields(option)}]
+    if owners:
+        return f" It belongs to another option of the group {group} ({', '.join(owners)})."
+    near = difflib.get_close_matches(unknown, list(known_keys()), n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def known_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Full names of the keys of a config dataclass and of those within it, all options."""
+    for field in fields(schema):
+        name, default = f"{prefix}{field.name}", field.default_factory
+        inner = _GROUPS.get(field.name) or ([default] if isinstance(default, type) else [])
+        nested = [option for option in inner if is_dataclass(option)]
+        for option in nested:
+            yield from known_keys(option, f"{name}.")
+        if not nested:
+            yield name
