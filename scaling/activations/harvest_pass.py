@@ -49,11 +49,7 @@ class HarvestPass:
         self._require_text(self._tokenize())
         self._harvest()
         while short := self._shortfall():
-            tokenized = self._tokenize()
-            for split, n_rows in short.items():
-                self._stop[split] += self._n_parts(n_rows)
-                self._require_unused(split, tokenized)
-            self._tokenize()
+            self._plan_further_parts(short)
             self._harvest()
 
     def commit(self, layer: int) -> None:
@@ -100,18 +96,20 @@ class HarvestPass:
             if self._n_rows[split] > unused * self._recipe.rows_per_context:
                 held = self._request.wanted[split] - self._n_rows[split]
                 available = held + max(0, unused) * self._recipe.rows_per_context
-                raise self._too_little_text(split, available)
+                raise self._too_little_text(split, available, "at most ")
 
-    def _require_unused(self, split: str, tokenized: TokenizedText) -> None:
-        """Refuse further parts where the text has none."""
-        n_parts = -(-len(tokenized.contexts[split]) // self._recipe.part_contexts)
-        if tokenized.exhausted and self._stop[split] > n_parts:
-            self._stop[split] = n_parts
-            short = self._shortfall().get(split, 0)
-            if short:
-                raise self._too_little_text(split, self._request.wanted[split] - short)
+    def _plan_further_parts(self, short: dict[str, int]) -> None:
+        harvested = dict(self._stop)
+        for split, n_rows in short.items():
+            self._stop[split] += self._n_parts(n_rows)
+        tokenized = self._tokenize()
+        for split, n_rows in short.items():
+            n_parts = -(-len(tokenized.contexts[split]) // self._recipe.part_contexts)
+            self._stop[split] = min(self._stop[split], n_parts)
+            if self._stop[split] == harvested[split]:
+                raise self._too_little_text(split, self._request.wanted[split] - n_rows)
 
-    def _too_little_text(self, split: str, available: int) -> UserError:
+    def _too_little_text(self, split: str, available: int, bound: str = "") -> UserError:
         key = "max_tokens" if split == "train" else "eval_tokens"
         share = self._recipe.eval_fraction
         which = f"documents held out by activations.eval_fraction={share:g}"
@@ -122,7 +120,7 @@ class HarvestPass:
         )
         return UserError(
             f"activations.{key}={self._request.wanted[split]} is more than "
-            f"activations.text={self._request.text.name!r} gives: {available} vectors "
+            f"activations.text={self._request.text.name!r} gives: {bound}{available} vectors "
             f"{'beside the' if split == 'train' else 'from the'} {which}, in contexts of "
             f"{self._recipe.context} tokens of one document. Give more text, or {remedy}."
         )

@@ -9,8 +9,9 @@ earlier view, hence its hash, as it was.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -98,13 +99,16 @@ class Manifest:
 
     def shards(self, split: str, n_rows: int) -> list[Shard]:
         """The shards that hold the first `n_rows` rows."""
-        covering, seen = [], 0
-        for segment in self.segments(split):
-            for shard in segment.shards:
-                if seen < n_rows:
-                    covering.append(shard)
-                seen += shard.n_rows
-        return covering
+        shards = [shard for segment in self.segments(split) for shard in segment.shards]
+        return _covering(shards, n_rows)
+
+    def dropped(self, n_train: int) -> dict[str, int]:
+        """Training vectors left out, by reason, in the harvests that the view rests on."""
+        segments = _covering(self.train, n_train)
+        reasons = ("position", "outlier", "surplus")
+        return {
+            why: sum(getattr(segment, f"dropped_{why}") for segment in segments) for why in reasons
+        }
 
     @property
     def row_bytes(self) -> int:
@@ -124,6 +128,15 @@ class Manifest:
         layout = {"d_model": self.d_model, "dtype": self.dtype, "layer": self.layer}
         content = {"recipe": self.recipe, "shards": shards, "n_rows": n_rows, **layout, **extra}
         return sha256_hex(canonical_json(content))
+
+
+_HasRows = TypeVar("_HasRows", Shard, Segment)
+
+
+def _covering(pieces: list[_HasRows], n_rows: int) -> list[_HasRows]:
+    """The first pieces, as many as hold `n_rows` rows."""
+    starts = accumulate((piece.n_rows for piece in pieces), initial=0)
+    return [piece for piece, start in zip(pieces, starts, strict=False) if start < n_rows]
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:

@@ -8,15 +8,13 @@ to store, nothing to restore on resume.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 ORDER_VERSION = 1
 """Seeds the keys: raise it when the same seed would give another order."""
 WINDOW = 65_536
-"""Positions computed at once. Affects speed only."""
+"""Positions of an epoch computed at once. Affects speed only."""
 ROUNDS = 6
 
 Rows = NDArray[np.int64]
@@ -35,31 +33,29 @@ class RowOrder:
         self._n_rows = n_rows
         self._seed = seed
         self._block = min(block, n_rows)
-        self._window_index = -1
+        self._window_key = (-1, -1)
         self._window: Rows = np.empty(0, np.int64)
 
     def rows(self, start: int, count: int) -> Rows:
         """Row numbers at positions [start, start + count) of the stream, int64 [count]."""
         stop = start + count
         pieces = []
-        for index in range(start // WINDOW, -(-stop // WINDOW)):
-            window = self._load_window(index)
-            pieces.append(window[max(start - index * WINDOW, 0) : stop - index * WINDOW])
+        while start < stop:
+            epoch, position = divmod(start, self._n_rows)
+            window = self._load_window(epoch, position // WINDOW)
+            piece = window[position % WINDOW :][: stop - start]
+            pieces.append(piece)
+            start += len(piece)
         return np.concatenate(pieces)
 
-    def _load_window(self, index: int) -> Rows:
-        if index != self._window_index:
-            self._window = np.concatenate(list(self._compute(index * WINDOW, WINDOW)))
-            self._window_index = index
+    def _load_window(self, epoch: int, index: int) -> Rows:
+        """Window `index` of an epoch; the last one read is kept."""
+        if self._window_key != (epoch, index):
+            stop = min((index + 1) * WINDOW, self._n_rows)
+            positions = np.arange(index * WINDOW, stop, dtype=np.int64)
+            self._window = self._epoch_rows(epoch, positions)
+            self._window_key = (epoch, index)
         return self._window
-
-    def _compute(self, start: int, count: int) -> Iterator[Rows]:
-        stop = start + count
-        while start < stop:
-            epoch, first = divmod(start, self._n_rows)
-            n = min(stop - start, self._n_rows - first)
-            yield self._epoch_rows(epoch, np.arange(first, first + n, dtype=np.int64))
-            start += n
 
     def _epoch_rows(self, epoch: int, positions: Rows) -> Rows:
         entropy = np.random.SeedSequence([ORDER_VERSION, self._seed, epoch])

@@ -91,7 +91,7 @@ def store_spec(
         n_train=n_rows["train"],
         n_eval=n_rows["eval"],
         params={"path": str(folder.absolute())},
-        description=_describe(manifest),
+        description=_describe(manifest, n_rows["train"]),
     )
 
 
@@ -113,14 +113,10 @@ def verify_view(spec: SourceSpec, progress: Callable[[int, int], None]) -> None:
         _check_hash(folder, shard.path, shard.sha256)
         done += shard.n_rows * manifest.row_bytes
         progress(done, total)
-    _read_calibration(folder, manifest)
+    _check_hash(folder, manifest.calibration.path, manifest.calibration.sha256)
 
 
-def _describe(manifest: Manifest) -> dict[str, Any]:
-    drops = {
-        name: sum(getattr(segment, f"dropped_{name}") for segment in manifest.train)
-        for name in ("position", "outlier", "surplus")
-    }
+def _describe(manifest: Manifest, n_train: int) -> dict[str, Any]:
     return {
         "subject_model": manifest.names["model"],
         "subject_content": manifest.recipe["model"],
@@ -132,7 +128,7 @@ def _describe(manifest: Manifest) -> dict[str, Any]:
         "model_dtype": manifest.recipe["model_dtype"],
         "store_dtype": manifest.dtype,
         "outlier_factor": manifest.recipe["outlier_factor"],
-        "dropped": drops,
+        "dropped": manifest.dropped(n_train),
     }
 
 
