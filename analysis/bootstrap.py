@@ -21,7 +21,7 @@ from analysis.forms import Array, Design, Points
 
 _CHUNK = 512  # refits advanced together: their Jacobians stay within cache-friendly tens of MB
 _MAX_STEPS = 200
-_COST_TOLERANCE = 1e-10  # relative gain of an accepted step below which a refit has settled
+_COST_TOLERANCE = 1e-8  # relative gain of a step below which a refit has settled: 1e-3 of an se
 _FIRST_DAMPING = 1e-3
 _LEAST_DAMPING = 1e-10  # keeps a flat direction solvable
 _MOST_DAMPING = 1e12

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from analysis.bootstrap import Refits, bootstrap
 from analysis.cautions import cautions
@@ -40,7 +40,7 @@ class FittedLaw:
         """Percentile bootstrap intervals, or Student's t times the standard error without one."""
         if self.refits is not None:
             return self.refits.parameter_intervals()
-        t = float(stats.t.ppf(0.975, self.fit.degrees_of_freedom))
+        t = float(stdtrit(self.fit.degrees_of_freedom, 0.975))
         errors = self.fit.standard_errors
         return {p: (v - t * errors[p], v + t * errors[p]) for p, v in self.law.parameters.items()}
 

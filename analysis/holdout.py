@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from analysis.bootstrap import Interval
 from analysis.errors import TableError
@@ -73,7 +73,7 @@ def prediction_interval(
     """
     value, jacobian = fit.design(points).value_and_jacobian(fit.centered)
     doubt = np.einsum("mp,pq,mq->m", jacobian, fit.centered_covariance, jacobian)
-    quantile = stats.t.ppf(0.5 + level / 2, fit.degrees_of_freedom)
+    quantile = stdtrit(fit.degrees_of_freedom, 0.5 + level / 2)
     half_width = quantile * np.sqrt(fit.variance * noise + doubt)
     return Interval(np.exp(value - half_width), np.exp(value + half_width))
 

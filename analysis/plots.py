@@ -43,22 +43,24 @@ _CURVE_POINTS = 60
 
 
 def loss_against_latents(study: Study) -> Figure:
-    """Loss against n at the common budget, a line per k: L(n,k | D) with its band, l_nkd(u)."""
+    """Loss against n at the common budget, a line per k: the headline law with its band, and
+    L(n,k | D) beside it where that is another law."""
     runs = study.table.at_budget(study.budget)
-    fixed, general = study.at_common_budget.best_known, study.headline.best_known
+    headline, fixed = study.headline.best_known, study.at_common_budget.best_known
     with mpl.rc_context(_STYLE):
         figure, (axes,) = _panels(1, 4.4)
         colors = _colors(study.table.points["k"])
         for k, color in colors.items():
             _mark_runs(axes, runs, "n", runs.points["k"] == k, color, _held_out(study))
             curve = _along("n", runs, k=k, tokens=study.budget)
-            if fixed is not None and curve is not None:
-                _draw(axes, fixed, curve, "n", color, "-")
-            if general is not None and general is not fixed and curve is not None:
-                _draw(axes, general, curve, "n", color, "--", band=fixed is None)
+            if headline is not None and curve is not None:
+                _draw(axes, headline, curve, "n", color, "-")
+            if fixed is not None and fixed is not headline and curve is not None:
+                _draw(axes, fixed, curve, "n", color, ":", band=False)
+        _fit_limits(axes, runs)
         _log_log(axes, runs.points["n"], "latents n")
         axes.set_title(f"Loss at D = {short_count(study.budget)} tokens")
-        names = _line_names(fixed, general)
+        names = _line_names(headline, fixed)
         _legend(axes, colors, "k", names, has_held_out=_held_out(study) is not None)
     return figure
 
@@ -67,7 +69,7 @@ def loss_against_tokens(study: Study) -> Figure:
     """Loss against D, a panel per k and a line per n, with the headline law and its band."""
     law = study.headline.best_known
     law = law if law is not None and "tokens" in law.law.axes else None
-    levels = _spread(np.unique(study.table.points["k"]).tolist(), _MOST_PANELS)
+    levels = _spread(_with_ladders(study.table), _MOST_PANELS)
     with mpl.rc_context(_STYLE):
         figure, panels = _panels(len(levels))
         colors = _colors(study.table.points["n"])
@@ -79,6 +81,7 @@ def loss_against_tokens(study: Study) -> Figure:
                 if law is not None and curve is not None and n in at_k.points["n"]:
                     _draw(axes, law, curve, "tokens", color, "-")
             _log_log(axes, study.table.points["tokens"], "tokens D")
+            _fit_limits(axes, study.table)
             axes.set_title(f"k = {k:g}")
         has_held_out = _held_out(study) is not None
         _legend(panels[min(len(panels), _COLUMNS) - 1], colors, "n", {}, has_held_out=has_held_out)
@@ -121,9 +124,10 @@ def frontier(frame: pd.DataFrame, flops: str = "flops_dense") -> Figure | None:
         figure, (axes,) = _panels(1, 4.0)
         colors = _colors(used["k"].to_numpy(dtype=np.float64))
         for k, color in colors.items():
-            at_k = used.loc[used["k"] == k].sort_values(flops)
+            at_k = used.loc[used["k"] == k].sort_values([flops, "loss"])
             cost, loss = at_k[flops].to_numpy(float), at_k["loss"].to_numpy(float)
-            best = loss <= np.minimum.accumulate(loss)
+            # Of runs of equal cost the first is the lowest, and the others do not beat it.
+            best = loss < np.append(np.inf, np.minimum.accumulate(loss)[:-1])
             _marks(axes, cost, loss, color, filled=True, alpha=0.35)
             axes.plot(cost[best], loss[best], "-o", color=color, markersize=4.5)
         axes.set(xscale="log", yscale="log")
@@ -200,6 +204,23 @@ def _dodge(level: float, levels: Sequence[float]) -> float:
     return float(np.exp(0.05 * (levels.index(level) - (len(levels) - 1) / 2)))
 
 
+def _with_ladders(table: RunTable) -> list[float]:
+    """Values of k at which some n has several budgets; every k where there is none."""
+    n, k, tokens = (table.points[axis] for axis in ("n", "k", "tokens"))
+    levels: list[float] = np.unique(k).tolist()
+    several = [
+        level
+        for level in levels
+        if any(len(np.unique(tokens[(k == level) & (n == size)])) > 1 for size in np.unique(n))
+    ]
+    return several or levels
+
+
+def _fit_limits(axes: Axes, runs: RunTable) -> None:
+    """Limits from the runs: the band of a poorly known law may leave the drawing."""
+    axes.set_ylim(runs.loss.min() / 1.12, runs.loss.max() * 1.12)
+
+
 def _spread(levels: Sequence[float], most: int) -> list[float]:
     if len(levels) <= most:
         return list(levels)
@@ -209,6 +230,8 @@ def _spread(levels: Sequence[float], most: int) -> list[float]:
 def _log_x(axes: Axes, values: Array, label: str) -> None:
     levels = _spread(np.unique(values).tolist(), 6)
     axes.set_xscale("log")
+    margin = max(values.max() / values.min(), 2.0) ** 0.06
+    axes.set_xlim(values.min() / margin, values.max() * margin)
     axes.xaxis.set_major_locator(FixedLocator(levels))
     axes.xaxis.set_minor_locator(NullLocator())
     text = short_count if label.startswith("tokens") else "{:.0f}".format
@@ -225,11 +248,13 @@ def _log_log(axes: Axes, values: Array, label: str) -> None:
     axes.grid(which="both", color=INK, alpha=0.12, linewidth=0.6)
 
 
-def _line_names(fixed: FittedLaw | None, general: FittedLaw | None) -> dict[str, str]:
-    names = {"-": f"{fixed.title}, 95% band" if fixed else "", "--": ""}
-    if general is not None and general is not fixed:
-        names["--"] = f"{general.law.name}, fitted on all budgets"
-    return {style: name for style, name in names.items() if name}
+def _line_names(headline: FittedLaw | None, fixed: FittedLaw | None) -> dict[Any, str]:
+    names: dict[Any, str] = {}
+    if headline is not None:
+        names["-"] = f"{headline.title},\n95% band"
+    if fixed is not None and fixed is not headline:
+        names[":"] = fixed.title
+    return names
 
 
 def _legend(

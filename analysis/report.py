@@ -120,13 +120,14 @@ def _body(
     yield from sections.summary(study)
     yield page.figure(
         drawings["loss_against_n"],
-        "Runs (points) and laws (lines) at the common token budget; bands are 95% bootstrap "
-        f"intervals of the law. {sections.budget_note(study)}",
+        "Runs and laws at the common token budget. Open points were held out: solid lines "
+        "predict them. Bands are 95% intervals of the headline law, without the noise of a "
+        f"run. {sections.budget_note(study)}",
     )
     yield page.heading("Loss and tokens")
     yield page.figure(
         drawings["loss_against_tokens"],
-        "The same runs against their token budget, with the law that holds tokens.",
+        "Runs against their token budget, for the k that have several, and the headline law.",
     )
     yield page.heading("Prediction of the largest n")
     yield from sections.held_out_runs(study)
