@@ -43,10 +43,9 @@ def _fit(options: argparse.Namespace) -> None:
         seed=options.seed,
         rows="all rows" if options.holdout is None else f"rows without {options.holdout}",
     )
-    print(describe(fitted))
     if options.json is not None:
         write_json(options.json, to_json(fitted))
-        print(f"wrote {options.json}")
+    print(describe(fitted))
 
 
 def _parser() -> argparse.ArgumentParser:
