@@ -8,6 +8,7 @@ and an unbounded text is read only as far as needed. How much is wanted does not
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from scaling.activations.manifest import SPLITS
 from scaling.activations.recipe import Recipe
 from scaling.activations.text import TextSource, is_held_out
-from scaling.storage.atomic import atomic_path, read_json, write_json
+from scaling.storage.atomic import read_json, write_bytes, write_json
 
 SLAB_CHARACTERS = 64_000_000
 BATCH_CHARACTERS = 2_000_000
@@ -67,11 +68,9 @@ def tokenize(
 def save_tokenized(folder: Path, tokenized: TokenizedText) -> None:
     """Keep the contexts for harvesting processes and for a resumed harvest."""
     for split, contexts in tokenized.contexts.items():
-        with (
-            atomic_path(contexts_path(folder, split), bytes_needed=contexts.nbytes) as temp,
-            temp.open("wb") as file,
-        ):
-            np.save(file, contexts)
+        content = io.BytesIO()  # written to a file, numpy would not tell why it failed
+        np.save(content, contexts)
+        write_bytes(contexts_path(folder, split), content.getvalue())
     write_json(folder / "contexts.json", {"exhausted": tokenized.exhausted})
 
 

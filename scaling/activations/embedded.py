@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling.errors import UserError
-from scaling.storage.atomic import commit_folder
+from scaling.storage.atomic import commit_folder, reports_full_disk
 
 if TYPE_CHECKING:
     import gguf
@@ -91,11 +91,15 @@ def convert_model(data_dir: Path, progress: Callable[[int, int], None]) -> Path:
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir(parents=True)
     reader = _read_gguf()
-    (temp / "config.json").write_text(json.dumps(_config(reader), indent=2) + "\n")
     weights = dict(_weights(reader, progress))
-    save_file(weights, temp / "model.safetensors", metadata={"format": "pt"})
-    save_tokenizer(_gguf_path(), temp)
-    commit_folder(temp, final)
+    try:
+        with reports_full_disk(final, sum(weight.nbytes for weight in weights.values())):
+            (temp / "config.json").write_text(json.dumps(_config(reader), indent=2) + "\n")
+            save_file(weights, temp / "model.safetensors", metadata={"format": "pt"})
+            save_tokenizer(_gguf_path(), temp)
+        commit_folder(temp, final)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
     return final
 
 
