@@ -24,17 +24,11 @@ from scaling.activations.contexts import load_tokenized
 from scaling.activations.parts import Part, harvest_part
 from scaling.activations.recipe import Recipe
 from scaling.errors import UserError
+from scaling.malloc import KEEP_PAGES
 from scaling.storage.atomic import write_json
 
 OnTokens = Callable[[int], None]
 
-# Large blocks of activations come and go with every layer: without these, glibc gives each back to
-# the kernel and pays for fresh zeroed pages (a quarter of the time of a forward pass).
-_MALLOC = {
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TOP_PAD_": "100000000",
-}
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -211,7 +205,7 @@ class ProcessCrew:
                 stderr=log,
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the parent, which ends its members
-                env={**os.environ, **_MALLOC, **_ONE_THREAD, "PYTHONPATH": path},
+                env={**os.environ, **KEEP_PAGES, **_ONE_THREAD, "PYTHONPATH": path},
             )
 
     def _log(self, index: int) -> Path:

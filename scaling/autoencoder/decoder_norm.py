@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+BLOCK_ROWS = 1024
+"""Rows done at a time, so that the temporary products stay in the cache."""
+
+
 @torch.no_grad()
 def remove_parallel_gradient_(grad_ND: Tensor, w_dec_ND: Tensor) -> None:
     """Take from each row's gradient, in place, the component along the (unit) row itself.
@@ -13,8 +17,11 @@ def remove_parallel_gradient_(grad_ND: Tensor, w_dec_ND: Tensor) -> None:
     That component would only change the norm, which renormalization undoes; left in, it would
     still feed Adam's moments.
     """
-    along_N = torch.linalg.vecdot(grad_ND, w_dec_ND)
-    grad_ND.addcmul_(along_N[:, None], w_dec_ND, value=-1)
+    for grad_MD, w_dec_MD in zip(
+        grad_ND.split(BLOCK_ROWS), w_dec_ND.split(BLOCK_ROWS), strict=True
+    ):
+        along_M = torch.linalg.vecdot(grad_MD, w_dec_MD)
+        grad_MD.addcmul_(along_M[:, None], w_dec_MD, value=-1)
 
 
 @torch.no_grad()

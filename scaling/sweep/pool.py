@@ -19,16 +19,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from scaling.malloc import KEEP_PAGES
 from scaling.runs.store import RunFolder
 from scaling.worker import DEFAULT_RUNNER
 
 LAST_WORDS_LINES = 30
-# Gradients of megabytes come and go every step: glibc keeps their pages, in huge ones, instead of
-# returning them to the kernel and faulting them in again (a fifth of a step at n = 4096).
-_MALLOC = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
-    "glibc.malloc.trim_threshold=8589934592"
-}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -155,7 +150,7 @@ class Pool:
         self.workers = {slot: kept for slot, kept in self.workers.items() if kept is not worker}
 
     def _start(self, slot: int) -> Worker:
-        environment = {name: str(self._threads) for name in _THREAD_VARIABLES} | _MALLOC
+        environment = {name: str(self._threads) for name in _THREAD_VARIABLES} | KEEP_PAGES
         if self._devices:
             environment["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
         name = f"worker-{socket.gethostname()}-{os.getpid()}-{slot}.log"

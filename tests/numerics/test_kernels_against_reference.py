@@ -167,7 +167,7 @@ def test_repeats_to_the_bit() -> None:
 def test_a_backward_that_drops_the_encoder_gradient_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The check above can fail: the defect of a known package, patched in, exceeds the tolerance."""
+    """The check can fail: the defect of a known package, patched in, exceeds the tolerance."""
     honest = torch_sparse._latent_rows
 
     def dropping(pairs: Active, x_BD: Tensor, n_latents: int) -> Tensor:

@@ -44,7 +44,7 @@ def batch(n_tokens: int = 20) -> Tensor:
 
 
 def dense_total_loss(x: Tensor, weights: dict[str, Tensor], dead: list[int]) -> Tensor:
-    """spec: z = relu(TopK(W_enc (x - b_pre) + b_enc)); L = mse / mean-predictor mse + L_aux / 32."""
+    """z = relu(TopK(W_enc (x - b_pre) + b_enc)); L = mse / mean-predictor mse + L_aux / 32."""
     pre = (x - weights["b_pre"]) @ weights["w_enc"].T + weights["b_enc"]
 
     order = pre.detach()

@@ -41,6 +41,7 @@ LAYERS = {
         "scaling.activations",
         "scaling.choices",
         "scaling.config",
+        "scaling.malloc",
         "scaling.storage",
         "scaling.errors",
     ],
