@@ -1,4 +1,4 @@
-"""The command line as Hydra reads it: every point of it as a typed config, every mistake explained."""
+"""The command line as Hydra reads it: its points as typed configs, its mistakes explained."""
 
 from __future__ import annotations
 

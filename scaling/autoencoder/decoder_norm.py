@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 BLOCK_ROWS = 1024
 """Rows done at a time, so that the temporary products stay in the cache."""
 

@@ -54,7 +54,8 @@ class _EncodeTopK(torch.autograd.Function):
         return values_BK, indices_BK
 
     @staticmethod
-    def backward(ctx: Any, grad_BK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        grad_BK: Tensor = grad_outputs[0]
         centered_BD, w_enc_ND, indices_BK = ctx.saved_tensors
         pairs = Active(grad_BK, indices_BK)
         grad_b_enc_N = _latent_sums(pairs, w_enc_ND.shape[0])
@@ -72,7 +73,8 @@ class _Decode(torch.autograd.Function):
         return _token_rows(Active(values_BK, indices_BK), w_dec_ND)
 
     @staticmethod
-    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        grad_BD: Tensor = grad_outputs[0]
         values_BK, indices_BK, w_dec_ND = ctx.saved_tensors
         grad_values_BK = _dot_products(grad_BD, w_dec_ND, indices_BK)
         pairs = Active(values_BK, indices_BK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scaling.config import RunConfig
@@ -28,7 +28,7 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
-def keep_wanted(points: list[RunConfig]) -> list[RunConfig]:
+def keep_wanted(points: Sequence[RunConfig]) -> list[RunConfig]:
     """The points for which their own `sweep.where` holds; all of those without one."""
     return [point for point in points if _is_wanted(point)]
 

@@ -28,8 +28,8 @@ class WeightAverage:
     def update(self) -> None:
         if not self.decay:
             return
-        current = [param.detach() for param in self.params.values()]
-        torch._foreach_lerp_(list(self.averages.values()), current, 1 - self.decay)
+        for name, average in self.averages.items():
+            average.lerp_(self.params[name].detach(), 1 - self.decay)
         self.n_updates += 1
 
     def corrected(self) -> dict[str, Tensor]:
