@@ -41,18 +41,24 @@ def train_memory_bytes(
 ) -> int:
     """Peak memory of one run on one process: state, gradients and the largest temporaries.
 
-    Per parameter: weight, gradient, two Adam moments, the average if kept, and one more copy of
-    the larger half while an evaluation or a checkpoint holds it.
+    Per parameter: weight, gradient, two Adam moments, the average if kept, and a second copy of
+    weights, moments and average while a checkpoint is written. Memory-mapped activations are not
+    counted: the system drops them when it needs the room (a measured peak includes them).
     """
-    copies = 5 + (2 if ema else 0)
+    copies = 1 + 2 * (3 + ema)
     state = copies * n_params(n_latents, d_model) * bytes_per_value
     batch = 8 * batch_tokens * d_model * bytes_per_value
-    return state + batch + 2 * PRE_ACTIVATION_TILE_BYTES + PROCESS_BYTES
+    start = 4 * INIT_SAMPLE_TOKENS * d_model * 4
+    return max(state + batch, start) + 2 * PRE_ACTIVATION_TILE_BYTES + PROCESS_BYTES
+
+
+INIT_SAMPLE_TOKENS = 32_768
+"""Training vectors whose median (or mean) b_pre starts from."""
 
 
 PRE_ACTIVATION_TILE_BYTES = 32 * 2**20
-PROCESS_BYTES = 450 * 2**20
-"""Interpreter, torch and its libraries, resident."""
+PROCESS_BYTES = 550 * 2**20
+"""Interpreter, torch and its libraries, resident, and what the allocator keeps in hand."""
 
 
 def power_of_two_near(value: float) -> int:

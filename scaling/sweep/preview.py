@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from scaling.activations.build import Description
-from scaling.budget import GIB, flops_per_token_dense, flops_per_token_sparse, n_params
+from scaling.budget import GIB, flops_per_token_sparse, n_params
 from scaling.plan import RunPlan, short
 from scaling.sweep.estimate import makespan_s
 
@@ -42,23 +43,26 @@ def print_preview(
 
 
 def _table(plans: Sequence[RunPlan]) -> Table:
-    table = Table(
-        "run", "n_latents", "k", "tokens", "steps", "lr", "FLOPs dense", "GiB", "s (est.)"
-    )
-    for plan in plans:
-        ae = plan.autoencoder
-        table.add_row(
-            plan.run_id if plan.source.content_hash else "-",
-            str(ae.n_latents),
-            str(ae.k),
-            f"{plan.tokens:,}",
-            f"{plan.train.steps:,}",
-            f"{plan.train.lr:.3g}",
-            f"{plan.tokens * flops_per_token_dense(ae.n_latents, plan.source.d_model):.2e}",
-            f"{plan.estimated_memory_bytes / GIB:.2f}",
-            "" if plan.estimated_s is None else f"{plan.estimated_s:.0f}",
-        )
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits 80 columns
+    for name in ("run", "n", "k", "tokens", "steps", "lr", "FLOPs", "GiB", "s (est.)"):
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for plan in sorted(plans, key=lambda p: (p.autoencoder.n_latents, p.autoencoder.k, p.tokens)):
+        table.add_row(*_cells(plan))
     return table
+
+
+def _cells(plan: RunPlan) -> list[str]:
+    return [
+        plan.run_id if plan.source.content_hash else "-",
+        str(plan.autoencoder.n_latents),
+        str(plan.autoencoder.k),
+        f"{plan.tokens:,}",
+        f"{plan.train.steps:,}",
+        f"{plan.train.lr:.3g}",
+        f"{plan.tokens * _flops_sparse(plan):.2e}",
+        f"{plan.estimated_memory_bytes / GIB:.2f}",
+        "-" if plan.estimated_s is None else f"{plan.estimated_s:.0f}",
+    ]
 
 
 def _flops_sparse(plan: RunPlan) -> int:

@@ -8,12 +8,11 @@ from torch import Tensor
 from scaling.activations.source import ActivationSource
 from scaling.autoencoder.init import geometric_median, initial_weights, scale_encoder_
 from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
+from scaling.budget import INIT_SAMPLE_TOKENS
 from scaling.kernels import load_kernels
 from scaling.plan import RunPlan
 from scaling.train.torch_engine import OptimizerSpec, TorchEngine
 
-INIT_SAMPLE = 32_768
-"""Training vectors whose median (or mean) b_pre starts from."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -64,9 +63,9 @@ def optimizer_spec(plan: RunPlan) -> OptimizerSpec:
 def _initial_b_pre(name: str, source: ActivationSource) -> Tensor:
     match name:
         case "geometric_median":
-            return geometric_median(source.sample(INIT_SAMPLE))
+            return geometric_median(source.sample(INIT_SAMPLE_TOKENS))
         case "mean":
-            return source.sample(INIT_SAMPLE).mean(dim=0)
+            return source.sample(INIT_SAMPLE_TOKENS).mean(dim=0)
         case "zero":
             return torch.zeros(source.spec.d_model)
         case _:
