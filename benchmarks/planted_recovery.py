@@ -73,7 +73,9 @@ def _recover(source: PlantedSource, seed: int) -> Recovery:
     for step in range(plan.train.steps):
         engine.step(_batch(plan, source, step), _lr(plan, step))
     held_out = source.eval_batches(2048)
-    score = evaluate(engine, held_out, source.calibration.mean_D, plan.autoencoder.n_latents)
+    score = evaluate(
+        engine.scorer(), held_out, source.calibration.mean_D, plan.autoencoder.n_latents
+    )
     w_dec = engine.weights()["w_dec"]
     cosines = (source.dictionary @ w_dec.T).max(dim=1).values
     return Recovery(seed, score.normalized_mse, float(cosines.mean()), _omp_score(source, w_dec))

@@ -179,6 +179,6 @@ _PLAIN_FIELDS = (
 def short(count: int) -> str:
     """A count for people: 500k, 1M, 131k."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
+        if count >= 0.9995 * size:  # what would round to 1 of the unit, as 999,936 does to 1M
             return f"{count / size:.3g}{unit}"
     return str(count)

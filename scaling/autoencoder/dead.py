@@ -9,7 +9,7 @@ from scaling.kernels import Active
 
 
 class DeadLatents:
-    """Tokens since each latent last fired (was non-zero after the ReLU)."""
+    """Tokens since each latent held here last fired (was non-zero after the ReLU)."""
 
     def __init__(self, n_latents: int, dead_after_tokens: int, device: torch.device) -> None:
         self.dead_after_tokens = dead_after_tokens

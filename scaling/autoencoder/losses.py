@@ -18,11 +18,13 @@ def reconstruction_loss(residual_BD: Tensor, mean_predictor_mse: float) -> Tenso
 def auxiliary_loss(target_BD: Tensor, recon_BD: Tensor) -> Tensor:
     """AuxK (Gao et al. 2024, appendix A.2): mean (e - ehat)^2 over the variance of e.
 
-    The variance is about the batch mean of e. Where it is zero the loss is undefined and counts
-    as 0, with zero gradient.
+    The variance is about the batch mean of e. Where the loss is undefined (no variance, or not a
+    finite number) it counts as 0, with zero gradient.
     """
     variance = (target_BD - target_BD.mean(dim=0)).square().mean()
-    defined = variance > 0
-    safe_variance = torch.where(defined, variance, torch.ones_like(variance))
-    loss = (target_BD - recon_BD).square().mean() / safe_variance
-    return torch.where(defined, loss, torch.zeros_like(loss))
+    with torch.no_grad():
+        error = (target_BD - recon_BD).square().mean()
+        defined = (variance > 0) & torch.isfinite(error / variance)
+    # Inputs are masked before the division: a NaN behind a mask would still reach the gradient.
+    masked_BD = torch.where(defined, target_BD - recon_BD, torch.zeros_like(target_BD))
+    return masked_BD.square().mean() / torch.where(defined, variance, torch.ones_like(variance))

@@ -21,8 +21,13 @@ class LatentShard(Protocol):
     def select(self, candidates: Active, k: int) -> Active:
         """Of each token's local candidates, those among its k largest over all shards.
 
-        Values of candidates that do not make it become zero (with zero gradient).
+        `candidates` carry global ids, so that a tie goes to the lowest id wherever it lives. The
+        layout stays: values of candidates that do not make it become zero (with zero gradient).
         """
+        ...
+
+    def sum_counts(self, n_local: int) -> int:
+        """A count over all shards, the same on each: what collectives may be decided by."""
         ...
 
     def sum_over_shards(self, partial_BD: Tensor) -> Tensor:
@@ -37,6 +42,9 @@ class Unsharded:
 
     def select(self, candidates: Active, k: int) -> Active:
         return candidates
+
+    def sum_counts(self, n_local: int) -> int:
+        return n_local
 
     def sum_over_shards(self, partial_BD: Tensor) -> Tensor:
         return partial_BD

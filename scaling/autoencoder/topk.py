@@ -80,17 +80,18 @@ class TopKAutoencoder(nn.Module):
         candidates = self.kernels.encode_topk(
             x_BD, self.w_enc, self.b_enc, min(self.spec.k, len(self.w_enc)), b_pre_D=self.b_pre
         )
-        return _rectified(self.shard.select(candidates, self.spec.k))
+        ids_BK = candidates.indices_BK + self.shard.first_latent
+        return self._selected(candidates, ids_BK, self.spec.k)
 
     def decode(self, active: Active) -> Tensor:
         """The reconstruction xhat, [B, D]."""
         return self.shard.sum_over_shards(self.kernels.decode(active, self.w_dec)) + self.b_pre
 
     def losses(self, x_BD: Tensor, active: Active, dead: Tensor) -> Losses:
-        """Loss of a batch, given its code and the ids of the dead latents ([A], int64)."""
+        """Loss of a batch, given its code and the (local) ids of the dead latents ([A], int64)."""
         residual_BD = x_BD - self.decode(active)
         mse = reconstruction_loss(residual_BD, self.spec.mean_predictor_mse)
-        if not self.spec.aux_coef or not len(dead):
+        if not self.spec.aux_coef or not self.shard.sum_counts(len(dead)):
             return Losses(mse, mse.detach(), torch.zeros_like(mse).detach())
         # Detached: dead latents learn to model the residual, not the residual to please them.
         target_BD = residual_BD.detach()
@@ -103,14 +104,16 @@ class TopKAutoencoder(nn.Module):
         candidates = self.kernels.encode_topk(
             x_BD, _rows(self.w_enc, dead), self.b_enc[dead], k_aux, b_pre_D=self.b_pre
         )
-        active = _rectified(self.shard.select(candidates, self.spec.k_aux))
+        ids_BK = dead[candidates.indices_BK] + self.shard.first_latent
+        active = self._selected(candidates, ids_BK, self.spec.k_aux)
         return self.shard.sum_over_shards(self.kernels.decode(active, _rows(self.w_dec, dead)))
+
+    def _selected(self, candidates: Active, ids_BK: Tensor, k: int) -> Active:
+        """Rectified values of the candidates (of global ids `ids_BK`) that are kept, 0 elsewhere."""
+        kept = self.shard.select(Active(candidates.values_BK, ids_BK), k)
+        return Active(torch.relu(kept.values_BK), candidates.indices_BK)
 
 
 def _rows(weight_ND: Tensor, ids: Tensor) -> Tensor:
     """weight[ids], whose gradient touches those rows alone instead of filling an [N, D] tensor."""
     return torch.nn.functional.embedding(ids, weight_ND, sparse=True)
-
-
-def _rectified(active: Active) -> Active:
-    return Active(torch.relu(active.values_BK), active.indices_BK)

@@ -22,6 +22,8 @@ TILE_BYTES = 32 * 2**20
 DENSE_BELOW = 10
 """Dense products pay when N <= DENSE_BELOW * K: a gather moves 10 to 12 times fewer multiply-adds
 per second than a matmul (measured on AVX-512 cores at d_model 576)."""
+DENSE_MAX_VALUES = 2**26
+"""No dense code larger than this is ever made (256 MiB in float32)."""
 
 
 def encode_topk(
@@ -101,7 +103,8 @@ def _tile_tokens(w_enc_ND: Tensor) -> int:
 
 
 def _dense_pays(indices_BK: Tensor, n_latents: int) -> bool:
-    return n_latents <= DENSE_BELOW * indices_BK.shape[1]
+    n_tokens, k = indices_BK.shape
+    return n_latents <= DENSE_BELOW * k and n_tokens * n_latents <= DENSE_MAX_VALUES
 
 
 def _dense_code(pairs: Active, n_latents: int) -> Tensor:

@@ -25,6 +25,14 @@ class StepStats(NamedTuple):
     """Global norm before clipping; None where it was not asked for."""
 
 
+class Reconstructor(Protocol):
+    """Anything that can be scored."""
+
+    def reconstruct(self, x_BD: Tensor) -> tuple[Active, Tensor]:
+        """Code and reconstruction of x, wherever x is."""
+        ...
+
+
 class Engine(Protocol):
     """Owns forward, backward, update, renormalization and the weight average of one run."""
 
@@ -32,8 +40,8 @@ class Engine(Protocol):
         """Train on one global batch, [B, D]."""
         ...
 
-    def reconstruct(self, x_BD: Tensor, *, averaged: bool = False) -> tuple[Active, Tensor]:
-        """Code and reconstruction under the raw weights, or their bias-corrected average."""
+    def scorer(self, *, averaged: bool = False) -> Reconstructor:
+        """The model under the raw weights, or their bias-corrected average as it is now."""
         ...
 
     def tokens_since_fired(self) -> Tensor:

@@ -9,18 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from scaling.kernels import Active
-
-
-class Reconstructor(Protocol):
-    """Anything that can be scored."""
-
-    def reconstruct(self, x_BD: Tensor, *, averaged: bool = False) -> tuple[Active, Tensor]: ...
+from scaling.train.engine import Reconstructor
 
 
 @dataclass(frozen=True)
@@ -41,15 +34,13 @@ def evaluate(
     batches: Iterable[Tensor],
     mean_D: Tensor,
     n_latents: int,
-    *,
-    averaged: bool = False,
 ) -> Evaluation:
     """Score `model` on all `batches` ([B, D] each). ValueError when there are none."""
     squared_error, squared_distance, n_active, n_tokens = 0.0, 0.0, 0, 0
     fired_N = torch.zeros(n_latents, dtype=torch.bool)
     for x_BD in batches:
-        active, recon_BD = model.reconstruct(x_BD, averaged=averaged)
-        squared_error += _sum_of_squares(x_BD - recon_BD)
+        active, recon_BD = model.reconstruct(x_BD)
+        squared_error += _sum_of_squares(x_BD.to(recon_BD) - recon_BD)
         squared_distance += _sum_of_squares(x_BD - mean_D)
         on_BK = active.values_BK > 0
         n_active += int(on_BK.sum())

@@ -68,9 +68,10 @@ def fit(
             if not math.isfinite(float(stats.loss)):
                 observers.row(row)
                 return Ending.diverged
-            if _evaluates(observe, train, done):
-                row |= observers.evaluation()
-            observers.row(row)
+            scores = observers.evaluation() if _evaluates(observe, train, done) else {}
+            observers.row(row | scores)
+            if not _all_finite(scores):
+                return Ending.diverged
         if done == train.steps:
             break
         if observers.stop():
@@ -79,6 +80,10 @@ def fit(
         if done % observe.checkpoint_every_steps == 0:
             observers.checkpoint(done)
     return Ending.completed
+
+
+def _all_finite(row: Row) -> bool:
+    return all(math.isfinite(value) for value in row.values() if value is not None)
 
 
 def _evaluates(observe: ObservePlan, train: TrainPlan, done: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from scaling import budget
 from scaling.activations.source import ActivationSource, epochs
 from scaling.plan import NUMERICS_VERSION, RunPlan
-from scaling.train.engine import Engine
+from scaling.train.engine import Engine, Reconstructor
 from scaling.train.evaluate import Evaluation, evaluate
 from scaling.train.loop import Row
 
@@ -32,8 +32,10 @@ class Scores:
 def held_out(plan: RunPlan, engine: Engine, source: ActivationSource) -> Scores:
     """Score the present weights on the fixed held-out set."""
     return Scores(
-        raw=_evaluate(plan, engine, source, averaged=False),
-        averaged=_evaluate(plan, engine, source, averaged=True) if plan.train.ema_decay else None,
+        raw=_evaluate(plan, engine.scorer(), source),
+        averaged=_evaluate(plan, engine.scorer(averaged=True), source)
+        if plan.train.ema_decay
+        else None,
     )
 
 
@@ -41,28 +43,26 @@ def on_training_set(plan: RunPlan, engine: Engine, source: ActivationSource) -> 
     """The same score on the first training vectors, as many as are held out: the overfit alarm."""
     sample = source.sample(plan.source.n_eval)
     return evaluate(
-        engine,
+        engine.scorer(),
         sample.split(plan.observe.eval_batch_tokens),
         source.calibration.mean_D,
         plan.autoencoder.n_latents,
     )
 
 
-def _evaluate(
-    plan: RunPlan, engine: Engine, source: ActivationSource, *, averaged: bool
-) -> Evaluation:
+def _evaluate(plan: RunPlan, model: Reconstructor, source: ActivationSource) -> Evaluation:
     return evaluate(
-        engine,
+        model,
         source.eval_batches(plan.observe.eval_batch_tokens),
         source.calibration.mean_D,
         plan.autoencoder.n_latents,
-        averaged=averaged,
     )
 
 
-def planned_results(plan: RunPlan) -> dict[str, Any]:
-    """The result fields that are known before training."""
+def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
+    """The result fields that need no weights: sizes, settings, and what `steps_done` steps cost."""
     ae, train, source = plan.autoencoder, plan.train, plan.source
+    tokens = steps_done * train.batch_tokens
     n, d, k = ae.n_latents, source.d_model, ae.k
     return {
         "autoencoder": ae.name,
@@ -72,16 +72,16 @@ def planned_results(plan: RunPlan) -> dict[str, Any]:
         "dead_after_tokens": ae.dead_after_tokens,
         "d_model": d,
         "params": budget.n_params(n, d),
-        "tokens": plan.tokens,
+        "tokens": tokens,
         "tokens_requested": plan.tokens_requested,
         "batch_tokens": train.batch_tokens,
-        "steps": train.steps,
+        "steps": steps_done,
         "lr": train.lr,
         "decay_fraction": train.decay_fraction,
         "seed": train.seed,
-        "flops_dense": plan.tokens * budget.flops_per_token_dense(n, d),
-        "flops_sparse": plan.tokens * budget.flops_per_token_sparse(n, d, k),
-        "epochs": epochs(source, plan.tokens),
+        "flops_dense": tokens * budget.flops_per_token_dense(n, d),
+        "flops_sparse": tokens * budget.flops_per_token_sparse(n, d, k),
+        "epochs": epochs(source, tokens),
         "activations_id": source.activations_id,
         "eval_hash": source.eval_hash,
         "normalization": source.description["normalization"],

@@ -61,7 +61,7 @@ def train_run(
     _settle_torch(plan)
     attempt = Attempt(plan, folder, lease, report, stop)
     ending = attempt.train()
-    result = planned_results(plan) | UNMEASURED
+    result = planned_results(plan, attempt.last_step) | UNMEASURED
     if ending is Ending.completed:
         result |= attempt.measured()
         attempt.keep_weights()

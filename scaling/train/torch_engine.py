@@ -33,6 +33,18 @@ class OptimizerSpec:
     """Per step; 0 = no average is kept."""
 
 
+class ModelScorer:
+    """See `scaling.train.engine.Reconstructor`."""
+
+    def __init__(self, model: TopKAutoencoder) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def reconstruct(self, x_BD: Tensor) -> tuple[Active, Tensor]:
+        active = self.model.encode(x_BD.to(self.model.w_enc))
+        return active, self.model.decode(active)
+
+
 class TorchEngine:
     """See `scaling.train.engine.Engine`."""
 
@@ -49,7 +61,7 @@ class TorchEngine:
             eps=optimizer.eps,
             fused=True,  # ten times the default's speed on CPU, where that loops over small ops
         )
-        self.dead = DeadLatents(model.spec.n_latents, dead_after_tokens, model.w_enc.device)
+        self.dead = DeadLatents(len(model.w_enc), dead_after_tokens, model.w_enc.device)
         self.average = WeightAverage(self.params, optimizer.ema_decay)
 
     def step(self, batch_BD: Tensor, lr: float, *, measure_norm: bool = False) -> StepStats:
@@ -85,13 +97,11 @@ class TorchEngine:
         renormalize_rows_(self.model.w_dec)
         self.average.update()
 
-    @torch.no_grad()
-    def reconstruct(self, x_BD: Tensor, *, averaged: bool = False) -> tuple[Active, Tensor]:
+    def scorer(self, *, averaged: bool = False) -> ModelScorer:
         model = self.model
         if averaged:
             model = TopKAutoencoder(model.spec, model.kernels, self.weights(averaged=True))
-        active = model.encode(x_BD)
-        return active, model.decode(active)
+        return ModelScorer(model)
 
     def tokens_since_fired(self) -> Tensor:
         return self.dead.tokens_since_fired_N
@@ -116,7 +126,8 @@ class TorchEngine:
         for name, param in self.params.items():
             _copy_checked(param, state[name], name)
             self.adam.state[param] = {
-                part: state[f"{name}.{part}"].clone() for part in ("exp_avg", "exp_avg_sq", "step")
+                part: state[f"{name}.{part}"].clone().to(param.device)
+                for part in ("exp_avg", "exp_avg_sq", "step")
             }
         _copy_checked(
             self.dead.tokens_since_fired_N, state["tokens_since_fired"], "tokens_since_fired"

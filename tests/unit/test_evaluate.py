@@ -16,7 +16,7 @@ class Fixed:
     def __init__(self, rule: object) -> None:
         self.rule = rule
 
-    def reconstruct(self, x_BD: Tensor, *, averaged: bool = False) -> tuple[Active, Tensor]:
+    def reconstruct(self, x_BD: Tensor) -> tuple[Active, Tensor]:
         values = torch.tensor([[1.0, 0.0, 0.5]]).expand(len(x_BD), 3)
         return Active(values, torch.tensor([[0, 1, 4]]).expand(len(x_BD), 3)), self.rule(x_BD)  # type: ignore[operator]
 
