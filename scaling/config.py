@@ -37,7 +37,6 @@ from scaling.errors import UserError
 class AutoencoderConfig:
     """What is trained. Every field is part of the run's identity."""
 
-    name: str = MISSING
     n_latents: int = MISSING
     k: int = MISSING
     """Active latents per token."""
@@ -47,7 +46,6 @@ class AutoencoderConfig:
 class TopKConfig(AutoencoderConfig):
     """TopK autoencoder with a pre-bias, a latent bias and the AuxK loss (Gao et al. 2024)."""
 
-    name: str = "topk"
     k_aux: int | None = None
     """Dead latents that model the residual; null = the power of two nearest to d_model / 2."""
     aux_coef: float = 1 / 32
@@ -64,14 +62,11 @@ class TopKConfig(AutoencoderConfig):
 class ActivationsConfig:
     """Where training vectors come from. Identity: the hash of their content, not these keys."""
 
-    source: str = MISSING
-
 
 @dataclass(kw_only=True)
 class PlantedConfig(ActivationsConfig):
     """Sparse non-negative combinations of a known dictionary, made on the fly."""
 
-    source: str = "planted"
     max_tokens: int = MISSING
     """Planted vectors are unlimited: kept for its place beside the other sources, and ignored."""
     eval_tokens: int = MISSING
@@ -92,7 +87,6 @@ class PlantedConfig(ActivationsConfig):
 class HarvestConfig(ActivationsConfig):
     """The residual stream of a causal language model over a text, harvested once into a store."""
 
-    source: str = "harvest"
     max_tokens: int = MISSING
     """Training vectors to have; a run of more tokens repeats them, in counted epochs."""
     eval_tokens: int = MISSING
@@ -131,7 +125,6 @@ class HarvestConfig(ActivationsConfig):
 class StoreConfig(ActivationsConfig):
     """A store that exists already, by folder."""
 
-    source: str = "store"
     path: str = MISSING
     max_tokens: int | None = None
     """Null = everything in the store."""
@@ -152,7 +145,7 @@ class TrainConfig:
     """inverse_sqrt_n: 2e-4 (n / 2^14)^-1/2.
     step_limited: 1.9e-3 (n / 1024)^-0.25 (tokens / 1e6)^-0.4 (batch / 256)^0.45."""
     lr_scale: float = 1.0
-    """Multiplies the rule (for learning-rate studies)."""
+    """Multiplies the rule, or `lr` (for learning-rate studies)."""
     warmup_tokens: int = 0
     decay_fraction: float = 0.0
     """Last share of training over which lr falls linearly to 0; 0 = constant."""

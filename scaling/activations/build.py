@@ -165,6 +165,6 @@ def _harvested(request: HarvestRequest) -> SourceSpec:
 
 def _unknown(config: ActivationsConfig) -> UserError:
     return UserError(
-        f"activations.source={config.source!r} is unknown: use activations=planted, embedded, "
-        "store or hf."
+        f"activations of type {type(config).__name__} are unknown: use activations=planted, "
+        "embedded, store or hf."
     )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 GENERATOR_VERSION = 1
 """Part of the content hash: raise it when the same parameters would give other vectors."""
 CALIBRATION_TOKENS = 16_384
+MAX_EVAL_BYTES = 2**31
+"""Of the held-out vectors with their ground truth."""
 CHUNK_TOKENS = 4_096
 """Samples and the held-out set are made in chunks of this size, whatever is asked for."""
 MAGNITUDE_LOW, MAGNITUDE_HIGH = 0.5, 1.5
@@ -166,8 +168,12 @@ def planted_spec(config: PlantedConfig) -> SourceSpec:
         noise=config.noise,
         seed=config.seed,
     )
-    if config.eval_tokens < 1:
-        raise UserError(f"activations.eval_tokens={config.eval_tokens} must be at least 1.")
+    most = MAX_EVAL_BYTES // (8 * (config.d_model + config.k_true))
+    if not 1 <= config.eval_tokens <= most:
+        raise UserError(
+            f"activations.eval_tokens={config.eval_tokens} must lie between 1 and {most}: the "
+            "held-out vectors are kept in memory."
+        )
     content = {"kind": "planted", "generator_version": GENERATOR_VERSION, **asdict(params)}
     return SourceSpec(
         kind="planted",

@@ -31,7 +31,7 @@ from scaling.sweep.mirror import WandbOptions
 from scaling.sweep.planner import check_memory, make_plan
 from scaling.sweep.preparation import harvest_bar
 from scaling.sweep.preview import print_preview
-from scaling.sweep.validate import validate
+from scaling.sweep.validate import check_shared, validate
 
 
 def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
@@ -46,6 +46,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         raise UserError(
             f"sweep.where={points[0].sweep.where!r} leaves none of {len(points)} points. Widen it."
         )
+    check_shared(wanted)
     shared = wanted[0]
     if excluded := len(points) - len(wanted):
         console.print(f"{excluded} of {len(points)} grid points left out by sweep.where")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import psutil
 import torch
 
-from scaling import budget
+from scaling import budget, memory
 from scaling.activations.source import SourceSpec
 from scaling.choices import DeviceName, EngineName, KernelsName, LrRule
 from scaling.config import RunConfig, TopKConfig
@@ -48,10 +47,10 @@ def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
     )
 
 
-def memory_bytes(config: RunConfig, d_model: int) -> int:
-    """Estimated peak memory of one run."""
+def memory_bytes(config: RunConfig, d_model: int, *, n_latents: int | None = None) -> int:
+    """Estimated peak memory of one run (with another n_latents, if given)."""
     return budget.train_memory_bytes(
-        config.autoencoder.n_latents,
+        n_latents or config.autoencoder.n_latents,
         d_model,
         max(config.train.batch_tokens, config.evaluation.batch_tokens),
         bytes_per_value=BYTES_PER_VALUE[config.numerics.precision],
@@ -65,25 +64,38 @@ def check_memory(config: RunConfig, d_model: int, available_bytes: int | None = 
     Raises:
         UserError: naming autoencoder.n_latents and the largest that would fit.
     """
-    available = available_bytes or psutil.virtual_memory().total
+    available = available_bytes or memory.limit_bytes()
     needed = memory_bytes(config, d_model)
     if needed <= available:
         return
-    n_latents = config.autoencoder.n_latents
-    fits = max(1, int(n_latents * available / needed * 0.95))
-    raise UserError(
-        f"autoencoder.n_latents={n_latents} at d_model={d_model} needs about "
-        f"{needed / budget.GIB:.1f} GiB and this machine has {available / budget.GIB:.1f} GiB. "
-        f"Lower autoencoder.n_latents to about {fits} or less"
-        + (", or lower train.batch_tokens." if config.train.batch_tokens > 4096 else ".")
+    fits = _largest_n_latents(config, d_model, available)
+    remedy = (
+        f"Lower autoencoder.n_latents to {fits} or less."
+        if fits
+        else f"Lower train.batch_tokens={config.train.batch_tokens} or "
+        f"evaluation.batch_tokens={config.evaluation.batch_tokens}."
     )
+    raise UserError(
+        f"autoencoder.n_latents={config.autoencoder.n_latents} at d_model={d_model} needs about "
+        f"{needed / budget.GIB:.1f} GiB and {available / budget.GIB:.1f} GiB may be used. {remedy}"
+    )
+
+
+def _largest_n_latents(config: RunConfig, d_model: int, available: int) -> int:
+    """The most latents that fit, by bisection; 0 if not even one does."""
+    low, high = 0, config.autoencoder.n_latents
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = memory_bytes(config, d_model, n_latents=middle) <= available
+        low, high = (middle, high) if fits else (low, middle)
+    return low
 
 
 def _autoencoder(config: RunConfig, d_model: int) -> AutoencoderPlan:
     ae = config.autoencoder
-    assert isinstance(ae, TopKConfig)  # the only schema that conf/autoencoder offers
+    assert isinstance(ae, TopKConfig)  # the only architecture that conf/autoencoder offers
     return AutoencoderPlan(
-        name=ae.name,
+        name="topk",
         n_latents=ae.n_latents,
         k=ae.k,
         k_aux=budget.power_of_two_near(d_model / 2) if ae.k_aux is None else ae.k_aux,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
@@ -19,6 +20,34 @@ def validate(config: RunConfig, *, n_train: int | None) -> None:
     _check_train(config)
     _check_data(config, n_train)
     _check_rest(config)
+
+
+def check_shared(points: Sequence[RunConfig]) -> None:
+    """Keys that steer the launch must be the same for all its points.
+
+    Raises:
+        UserError: naming the key and two of its values.
+    """
+    for key in _OF_THE_LAUNCH:
+        values = [attrgetter(key)(point) for point in points]
+        for value in values[1:]:
+            if value != values[0]:
+                raise UserError(
+                    f"{key} is {values[0]!r} for one point and {value!r} for another: it steers "
+                    "the whole launch. Give it one value, or launch once for each."
+                )
+
+
+_OF_THE_LAUNCH = (
+    "runs_dir",
+    "data_dir",
+    "sweep_name",
+    "dry_run",
+    "device",
+    "logger",
+    "launcher",
+    "sweep.max_hours",
+)
 
 
 def _check_present(config: RunConfig) -> None:

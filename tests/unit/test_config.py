@@ -13,7 +13,7 @@ from scaling.config import HarvestConfig, PlantedConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.sweep.grid import evaluate, keep_wanted
 from scaling.sweep.planner import check_memory
-from scaling.sweep.validate import validate
+from scaling.sweep.validate import check_shared, validate
 from tests.compose import ROOT, composed, tiny
 
 GROUPS = sorted(f"{path.parent.name}={path.stem}" for path in ROOT.glob("conf/*/*.yaml"))
@@ -140,8 +140,34 @@ def test_missing_values_are_named() -> None:
 def test_a_run_that_cannot_fit_is_refused_with_the_size_that_would() -> None:
     with pytest.raises(UserError, match=r"autoencoder\.n_latents=16777216.*Lower") as error:
         check_memory(tiny("autoencoder.n_latents=16777216"), 4096, available_bytes=24 * 2**30)
-    fitting = int(str(error.value).split("to about ")[1].split(" ")[0])
+    fitting = int(str(error.value).split("n_latents to ")[1].split(" ")[0])
     check_memory(tiny(f"autoencoder.n_latents={fitting}"), 4096, available_bytes=24 * 2**30)
+    with pytest.raises(UserError):
+        check_memory(tiny(f"autoencoder.n_latents={fitting + 1}"), 4096, 24 * 2**30)
+
+
+def test_a_batch_that_cannot_fit_is_named() -> None:
+    config = tiny("train.batch_tokens=100_000_000", "train.tokens=100_000_000")
+    with pytest.raises(UserError, match=r"Lower train\.batch_tokens=100000000"):
+        check_memory(config, 4096, available_bytes=24 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("sweep_name", ("a", "b")),
+        ("runs_dir", ("a", "b")),
+        ("logger", ("jsonl", "wandb")),
+        ("launcher.threads", (1, 2)),
+        ("sweep.max_hours", (1, 2)),
+        ("dry_run", ("true", "false")),
+    ],
+)
+def test_keys_of_the_launch_must_not_vary(key: str, values: tuple[object, object]) -> None:
+    points = [tiny(f"{key}={value}") for value in values]
+    with pytest.raises(UserError, match=key.split(".")[0]):
+        check_shared(points)
+    check_shared(points[:1] * 2)
 
 
 def test_where_keeps_the_wanted_points() -> None:

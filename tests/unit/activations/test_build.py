@@ -45,8 +45,8 @@ def test_store_by_folder_is_described_prepared_and_opened(tmp_path: Path) -> Non
 
 
 def test_unknown_sources_are_refused(tmp_path: Path) -> None:
-    config = ActivationsConfig(source="stdin")
-    with pytest.raises(UserError, match=r"activations\.source='stdin'"):
+    config = ActivationsConfig()
+    with pytest.raises(UserError, match=r"activations=planted, embedded"):
         describe(config, tmp_path)
     spec = SourceSpec("tape", "0" * 64, "0" * 64, d_model=4, n_train=1, n_eval=1)
     with pytest.raises(UserError, match="'tape'"):
