@@ -109,7 +109,7 @@ class TopKAutoencoder(nn.Module):
         return self.shard.sum_over_shards(self.kernels.decode(active, _rows(self.w_dec, dead)))
 
     def _selected(self, candidates: Active, ids_BK: Tensor, k: int) -> Active:
-        """Rectified values of the candidates (of global ids `ids_BK`) that are kept, 0 elsewhere."""
+        """The candidates (global ids `ids_BK`), rectified, with 0 for those not kept."""
         kept = self.shard.select(Active(candidates.values_BK, ids_BK), k)
         return Active(torch.relu(kept.values_BK), candidates.indices_BK)
 

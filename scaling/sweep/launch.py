@@ -30,7 +30,7 @@ from scaling.sweep.grid import keep_wanted
 from scaling.sweep.mirror import WandbOptions
 from scaling.sweep.planner import check_memory, make_plan
 from scaling.sweep.preparation import harvest_bar
-from scaling.sweep.preview import print_preview
+from scaling.sweep.preview import print_harvest, print_preview
 from scaling.sweep.validate import check_shared, validate
 
 
@@ -60,6 +60,8 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         print_preview(with_estimates(plans), list(descriptions.values()), _workers(plans), console)
         return 0
     started_s = time.monotonic()
+    for found in descriptions.values():
+        print_harvest(found, console)
     plans = _plans(wanted, _prepare_all(wanted, console))
     prepared_s = time.monotonic()
     store = SweepStore(Path(shared.runs_dir) / shared.sweep_name)

@@ -12,6 +12,7 @@ from scaling.activations.build import Description
 from scaling.budget import GIB, flops_per_token_sparse, n_params
 from scaling.plan import RunPlan, short
 from scaling.sweep.estimate import makespan_s
+from scaling.sweep.planner import BYTES_PER_VALUE
 
 BYTES_PER_FINAL_PARAM = 8
 """Raw and averaged weights in float32, kept after a run; checkpoints come and go."""
@@ -26,20 +27,27 @@ def print_preview(
     hours = makespan_s(plans, workers) / 3600
     memory = sorted((plan.estimated_memory_bytes for plan in plans), reverse=True)[:workers]
     disk = sum(BYTES_PER_FINAL_PARAM * _params(plan) for plan in plans)
+    passing = sorted((_checkpoints_bytes(plan) for plan in plans), reverse=True)[:workers]
     console.print(
         f"{len(plans)} runs, {short(sum(plan.tokens for plan in plans))} tokens, "
         f"{flops:.2e} FLOPs (sparse convention), about {hours:.2f} hours with {workers} at a time "
         f"(estimated from timed steps), {sum(memory) / GIB:.1f} GiB memory at most, "
-        f"{disk / GIB:.2f} GiB disk for the final weights."
+        f"{disk / GIB:.2f} GiB disk for the final weights and {sum(passing) / GIB:.2f} GiB for "
+        "checkpoints that come and go."
     )
     for source in sources:
-        if not source.ready:
-            console.print(
-                f"To harvest first: {source.harvest_tokens_missing:,} activation vectors, "
-                f"{source.disk_bytes_needed / GIB:.2f} GiB disk "
-                f"({source.disk_bytes_free / GIB:.1f} GiB free). Run ids are known after that."
-            )
+        print_harvest(source, console)
     console.print("dry_run=true: nothing was harvested or trained.")
+
+
+def print_harvest(source: Description, console: Console) -> None:
+    """What would be harvested, and on which disk; nothing where all is there."""
+    if not source.ready:
+        console.print(
+            f"To harvest first: {source.harvest_tokens_missing:,} activation vectors, "
+            f"{source.disk_bytes_needed / GIB:.2f} GiB disk "
+            f"({source.disk_bytes_free / GIB:.1f} GiB free). Run ids are known after that."
+        )
 
 
 def _table(plans: Sequence[RunPlan]) -> Table:
@@ -68,6 +76,13 @@ def _cells(plan: RunPlan) -> list[str]:
 def _flops_sparse(plan: RunPlan) -> int:
     ae = plan.autoencoder
     return flops_per_token_sparse(ae.n_latents, plan.source.d_model, ae.k)
+
+
+def _checkpoints_bytes(plan: RunPlan) -> int:
+    """Weights, two moments and the average, as often as checkpoints are kept, and one being
+    written."""
+    bytes_per_param = 4 * BYTES_PER_VALUE[plan.numerics.precision]
+    return (plan.observe.keep_checkpoints + 1) * bytes_per_param * _params(plan)
 
 
 def _params(plan: RunPlan) -> int:
