@@ -24,6 +24,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk or folder that fails: the message names it
+        print(f"error: {error}. Check runs_dir, data_dir and their disks.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # before any run was started; later ones are asked to stop
         print("interrupted", file=sys.stderr)
         return 130

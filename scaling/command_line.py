@@ -50,7 +50,7 @@ def compose_points(root: Path) -> list[RunConfig]:
         os.environ["SCALING_HYDRA_DIR"] = hydra_dir  # Hydra's own notes: plan.json has it all
         try:
             collect(composed.append)()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(explain(error)) from error
     return [to_run_config(config) for config in composed]
 

@@ -130,7 +130,13 @@ def _parquet_documents(path: Path, column: str) -> Iterator[str]:
             f"activations.text: reading {path} needs pyarrow: run `pip install "
             "'sae-scaling[text]'`, or give .txt or .jsonl files."
         ) from error
-    file = parquet.ParquetFile(path)
+    try:
+        file = parquet.ParquetFile(path)
+    except ValueError as error:  # pyarrow's errors about content are ValueErrors
+        raise UserError(
+            f"activations.text: {path} is not a parquet file ({_one_line(error)}): mend the file "
+            "or name another."
+        ) from error
     if column not in file.schema_arrow.names:
         raise _no_column(column, path, file.schema_arrow.names)
     for batch in file.iter_batches(columns=[column]):

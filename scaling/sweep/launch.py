@@ -31,7 +31,7 @@ from scaling.sweep.mirror import WandbOptions
 from scaling.sweep.planner import check_memory, make_plan
 from scaling.sweep.preparation import harvest_bar
 from scaling.sweep.preview import print_harvest, print_preview
-from scaling.sweep.validate import check_shared, validate
+from scaling.sweep.validate import check_folders, check_numbers, check_shared, validate
 
 
 def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
@@ -41,12 +41,15 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         UserError: something is wrong with a point or its data; no run has been started.
     """
     console = console or Console()
+    for point in points:
+        check_numbers(point)
     wanted = keep_wanted(points)
     if not wanted:
         raise UserError(
             f"sweep.where={points[0].sweep.where!r} leaves none of {len(points)} points. Widen it."
         )
     check_shared(wanted)
+    check_folders(wanted[0])
     shared = wanted[0]
     if excluded := len(points) - len(wanted):
         console.print(f"{excluded} of {len(points)} grid points left out by sweep.where")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from operator import attrgetter
+from pathlib import Path
 
 from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
@@ -22,6 +26,38 @@ def validate(config: RunConfig, *, n_train: int | None) -> None:
     _check_rest(config)
 
 
+def check_numbers(config: object, prefix: str = "") -> None:
+    """No key may be NaN, infinite or beyond 64 bits; the first check, before anything computes.
+
+    Raises:
+        UserError: naming the key and its value.
+    """
+    for field in fields(config):  # type: ignore[arg-type]
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if is_dataclass(value):
+            check_numbers(value, f"{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} is not a finite number. Set it to one.")
+        elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise UserError(f"{key}={value} is beyond {LARGEST_NUMBER}. Set it to a smaller one.")
+
+
+def check_folders(config: RunConfig) -> None:
+    """runs_dir and data_dir must be folders that can be made and written to.
+
+    Raises:
+        UserError: naming the key and its value.
+    """
+    for key in ("runs_dir", "data_dir"):
+        folder = Path(getattr(config, key)).expanduser().absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{key}={getattr(config, key)} cannot be written: {existing} is no folder or not "
+                f"yours to write. Set {key} to another folder."
+            )
+
+
 def check_shared(points: Sequence[RunConfig]) -> None:
     """Keys that steer the launch must be the same for all its points.
 
@@ -37,6 +73,9 @@ def check_shared(points: Sequence[RunConfig]) -> None:
                     "the whole launch. Give it one value, or launch once for each."
                 )
 
+
+LARGEST_NUMBER = 2**62
+MAX_NAME_LENGTH = 100
 
 _OF_THE_LAUNCH = (
     "runs_dir",
@@ -116,6 +155,7 @@ def _check_rest(config: RunConfig) -> None:
     _at_least("launcher.threads", config.launcher.threads, 1)
     _at_least("launcher.retries", config.launcher.retries, 0)
     _positive("launcher.lease_timeout_s", config.launcher.lease_timeout_s)
+    _positive("sweep.max_hours", config.sweep.max_hours)
     for key, value in (
         ("launcher.workers", config.launcher.workers),
         ("evaluation.every_tokens", config.evaluation.every_tokens),
@@ -124,10 +164,11 @@ def _check_rest(config: RunConfig) -> None:
     ):
         if value is not None:
             _at_least(key, value, 1)
-    if not config.sweep_name or "/" in config.sweep_name or config.sweep_name.startswith("."):
+    name = config.sweep_name
+    if not name or "/" in name or name.startswith(".") or len(name) > MAX_NAME_LENGTH:
         raise UserError(
-            f"sweep_name={config.sweep_name!r} becomes a folder under runs_dir: use a plain name "
-            "without slashes or a leading dot."
+            f"sweep_name={name!r} becomes a folder under runs_dir: use a plain name of at most "
+            f"{MAX_NAME_LENGTH} characters, without slashes or a leading dot."
         )
 
 
@@ -141,6 +182,5 @@ def _positive(key: str, value: float | None) -> None:
 
 
 def _within(key: str, value: float, holds: Callable[[float], bool], allowed: str) -> None:
-    # NaN and infinity fail every comparison or the one below, and are named like any bad value.
-    if not holds(value) or value == float("inf"):
+    if not holds(value):
         raise UserError(f"{key}={value} is out of range. Set it to {allowed}.")

@@ -13,7 +13,7 @@ from scaling.config import HarvestConfig, PlantedConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.sweep.grid import evaluate, keep_wanted
 from scaling.sweep.planner import check_memory
-from scaling.sweep.validate import check_shared, validate
+from scaling.sweep.validate import check_folders, check_numbers, check_shared, validate
 from tests.compose import ROOT, composed, tiny
 
 GROUPS = sorted(f"{path.parent.name}={path.stem}" for path in ROOT.glob("conf/*/*.yaml"))
@@ -86,8 +86,7 @@ def test_unknown_keys_and_wrong_types_fail_at_compose_time(override: str) -> Non
         (["train.batch_tokens=20_000", "train.tokens=90_000"], "train.batch_tokens", "Lower it"),
         (["train.tokens=100"], "train.tokens=100", "Raise"),
         (["train.lr=-1"], "train.lr=-1", "above 0"),
-        (["train.lr=nan"], "train.lr=nan", "above 0"),
-        (["train.lr=inf"], "train.lr=inf", "above 0"),
+        (["sweep.max_hours=0"], "sweep.max_hours=0", "above 0"),
         (["train.decay_fraction=1.5"], "train.decay_fraction=1.5", "0..1"),
         (["train.ema_decay=1"], "train.ema_decay=1", "below 1"),
         (["mesh.dp=2"], "mesh.dp=2", "Set both to 1"),
@@ -105,6 +104,32 @@ def test_impossible_values_name_key_and_remedy(
     assert key in message
     assert remedy in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("train.lr=nan", "train.lr=nan"),
+        ("train.lr=inf", "train.lr=inf"),
+        ("sweep.max_hours=nan", "sweep.max_hours=nan"),
+        ("activations.noise=nan", "activations.noise=nan"),
+        ("autoencoder.dead_after_tokens=99999999999999999999", "autoencoder.dead_after_tokens"),
+        ("train.seed=99999999999999999999", "train.seed"),
+    ],
+)
+def test_numbers_that_are_none_are_named_first(override: str, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        check_numbers(tiny(override))
+    check_numbers(tiny())
+
+
+@pytest.mark.parametrize("key", ["runs_dir", "data_dir"])
+def test_folders_that_cannot_be_written_are_named(key: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("/dev/null", tmp_path / "file" / "sub"):
+        with pytest.raises(UserError, match=key):
+            check_folders(tiny(f"{key}={place}"))
+    check_folders(tiny(f"{key}={tmp_path}/new/deep"))
 
 
 def test_keys_added_with_a_plus_are_refused_too() -> None:

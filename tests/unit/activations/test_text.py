@@ -107,3 +107,11 @@ def test_tokenized_text_survives_the_disk(tmp_path: Path) -> None:
     assert kept.exhausted
     for split in ("train", "eval"):
         assert np.array_equal(kept.contexts[split], made.contexts[split])
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "broken.parquet"
+    path.write_bytes(b"not parquet")
+    with pytest.raises(UserError, match="not a parquet file"):
+        documents(path)
