@@ -19,7 +19,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -121,35 +120,38 @@ def _take_up(
 def _attempt(
     folder: RunFolder, before: Record, lease: Lease, runner: Runner, channel: Channel
 ) -> Record:
-    """Train, and write down what came of it."""
-    folder.clean()
+    """Train, and write down what came of it. A final run's checkpoints go last of all."""
     channel.send(event="started", run_id=folder.run_id)
     started = time.monotonic()
-    cost = {**before.cost, **provenance(), "started_at": now(), "attempts": lease.token}
+    attempts = before.cost.get("attempts", 0) + 1
+    cost = {**before.cost, **provenance(), "started_at": now(), "attempts": attempts}
     running = replace(before, status=Status.running, error=None, cost=cost)
-    folder.write_record(running, lease)
-    after = _outcome(running, folder, lease, runner, channel)
+    after = running.with_outcome(_outcome(running, folder, lease, runner, channel))
     wall_s = before.cost.get("wall_s", 0.0) + time.monotonic() - started
     after = replace(after, cost={**after.cost, "wall_s": wall_s, "finished_at": now()})
     after = replace(after, warnings=after.warnings + problems_of(after))
     folder.write_record(after, lease)
+    if after.status in FINAL:
+        folder.remove_checkpoints()
     return after
 
 
 def _outcome(
     running: Record, folder: RunFolder, lease: Lease, runner: Runner, channel: Channel
-) -> Record:
+) -> RunOutcome:
+    """What the runner made of the run; whatever goes wrong on the way is a failure with a name."""
     try:
+        folder.write_record(running, lease)
+        folder.clean()
         outcome = runner(folder, lease, _reporter(folder, channel), channel.stop.is_set)
-        return running.with_outcome(outcome)
     except LeaseLost:
         raise
-    except UserError as error:
-        failure = RunError(type(error).__name__, str(error))
     except Exception as error:
-        failure = RunError(type(error).__name__, str(error), traceback.format_exc())
-        traceback.print_exc()
-    return replace(running, status=Status.failed, error=failure)
+        known = (running.result, running.cost, running.warnings)
+        outcome = RunOutcome(Status.failed, *known, error=RunError.of(error))
+    if outcome.error is not None and outcome.error.traceback is not None:
+        print(outcome.error.traceback, file=sys.stderr)
+    return outcome
 
 
 def _reporter(folder: RunFolder, channel: Channel) -> Report:

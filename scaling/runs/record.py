@@ -11,7 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum, auto
+from traceback import format_exception
 from typing import Any, NamedTuple, Self
+
+from scaling.errors import UserError
 
 SCHEMA_VERSION = 1
 
@@ -100,7 +103,7 @@ COST_FIELDS: dict[str, Field] = {
     "engine": Field(_STR, "", "that trained"),
     "kernels": Field(_STR, "", "that computed"),
     "threads": Field(_INT, "threads", "CPU threads of the run"),
-    "attempts": Field(_INT, "", "times the run was taken up (the token of its lease)"),
+    "attempts": Field(_INT, "", "times the run was begun or gone on with"),
     "resumed_at_step": Field(_INT, "steps", "where the last attempt went on; 0 = from the start"),
 }
 
@@ -114,15 +117,23 @@ class RunError:
     """Of the first failing rank, or the last lines the dead process wrote."""
     rank: int | None = None
 
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Bad input says all in its message; anything else comes with its traceback."""
+        trace = None if isinstance(error, UserError) else "".join(format_exception(error))
+        return cls(type(error).__name__, str(error), trace)
+
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What one attempt at a run came to: `done`, `diverged` or `preempted`."""
+    """What one attempt at a run came to: `done`, `diverged`, `preempted` or, with an error,
+    `failed`."""
 
     status: Status
     result: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    error: RunError | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,7 @@ class Record:
         return cls(**{**row, "status": Status(row["status"]), "error": error})
 
     def with_outcome(self, outcome: RunOutcome) -> Record:
-        """This run after an attempt that ended by itself.
+        """This run after an attempt.
 
         An attempt that went on from an inexact one is no more exact than that.
         """
@@ -162,7 +173,7 @@ class Record:
             status=outcome.status,
             result=outcome.result,
             cost=cost,
-            error=None,
+            error=outcome.error,
             warnings=outcome.warnings,
         )
 

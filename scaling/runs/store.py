@@ -12,6 +12,7 @@ record.json is written by the holder of the run's lease only.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from scaling.runs.logger import JsonlLogger, keep_rows_up_to, read_rows
 from scaling.runs.record import Record, Status
 from scaling.storage.atomic import create_json, read_json, remove_temporaries, write_json
 from scaling.storage.lease import Lease, holder
+
+_WRITTEN_WITHOUT_LEASE = ("plan.json", "wandb.json")
+"""By launches and by the W&B mirror, perhaps at this moment."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,15 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove what a killed holder left half-written. For the holder of the lease."""
-        remove_temporaries(self.path)
+        remove_temporaries(self.path, but_of=_WRITTEN_WITHOUT_LEASE)
+        remove_temporaries(self.checkpoints_path)
+
+    def remove_checkpoints(self) -> None:
+        """For a run whose record is final: nothing will go on from them.
+
+        What cannot be removed is left to the next launch.
+        """
+        shutil.rmtree(self.checkpoints_path, ignore_errors=True)
 
     def metrics_logger(self, lease: Lease, *, resume_at_step: int) -> JsonlLogger:
         """A logger that goes on after `resume_at_step` (0 for a fresh start) and forgets the rest.

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,25 @@ def commit_folder(temp: Path, final: Path) -> None:
 
 
 @contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes `final` when the block ends without an exception.
+
+    For the one process that may write there: what a killed one left half-filled is dropped.
+    Raises `FileExistsError` when `final` exists, `UserError` when the disk is full.
+    """
+    temp = final.with_name(f".{final.name}{_TEMP_SUFFIX}")
+    _remove(temp)
+    with reports_full_disk(final):
+        temp.mkdir(parents=True)
+        try:
+            yield temp
+        except Exception:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
+    commit_folder(temp, final)
+
+
+@contextmanager
 def reports_full_disk(path: Path, bytes_needed: int | None = None) -> Iterator[None]:
     """Turn "no space left" inside the block into a `UserError` naming `path` and the bytes."""
     try:
@@ -113,10 +132,22 @@ def reports_full_disk(path: Path, bytes_needed: int | None = None) -> Iterator[N
         ) from error
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left aside. Only for the one process that may write there."""
+def remove_temporaries(folder: Path, *, but_of: Sequence[str] = ()) -> None:
+    """Remove the files and folders that killed writers left aside.
+
+    Only for the one process that may write there; `but_of` names files that others write too.
+    """
+    others = tuple(f".{name}." for name in but_of)
     for leftover in folder.glob(f".*{_TEMP_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+        if not leftover.name.startswith(others):
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -53,6 +53,9 @@ def execute(
         store.folder(plan.run_id).prepare(plan.to_json())
     records = {plan.run_id: store.folder(plan.run_id).read_record() for plan in plans}
     todo = [plan for plan in plans if records[plan.run_id].status not in FINAL]
+    for run_id, record in records.items():
+        if record.status in FINAL:  # a kill may have come between its record and this
+            store.folder(run_id).remove_checkpoints()
     mirror = Mirror.start(store, options.wandb) if options.wandb else None
     with Interrupts() as interrupts:
         try:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scaling.storage.atomic import commit_folder, read_json, reports_full_disk, write_json
+from scaling.storage.atomic import atomic_folder, read_json, write_json
 from scaling.storage.hashing import file_sha256
 
 SCHEMA_VERSION = 1
@@ -48,13 +48,9 @@ class Checkpoints:
             UserError: the disk is full; earlier checkpoints are as they were.
         """
         final = self._path(step)
-        temp = self.folder / f".tmp_{final.name}"
-        shutil.rmtree(temp, ignore_errors=True)
-        temp.mkdir(parents=True)
-        with reports_full_disk(temp):
+        shutil.rmtree(final, ignore_errors=True)  # damaged, or it would have been gone on from
+        with atomic_folder(final) as temp:
             write_tensors(temp, state, {"run_id": self.run_id, "step": step})
-        shutil.rmtree(final, ignore_errors=True)
-        commit_folder(temp, final)
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
 
@@ -69,9 +65,6 @@ class Checkpoints:
                 continue
             return Found(manifest["step"], state, warnings)
         return Found(0, None, warnings)
-
-    def remove_all(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"

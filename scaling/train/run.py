@@ -1,7 +1,8 @@
 """One run from its plan to its outcome: resume, train, evaluate, keep the weights.
 
 Called by a worker that holds the run's lease. Writes metrics.jsonl, checkpoints/ and weights/;
-the worker writes record.json from the outcome returned here.
+the worker writes record.json from the outcome returned here and only then drops the checkpoints, so
+that a kill at any point in between costs no training.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from scaling.hardware import (
 from scaling.plan import RunPlan
 from scaling.runs.record import RunOutcome, Status
 from scaling.runs.store import RunFolder
-from scaling.storage.atomic import commit_folder, reports_full_disk
+from scaling.storage.atomic import atomic_folder
 from scaling.storage.lease import Lease
 from scaling.train.build import DTYPES, build_engine
 from scaling.train.checkpoint import Checkpoints, write_tensors
@@ -131,22 +132,17 @@ class Attempt:
         return measured_results(self.plan, self.scores, self.engine, self.source)
 
     def keep_weights(self) -> None:
-        """weights/: raw and averaged weights of the finished run; its checkpoints go."""
+        """weights/: raw and averaged weights of the finished run."""
         self.lease.check()
-        final, temp = self.folder.path / "weights", self.folder.path / ".weights.tmp"
-        for leftover in (temp, final):
-            shutil.rmtree(leftover, ignore_errors=True)
+        final = self.folder.path / "weights"
+        shutil.rmtree(final, ignore_errors=True)
         tensors = self.engine.weights()
         if self.plan.train.ema_decay:
             averaged = self.engine.weights(averaged=True)
             tensors |= {f"{name}.ema": tensor for name, tensor in averaged.items()}
-        with reports_full_disk(final):
-            temp.mkdir()
-            write_tensors(
-                temp, tensors, {"run_id": self.plan.run_id, "identity": self.plan.identity}
-            )
-        commit_folder(temp, final)
-        self.checkpoints.remove_all()
+        facts = {"run_id": self.plan.run_id, "identity": self.plan.identity}
+        with atomic_folder(final) as temp:
+            write_tensors(temp, tensors, facts)
 
     def cost(self) -> dict[str, Any]:
         execution, batch_tokens = self.plan.execution, self.plan.train.batch_tokens

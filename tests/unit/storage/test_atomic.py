@@ -102,6 +102,35 @@ def test_folder_on_a_full_disk_is_removed(tmp_path: Path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_is_filled_aside_and_dropped_on_any_error(tmp_path: Path):
+    final = tmp_path / "deep" / "weights"
+    (final.with_name(".weights.tmp")).mkdir(parents=True)
+    (final.with_name(".weights.tmp") / "stale").touch()  # a killed writer's
+    with atomic.atomic_folder(final) as temp:
+        (temp / "a").write_bytes(b"a")
+        assert not final.exists()
+    assert [path.name for path in final.iterdir()] == ["a"]
+    with pytest.raises(FileExistsError), atomic.atomic_folder(final):
+        pass
+    with pytest.raises(UserError, match="disk is full"), atomic.atomic_folder(tmp_path / "b"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not (tmp_path / ".b.tmp").exists()
+
+
+def test_leftovers_are_removed_be_they_files_or_folders(tmp_path: Path):
+    for name in (".weights.tmp", ".step_00000004.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.safetensors").touch()
+    for name in (".record.json.1-ab.tmp", ".plan.json.1-ab.tmp", "record.json"):
+        (tmp_path / name).touch()
+    atomic.remove_temporaries(tmp_path, but_of=["plan.json"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".plan.json.1-ab.tmp",
+        "record.json",
+    ]
+    atomic.remove_temporaries(tmp_path / "absent")
+
+
 _WRITE_FOREVER = """
 import sys
 from pathlib import Path

@@ -109,6 +109,17 @@ def test_a_diverged_run_is_a_result_and_stays(store: SweepStore):
     assert len(noted(store, "starts")) == 2
 
 
+@pytest.mark.parametrize("misbehavior", ["", "diverge"])
+def test_checkpoints_of_a_run_with_a_result_are_dropped(store: SweepStore, misbehavior: str):
+    plans = [FakePlan("a", misbehavior=misbehavior)]
+    checkpoints = store.folder("a").checkpoints_path
+    launch(store, plans)
+    assert not checkpoints.exists()
+    checkpoints.mkdir()  # as a kill between the record and the removal leaves them
+    launch(store, plans)
+    assert not checkpoints.exists()
+
+
 @pytest.mark.parametrize("death", ["kill", "segfault", "exit"])
 def test_a_worker_that_dies_is_replaced_and_its_run_goes_on(store: SweepStore, death: str):
     plans = [FakePlan("a", misbehavior=death), FakePlan("b"), FakePlan("c")]
