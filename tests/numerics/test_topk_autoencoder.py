@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,3 +196,41 @@ def test_bad_spec_is_refused(change: dict[str, float], match: str) -> None:
     fields = {name: getattr(SPEC, name) for name in SPEC.__dataclass_fields__}
     with pytest.raises(ValueError, match=match):
         TopKSpec(**(fields | change))
+
+
+def _adds_b_pre(model: TopKAutoencoder) -> None:
+    """Known defect: the AuxK reconstruction gets b_pre, though its target is a residual."""
+    honest = model._aux_reconstruction
+    model._aux_reconstruction = lambda x, dead: honest(x, dead) + model.b_pre  # type: ignore[method-assign]
+
+
+def _selects_one_more(model: TopKAutoencoder) -> None:
+    """Known defect: ties (here: always) keep more than k latents."""
+    model.spec = replace(model.spec, k=K + 1)
+
+
+def _weighs_aux_by_one(model: TopKAutoencoder) -> None:
+    """Known defect: coefficient 1 instead of 1/32."""
+    model.spec = replace(model.spec, aux_coef=1.0)
+
+
+@pytest.mark.parametrize("defect", [_adds_b_pre, _selects_one_more, _weighs_aux_by_one])
+def test_the_comparison_with_the_formulas_notices(
+    defect: Callable[[TopKAutoencoder], None],
+) -> None:
+    model, x, dead = random_model(), batch(), DEAD["some"].tolist()
+    defect(model)
+    losses = model.losses(x, model.encode(x), torch.tensor(dead))
+    leaves = {name: param.detach().clone() for name, param in model.named_parameters()}
+    expected = dense_total_loss(x, leaves, dead)
+    assert abs(losses.total.item() / expected.item() - 1) > 1e-6  # honest: below 1e-12
+
+
+def test_a_reconstruction_that_is_not_finite_counts_as_zero() -> None:
+    target = batch(5)
+    recon = torch.full_like(target, float("nan"), requires_grad=True)
+    loss = auxiliary_loss(target, recon)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert recon.grad is not None
+    assert bool((recon.grad == 0).all())

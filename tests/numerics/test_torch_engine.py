@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -94,12 +95,40 @@ def test_twenty_steps_equal_the_restatement(clip_norm: float | None) -> None:
     assert measured == pytest.approx(norms, rel=1e-9)
 
 
-def test_the_comparison_notices_a_missing_projection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_engine, "remove_parallel_gradient_", lambda _grad, _rows: None)
-    trained = engine()
+def _no_projection(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
+    patch.setattr(torch_engine, "remove_parallel_gradient_", lambda _grad, _rows: None)
+
+
+def _unit_columns(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
+    """Known defect: the decoder normalized along the wrong dimension."""
+    patch.setattr(torch_engine, "renormalize_rows_", lambda w: w.data.div_(w.data.norm(dim=0)))
+
+
+def _stale_gradients(patch: pytest.MonkeyPatch, trained: TorchEngine) -> None:
+    """Known defect: gradients never zeroed."""
+    patch.setattr(trained.adam, "zero_grad", lambda set_to_none: None)
+
+
+def _unclipped(_: pytest.MonkeyPatch, trained: TorchEngine) -> None:
+    trained.spec = replace(trained.spec, clip_norm=None)
+
+
+def _no_auxk(patch: pytest.MonkeyPatch, trained: TorchEngine) -> None:
+    """Known defect: dead latents counted too late to be revived."""
+    patch.setattr(trained.dead, "dead_after_tokens", 10**9)
+
+
+@pytest.mark.parametrize(
+    "defect", [_no_projection, _unit_columns, _stale_gradients, _unclipped, _no_auxk]
+)
+def test_the_comparison_notices(
+    defect: Callable[[pytest.MonkeyPatch, TorchEngine], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = engine(optimizer=replace(OPTIMIZER, clip_norm=0.05))
+    defect(monkeypatch, trained)
     for step in range(20):
         trained.step(batch(step), 3e-3)
-    weights, _, _ = restated_steps(20, 3e-3, None)
+    weights, _, _ = restated_steps(20, 3e-3, 0.05)
     assert largest_difference(trained.weights(), weights) > 1e-6
 
 
