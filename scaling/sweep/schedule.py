@@ -30,10 +30,12 @@ _POLL_S = 0.25
 _LOOK_AT_DEFERRED_EVERY_S = 1.0
 _RETIRE_WITHIN_S = 5.0
 _FAILED_STARTS = 3
+_STOPS = 10
+"""So often in one launch is a run taken up again whose worker others told to stop."""
 
 
 class Plan(Protocol):
-    """What scheduling needs to know of a run; `scaling.sweep.plan.RunPlan` is one."""
+    """What scheduling needs to know of a run; `scaling.plan.RunPlan` is one."""
 
     @property
     def run_id(self) -> str: ...
@@ -90,6 +92,7 @@ class Schedule:
         self._deferred: list[str] = []
         self._looked_at_deferred = 0.0
         self._deaths: Counter[str] = Counter()
+        self._stops: Counter[str] = Counter()
         self._failed_starts = 0
         self._memory_bytes = options.memory_bytes or psutil.virtual_memory().available
         self._tally = Tally(plans, n_workers=options.workers)
@@ -195,10 +198,11 @@ class Schedule:
     def _finish(self, worker: Worker, body: dict[str, Any]) -> None:
         worker.run_id = None
         run_id, status = body["run_id"], Status(body["status"])
-        if body.get("retire"):
-            self._pool.forget(worker)
-        if status is Status.preempted and not self._interrupts.count:
-            self._retry(run_id, "was told to stop by another process", "")
+        told_by_others = status is Status.preempted and not self._interrupts.count
+        if body.get("retire") or told_by_others:
+            self._pool.forget(worker)  # one told to stop takes up no other run
+        if told_by_others:
+            self._requeue(run_id)
         else:
             self._settle(run_id, status, body.get("message"))
 
@@ -214,7 +218,9 @@ class Schedule:
         if worker.run_id is None or self._interrupts.count:
             return
         how, last_words = how_it_ended(returncode), worker.last_words()
-        if worker.is_ready:
+        if returncode == 0 and worker.run_id not in self._tally.running:
+            self._requeue(worker.run_id)  # it was told to stop just before it got the run
+        elif worker.is_ready:
             self._retry(worker.run_id, f"its process {how}", last_words)
         else:
             self._count_failed_start(how, last_words)
@@ -228,15 +234,27 @@ class Schedule:
                 f"logs are in {self._store.logs_path}, the last lines: {last_words}"
             )
 
+    def _requeue(self, run_id: str) -> None:
+        """Another process told the worker to stop, not the user this launch: the run goes on."""
+        self._stops[run_id] += 1
+        if self._stops[run_id] <= _STOPS:
+            self._put_first(run_id)
+            return
+        told = f"its workers were told to stop {self._stops[run_id]} times in this launch"
+        self._settle(run_id, self._store.folder(run_id).status(), told)
+
+    def _put_first(self, run_id: str) -> None:
+        self._tally.put_back(run_id)
+        self._waiting.insert(0, run_id)
+
     def _retry(self, run_id: str, how: str, last_words: str) -> None:
         self._deaths[run_id] += 1
         if self._deaths[run_id] <= self._options.retries:
-            self._tally.put_back(run_id)
-            self._waiting.insert(0, run_id)
+            self._put_first(run_id)
             return
-        message = f"{how}, {self._deaths[run_id]} times in this launch"
-        if _record_death(self._store.folder(run_id), message, last_words):
-            self._settle(run_id, Status.failed)
+        folder, times = self._store.folder(run_id), self._deaths[run_id]
+        if _record_death(folder, f"{how}, {times} times in this launch", last_words):
+            self._settle(run_id, folder.status())  # it may have died just after its result
         else:
             self._defer(run_id)
 

@@ -31,8 +31,8 @@ class FakePlan:
     steps: int = 3
     step_s: float = 0.01
     misbehavior: str = ""
-    """At step 2 of the first attempt: kill, segfault, exit, full_disk, raise, bad_input (with
-    _always: of each attempt); at the end: diverge."""
+    """At step 2 of the first attempt: kill, segfault, exit, sigterm, full_disk, raise, bad_input
+    (with _always: of each attempt); at the end: diverge, kill_after_record."""
     estimated_s: float | None = 1.0
     estimated_memory_bytes: int = 1
 
@@ -83,6 +83,8 @@ def run(
             note(folder, "steps", f"{folder.run_id} {step}")
             checkpoint.write_text(str(step))
     note(folder, "ends", f"{folder.run_id} {attempt} {time.monotonic()}")
+    if plan["misbehavior"] == "kill_after_record":
+        RunFolder.remove_checkpoints = lambda _folder: os.kill(os.getpid(), signal.SIGKILL)
     if plan["misbehavior"] == "diverge":
         return RunOutcome(Status.diverged, {"normalized_mse": float("nan")})
     return RunOutcome(Status.done, {"n_latents": 64, "k": 4, "normalized_mse": 0.25, "l0": 4.0})
@@ -100,6 +102,8 @@ def misbehave(how: str, step: int, attempt: int) -> None:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "exit":
             os._exit(7)
+        case "sigterm":
+            os.kill(os.getpid(), signal.SIGTERM)
         case "full_disk":
             atomic._flush = refuse_to_flush
         case "raise":

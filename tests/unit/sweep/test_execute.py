@@ -17,9 +17,11 @@ from rich.console import Console
 
 from scaling.errors import UserError
 from scaling.runs.record import Status
-from scaling.runs.store import SweepStore
+from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
+from scaling.sweep import schedule
 from scaling.sweep.interrupt import Interrupts
+from scaling.sweep.pool import Worker
 from scaling.sweep.schedule import WorkersUnusable
 
 
@@ -127,6 +129,47 @@ def test_a_worker_that_dies_is_replaced_and_its_run_goes_on(store: SweepStore, d
     assert set(_statuses(store).values()) == {"done"}
     assert set(_trained(store).values()) == {1}
     assert store.folder("a").read_record().cost["attempts"] == 2
+
+
+def test_a_worker_told_to_stop_by_others_costs_its_run_no_retry(store: SweepStore):
+    plans = [FakePlan("a", misbehavior="sigterm"), FakePlan("b")]
+    assert launch(store, plans, retries=0, workers=1).exit_code == 0
+    assert set(_statuses(store).values()) == {"done"}
+    assert set(_trained(store).values()) == {1}
+    assert store.folder("a").read_record().cost["attempts"] == 2
+
+
+def test_a_run_stopped_again_and_again_is_left_preempted(store: SweepStore, monkeypatch):
+    monkeypatch.setattr(schedule, "_STOPS", 2)
+    out = io.StringIO()
+    plans = [FakePlan("a", misbehavior="sigterm_always"), FakePlan("b")]
+    summary = launch(store, plans, Console(file=out, width=200), retries=0, workers=1)
+    assert summary.exit_code == 1
+    assert _statuses(store) == {"a": "preempted", "b": "done"}
+    assert "told to stop 3 times in this launch" in out.getvalue()
+
+
+def test_an_idle_worker_told_to_stop_costs_the_next_run_no_retry(store: SweepStore, monkeypatch):
+    given, give = [], Worker.give
+
+    def give_too_late(worker: Worker, folder: RunFolder, **options: float) -> None:
+        given.append(folder.run_id)
+        if len(given) == 2:
+            worker.terminate()
+            worker._process.wait(20)
+        give(worker, folder, **options)
+
+    monkeypatch.setattr(Worker, "give", give_too_late)
+    assert launch(store, [FakePlan("a"), FakePlan("b")], retries=0, workers=1).exit_code == 0
+    assert given == ["a", "b", "b"]
+
+
+def test_a_worker_that_dies_after_its_result_has_not_failed(store: SweepStore):
+    out = io.StringIO()
+    plans = [FakePlan("a", misbehavior="kill_after_record")]
+    assert launch(store, plans, Console(file=out, width=120), retries=0).exit_code == 0
+    assert _statuses(store) == {"a": "done"}
+    assert "failed" not in out.getvalue()
 
 
 def test_a_run_that_always_kills_its_worker_fails_by_name(store: SweepStore):
@@ -266,7 +309,7 @@ def test_runs_share_the_memory_there_is(store: SweepStore):
     assert not all(end <= start for end, start in zip(ends, starts[1:], strict=False))
 
 
-def test_points_can_be_added_and_old_plans_stay_as_they_were(store: SweepStore):
+def test_points_can_be_added_and_plans_of_results_stay_as_they_were(store: SweepStore):
     launch(store, [FakePlan("a")])
     launch(store, [FakePlan("a", estimated_s=77), FakePlan("b")])
     assert _statuses(store) == {"a": "done", "b": "done"}
