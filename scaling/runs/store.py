@@ -1,6 +1,6 @@
 """The folder of a sweep and the folders of its runs: names, statuses, and who may write.
 
-    RUNS_DIR/SWEEP/RUN_ID/plan.json       what to do, settled when the run was first planned
+    RUNS_DIR/SWEEP/RUN_ID/plan.json       what to do, every number settled
                           record.json     what came of it
                           metrics.jsonl   how it went
                           checkpoints/    where it can go on
@@ -19,12 +19,14 @@ from typing import Any
 
 from scaling.errors import UserError
 from scaling.runs.logger import JsonlLogger, keep_rows_up_to, read_rows
-from scaling.runs.record import Record, Status
+from scaling.runs.record import FINAL, Record, Status
 from scaling.storage.atomic import create_json, read_json, remove_temporaries, write_json
 from scaling.storage.lease import Lease, holder
 
 _WRITTEN_WITHOUT_LEASE = ("plan.json", "wandb.json")
 """By launches and by the W&B mirror, perhaps at this moment."""
+_SETTLED = ("execution",)
+"""Parts of a plan that its first launch fixes."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,37 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def prepare(self, plan: dict[str, Any]) -> None:
-        """Make the folder; a plan and a record that are there already stay as they are.
+        """Make the folder; bring a plan that is there already up to date, but for `execution`.
 
-        So what a first launch settled (backend, kernels, threads) holds for all later ones, and
-        for another launch at the same time.
+        Raises `UserError` when a plan or a record that is there is damaged.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if not self.plan_path.exists():
-            create_json(self.plan_path, plan)
+        if self.plan_path.exists() or not create_json(self.plan_path, plan):
+            self._renew_plan(plan)
         if not self.record_path.exists():
             create_json(self.record_path, Record(self.run_id, self.sweep).to_json())
 
+    def _renew_plan(self, plan: dict[str, Any]) -> None:
+        """Take from a later launch all that cannot change the result: where the data lies now, what
+        is logged, checkpointed and retried.
+
+        How it is computed stays as the first launch settled it, or a resume would end with other
+        bits. The plan of a run that somebody works on, or that has a result, stays as it is.
+        """
+        there = self.read_plan()
+        if self.status() in FINAL or self.holder() is not None:
+            return
+        write_json(self.plan_path, plan | {key: there[key] for key in _SETTLED if key in there})
+
     def read_plan(self) -> dict[str, Any]:
         """Raises `UserError` when plan.json is damaged, `FileNotFoundError` when absent."""
-        return read_json(self.plan_path)
+        plan = read_json(self.plan_path)
+        if not isinstance(plan, dict):
+            raise UserError(
+                f"{self.plan_path} is not a plan; move the folder {self.path} away to have the run "
+                "planned and done again"
+            )
+        return plan
 
     def read_record(self) -> Record:
         """The record; a run without one is planned. Raises `UserError` when it is damaged."""

@@ -32,11 +32,30 @@ def _succeed(folder: RunFolder) -> Lease:
     return _acquire(folder)
 
 
-def test_a_prepared_run_is_planned_and_its_plan_stays(folder: RunFolder):
-    folder.prepare({"x": 2})
+def test_a_prepared_run_is_planned(folder: RunFolder):
     assert folder.read_plan() == {"x": 1}
     assert folder.read_record() == Record("ab12", "grid", Status.planned)
     assert SweepStore(folder.path.parent).folders() == [folder]
+
+
+def test_a_later_launch_renews_all_of_a_plan_but_its_execution(tmp_path: Path):
+    folder = SweepStore(tmp_path / "grid").folder("ab12")
+    folder.prepare({"execution": {"threads": 1}, "source": {"path": "/old"}, "gone": 1})
+    folder.prepare({"execution": {"threads": 8}, "source": {"path": "/new"}})
+    assert folder.read_plan() == {"execution": {"threads": 1}, "source": {"path": "/new"}}
+    with _acquire(folder) as lease:
+        folder.prepare({"source": {"path": "/newer"}})  # somebody trains by the plan there is
+        assert folder.read_plan()["source"] == {"path": "/new"}
+        folder.write_record(replace(folder.read_record(), status=Status.done), lease)
+    folder.prepare({"source": {"path": "/newer"}})  # and by that one it was done
+    assert folder.read_plan()["source"] == {"path": "/new"}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]"])
+def test_a_damaged_plan_is_named(folder: RunFolder, damage: str):
+    folder.plan_path.write_text(damage)
+    with pytest.raises(UserError, match=r"ab12/plan\.json"):
+        folder.prepare({"x": 2})
 
 
 def test_only_the_latest_holder_writes(folder: RunFolder):
