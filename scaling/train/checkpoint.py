@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and a JSON manifest with checksums, committed as whole folders.
 
     checkpoints/step_00000488/state.safetensors
-                              manifest.json   {step, files: {name: {sha256, bytes}}, ...}
+                              manifest.json   {step, fingerprint, bit_exact, files: ...}
 
 A folder appears under its name only when complete. The newest whose checksums hold is the one to
 resume from; a damaged one is passed over with a warning.
@@ -24,12 +24,23 @@ STATE = "state.safetensors"
 MANIFEST = "manifest.json"
 
 
+class Origin(NamedTuple):
+    """What the bits of a state come of."""
+
+    fingerprint: str
+    """Of the machine that wrote it."""
+    bit_exact: bool
+    """Whether all steps up to it were taken on such a machine."""
+
+
 class Found(NamedTuple):
     """What a run resumes from."""
 
     step: int
     state: dict[str, Tensor] | None
     """None: from the start."""
+    origin: Origin | None
+    """None where the manifest does not tell."""
     warnings: list[str]
 
 
@@ -41,7 +52,7 @@ class Checkpoints:
         self.run_id = run_id
         self.keep = keep
 
-    def save(self, step: int, state: dict[str, Tensor]) -> None:
+    def save(self, step: int, state: dict[str, Tensor], origin: Origin) -> None:
         """Write the state after `step` steps and drop all but the newest `keep`.
 
         Raises:
@@ -50,7 +61,7 @@ class Checkpoints:
         final = self._path(step)
         shutil.rmtree(final, ignore_errors=True)  # damaged, or it would have been gone on from
         with atomic_folder(final) as temp:
-            write_tensors(temp, state, {"run_id": self.run_id, "step": step})
+            write_tensors(temp, state, {"run_id": self.run_id, "step": step, **origin._asdict()})
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
 
@@ -63,14 +74,20 @@ class Checkpoints:
             except ValueError as error:
                 warnings.append(f"checkpoint passed over: {error}")
                 continue
-            return Found(manifest["step"], state, warnings)
-        return Found(0, None, warnings)
+            return Found(manifest["step"], state, _origin(manifest), warnings)
+        return Found(0, None, None, warnings)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step_*"))
+
+
+def _origin(manifest: dict[str, Any]) -> Origin | None:
+    if "fingerprint" not in manifest:
+        return None
+    return Origin(manifest["fingerprint"], manifest["bit_exact"])
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ from scaling.hardware import (
     reset_peak_memory,
 )
 from scaling.plan import RunPlan
-from scaling.runs.record import RunOutcome, Status
+from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder
 from scaling.storage.atomic import atomic_folder
-from scaling.storage.lease import Lease
+from scaling.storage.lease import Lease, LeaseLost
 from scaling.train.build import DTYPES, build_engine
-from scaling.train.checkpoint import Checkpoints, write_tensors
+from scaling.train.checkpoint import Checkpoints, Origin, write_tensors
 from scaling.train.loop import Ending, Observers, Row, fit
 from scaling.train.profile import StepProfiler
 from scaling.train.results import (
@@ -43,7 +44,6 @@ from scaling.train.results import (
 Report = Callable[[dict[str, Any]], None]
 
 _STATUS = {
-    Ending.completed: Status.done,
     Ending.diverged: Status.diverged,
     Ending.stopped: Status.preempted,
 }
@@ -52,21 +52,21 @@ _STATUS = {
 def train_run(
     folder: RunFolder, lease: Lease, report: Report, stop: Callable[[], bool]
 ) -> RunOutcome:
-    """Carry the run in `folder` to its end, or to where `stop` ends it.
+    """Carry the run in `folder` to its end, to where `stop` ends it, or to where it fails.
 
     Raises:
-        UserError: its data is gone or damaged, or the disk is full.
+        UserError: it cannot begin: its data is gone or damaged.
         LeaseLost: another process has taken the run over.
     """
     plan = RunPlan.from_json(folder.read_plan())
     _settle_torch(plan)
     attempt = Attempt(plan, folder, lease, report, stop)
-    ending = attempt.train()
-    result = planned_results(plan, attempt.last_step) | UNMEASURED
-    if ending is Ending.completed:
-        result |= attempt.measured()
-        attempt.keep_weights()
-    return RunOutcome(_STATUS[ending], result, attempt.cost(), attempt.warnings)
+    try:
+        return attempt.carry_out()
+    except LeaseLost:
+        raise
+    except Exception as error:
+        return attempt.outcome(Status.failed, error=RunError.of(error))
 
 
 class Attempt:
@@ -87,6 +87,7 @@ class Attempt:
         self.checkpoints = Checkpoints(
             folder.checkpoints_path, plan.run_id, plan.observe.keep_checkpoints
         )
+        self.here = fingerprint(plan.execution.device)
         self.warnings: list[str] = []
         self.bit_exact = True
         self.train_s = 0.0
@@ -94,10 +95,29 @@ class Attempt:
         self.first_step = self._resume()
         self.last_step = self.first_step
 
+    def carry_out(self) -> RunOutcome:
+        """Train, and when that comes to its end measure and keep the result."""
+        ending = self.train()
+        if ending is not Ending.completed:
+            return self.outcome(_STATUS[ending])
+        measured = self.measured()
+        self.keep_weights()
+        return self.outcome(Status.done, measured)
+
+    def outcome(
+        self,
+        status: Status,
+        measured: dict[str, Any] = UNMEASURED,
+        error: RunError | None = None,
+    ) -> RunOutcome:
+        """What this attempt has come to by now."""
+        result = planned_results(self.plan, self.last_step) | measured
+        return RunOutcome(status, result, self.cost(), self.warnings, error)
+
     def train(self) -> Ending:
         plan = self.plan
-        started_s = time.perf_counter()
         with (
+            self._timed(),
             self.folder.metrics_logger(self.lease, resume_at_step=self.first_step) as logger,
             StepProfiler(plan.observe.profile, self.folder.path, self.first_step) as profiler,
         ):
@@ -123,8 +143,15 @@ class Attempt:
                 observers,
                 first_step=self.first_step,
             )
-        self.train_s = time.perf_counter() - started_s
         return ending
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.train_s = time.perf_counter() - started_s
 
     def measured(self) -> dict[str, Any]:
         """The result fields that only a finished run has."""
@@ -166,11 +193,19 @@ class Attempt:
         if found.state is None:
             return 0
         self.engine.load_state(found.state)
-        planned, here = self.plan.execution.fingerprint, fingerprint(self.plan.execution.device)
-        if here != planned:
-            self.bit_exact = False
-            self.warnings.append(f"resumed on {here}, begun on {planned}: bits may differ")
+        self._compare_with(found.origin or Origin(self.plan.execution.fingerprint, True))
         return found.step
+
+    def _compare_with(self, origin: Origin) -> None:
+        """A state that is not exact makes nothing exact that follows from it."""
+        if not origin.bit_exact:
+            self.bit_exact = False
+            self.warnings.append("went on from a checkpoint whose bits may differ")
+        if origin.fingerprint != self.here:
+            self.bit_exact = False
+            self.warnings.append(
+                f"resumed on {self.here}, begun on {origin.fingerprint}: bits may differ"
+            )
 
     def _batch(self, step: int) -> Tensor:
         train = self.plan.train
@@ -188,7 +223,9 @@ class Attempt:
 
     def _save(self, step: int) -> None:
         self.lease.check()
-        self.checkpoints.save(step, self.engine.state())
+        self.last_step = step
+        origin = Origin(self.here, self.bit_exact)
+        self.checkpoints.save(step, self.engine.state(), origin)
 
     def _utilization(self, tokens_per_s: float) -> float:
         """Sparse-convention FLOPs over the machine's measured matmul rate."""

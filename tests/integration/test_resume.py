@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 
 from scaling.activations.build import prepare
+from scaling.errors import UserError
 from scaling.plan import RunPlan
-from scaling.runs.record import RunOutcome, Status
+from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
 from scaling.sweep.planner import make_plan
+from scaling.train import run
+from scaling.train.checkpoint import Checkpoints
 from scaling.train.run import train_run
 from tests.compose import TINY, tiny
 
@@ -118,15 +121,47 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
     assert found.result == expected.result
 
 
-def test_other_hardware_is_recorded(tmp_path: Path) -> None:
+def test_other_hardware_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = planned(tmp_path)
     attempt(folder, stop_after_rows=5)
-    row = folder.read_plan()
-    row["execution"]["fingerprint"] = "another machine"
-    folder.plan_path.write_text(json.dumps(row))
+    monkeypatch.setattr(run, "fingerprint", lambda _: "another machine")
     outcome = attempt(folder)
     assert outcome.cost["bit_exact"] is False
     assert any("another machine" in warning for warning in outcome.warnings)
+
+
+def test_what_follows_from_an_inexact_checkpoint_is_inexact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = planned(tmp_path)
+    attempt(folder, stop_after_rows=5)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(run, "fingerprint", lambda _: "another machine")
+        attempt(folder, stop_after_rows=5)
+    assert folder.status() is Status.planned  # a kill would leave no word of it in the record
+    assert attempt(folder, stop_after_rows=1).cost["bit_exact"] is False
+    assert attempt(folder).cost["bit_exact"] is False  # though the last two are of one machine
+
+
+def test_a_failure_tells_how_far_the_attempt_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = planned(tmp_path)
+    attempt(folder, stop_after_rows=5)
+    monkeypatch.setattr(run, "fingerprint", lambda _: "another machine")
+
+    def fail(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    outcome = attempt(folder)
+    assert outcome.status is Status.failed
+    assert outcome.error == RunError("UserError", "the disk is full")
+    assert outcome.result["steps"] > outcome.cost["resumed_at_step"] > 0
+    assert outcome.result["tokens"] == outcome.result["steps"] * plan.train.batch_tokens
+    assert outcome.cost["train_s"] > 0
+    assert outcome.cost["bit_exact"] is False
+    assert len(outcome.warnings) == 1
 
 
 def test_divergence_is_a_result(tmp_path: Path) -> None:
