@@ -110,8 +110,9 @@ def _about_values(fit: Fit) -> Iterator[Caution]:
     if c is not None and c <= 0:
         yield (
             "wrong_sign",
-            f"c = {c:.3g}: the fit says that more tokens do not lower the loss, so D0 and s mean "
-            "nothing. Check the learning rates of the longer runs.",
+            f"c = {c:.3g}: the fit says that more tokens do not lower the loss, so the other "
+            "parameters of its token term mean nothing. Check the learning rates of the longer "
+            "runs.",
         )
 
 

@@ -60,15 +60,17 @@ def fit_table(
     seed: int = 0,
     context: RunTable | None = None,
     rows: str = "all runs",
+    reference: dict[str, float] | None = None,
 ) -> FittedLaw:
     """Fit `law` to the rows not held out and judge it on the others.
 
     `context` holds further runs (other budgets) from which convergence is judged; it defaults to
+    the table. `reference` are the sizes at which D0 and u are stated, by default the middle of
     the table. TableError where the table cannot determine the law.
     """
     check_usable(law, table)
     kept = table if held_out is None else table.select(~held_out)
-    fit = fit_law(law, kept, middle_sizes(table))
+    fit = fit_law(law, kept, reference or middle_sizes(table))
     refits = bootstrap(fit, n_bootstrap, seed) if n_bootstrap else None
     holdout = None if held_out is None else judge(fit, table.select(held_out))
     warnings = cautions(fit, refits, table if context is None else context)

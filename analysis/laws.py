@@ -213,6 +213,42 @@ class LatentsKTokensTilted(LatentsKTokens):
         return np.column_stack([plain, np.zeros(len(plain))])
 
 
+@dataclass(frozen=True)
+class LatentsKPlusTokens(LatentsAndK):
+    """L(n,k,D) = L(n,k) + exp(tau) n^b D^-c: the rival of l_nkd, whose excess does not shrink with
+    the limit. As many parameters; D -> infinity gives L(n,k) too."""
+
+    tau: float
+    b: float
+    c: float
+
+    name: ClassVar[str] = "l_nkd_additive"
+    title: ClassVar[str] = "L(n,k,D) additive"
+    formula: ClassVar[str] = "L(n,k,D) = L(n,k) + exp(tau) n^b D^-c"
+    axes: ClassVar[tuple[str, ...]] = ("n", "k", "tokens")
+    form: ClassVar[Form] = Form(((*_LATENTS_AND_K, (CONSTANT, ("n",), ("tokens",))),))
+    parameter_names: ClassVar[tuple[str, ...]] = (*LatentsAndK.parameter_names, "tau", "b", "c")
+
+    @classmethod
+    def parameters_from(cls, coefficients: Array, reference: Mapping[str, float]) -> Array:
+        return coefficients * cls._signs()
+
+    def coefficients(self) -> Array:
+        return super().coefficients() * self._signs()
+
+    def coefficient_jacobian(self) -> Array:
+        return np.diag(self._signs())
+
+    @classmethod
+    def starting_coefficients(cls, logs: Points, log_loss: Array) -> Array:
+        return starts.plus_tokens(logs, log_loss)
+
+    @classmethod
+    def _signs(cls) -> Array:
+        """The form has -c where the law has c."""
+        return np.where(np.array(cls.parameter_names) == "c", -1.0, 1.0)
+
+
 LAWS: dict[str, type[Law]] = {
-    law.name: law for law in (LatentsAndK, LatentsKTokens, LatentsKTokensTilted)
+    law.name: law for law in (LatentsAndK, LatentsKTokens, LatentsKTokensTilted, LatentsKPlusTokens)
 }

@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 
 from analysis import page, plots, sections
 from analysis.command import BAD_INPUT, check_refits, describe, write_json
+from analysis.comparison import comparison_json
 from analysis.errors import TableError
 from analysis.facts import costs, provenance
 from analysis.fitted import SCHEMA_VERSION, to_json
+from analysis.outliers import outliers_json
 from analysis.records import DEFAULT_LOSS, load_runs, runs_table
 from analysis.study import Study, study_runs
 
@@ -93,6 +95,8 @@ def write_report(study: Study, frame: pd.DataFrame, sweep: Path) -> Path:
 def report_json(study: Study, frame: pd.DataFrame, name: str) -> dict[str, Any]:
     """The content of fits.json (docs/laws.md): every fit, every refusal, what they rest on."""
     fits = [fit for o in study.outcomes for fit in (o.tested, o.final) if fit is not None]
+    if study.outliers is not None and study.outliers.without is not None:
+        fits.append(study.outliers.without)
     return {
         "schema_version": SCHEMA_VERSION,
         "sweep": name,
@@ -104,6 +108,8 @@ def report_json(study: Study, frame: pd.DataFrame, name: str) -> dict[str, Any]:
             for o in study.outcomes
             for rows, reason in o.refusals.items()
         ],
+        "comparison": comparison_json(study),
+        "outliers": outliers_json(study.outliers),
         "falling_pairs": [{**vars(pair), "share": pair.share} for pair in study.pairs],
         "dropped": [drop._asdict() for drop in study.table.dropped],
         "cost": costs(frame),
@@ -132,6 +138,10 @@ def _body(
     yield page.heading("Prediction of the largest n")
     yield from sections.held_out_runs(study)
     yield page.figure(drawings["residuals"], "Residuals of the headline law, held-out runs open.")
+    yield page.heading("The forms compared")
+    yield from sections.forms_compared(study)
+    yield page.heading("Outliers")
+    yield from sections.far_runs(study)
     yield page.heading("The laws, and what each may be used for")
     yield from sections.laws(study)
     yield page.heading("Frontier")

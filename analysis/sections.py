@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis import page
+from analysis import comparison, outliers, page
 from analysis.command import holdout_line
 from analysis.convergence import FallingPairs
 from analysis.fitted import FittedLaw, short_count
 from analysis.holdout import Holdout
-from analysis.study import LawOutcome, Study
+from analysis.study import HEADLINE_RULE, LawOutcome, Study
 from analysis.uses import uses
 
 _SECONDS_PER_HOUR = 3600
@@ -48,6 +48,41 @@ def laws(study: Study) -> Iterator[str]:
     if refused:
         yield page.heading("Not fitted, and why", 3)
         yield page.table(("law", "on", "reason"), refused)
+
+
+def forms_compared(study: Study) -> Iterator[str]:
+    """The laws with tokens beside each other, and which one leads the page."""
+    rows = comparison.compare(study)
+    if rows:
+        yield page.table(comparison.HEADER, comparison.text_rows(rows))
+        yield page.paragraph(comparison.verdict(study, rows))
+    yield page.paragraph(f"Which law leads: {HEADLINE_RULE}", "soft")
+
+
+def far_runs(study: Study) -> Iterator[str]:
+    """Outliers of the headline law, and its parameters with and without them."""
+    yield page.paragraph(f"An outlier here: {outliers.RULE}. None is dropped.", "soft")
+    found = study.outliers
+    if found is None:
+        yield page.paragraph("No run lies that far off.")
+        return
+    points = found.table.points
+    rows = [
+        (
+            row["run"],
+            *(f"{points[axis][i]:.0f}" for axis in ("n", "k", "tokens")),
+            f"{np.expm1(row['residual_log']):+.2%}",
+            f"{row['mads']:.1f}",
+        )
+        for i, row in enumerate(found.rows())
+    ]
+    header = ("run", "n", "k", "tokens", "loss above law", "MAD")
+    yield page.table(header, rows)
+    if found.without is None:
+        yield page.paragraph(f"Without them the law cannot be fitted: {found.refusal}", "warn")
+        return
+    yield page.paragraph(f"{found.all_runs.title}, with and without these runs:")
+    yield _parameters([found.all_runs, found.without])
 
 
 def _refusals(outcome: LawOutcome) -> list[tuple[str, str, str]]:

@@ -45,6 +45,19 @@ def with_tokens(logs: Points, log_loss: Array) -> Array:
     return np.array(rows)
 
 
+def plus_tokens(logs: Points, log_loss: Array) -> Array:
+    """Starts [S, 9] for the first two terms plus exp(1, n, tokens)."""
+    rows = []
+    for excess, c, share in product(_EXCESSES, _TOKEN_EXPONENTS, _FEWER_SHARES):
+        level = log_loss.mean() + np.log(excess / (1.0 + excess))
+        tail = np.array([level, c * _BUDGET_EXPONENT, -c])
+        log_tail = tail[0] + tail[1] * logs["n"] + tail[2] * logs["tokens"]
+        limit = log_loss + np.log(np.maximum(1.0 - np.exp(log_tail - log_loss), _LEAST_REMAINDER))
+        level, slope = _lowest_by_k(logs["k"], limit)
+        rows.append(np.append(_given_floor(logs, limit, level + np.log(share), slope), tail))
+    return np.array(rows)
+
+
 def _lowest_by_k(log_k: Array, log_loss: Array) -> tuple[float, float]:
     """Level (at the center) and slope in ln k of the lowest loss at each k."""
     levels = np.unique(log_k)

@@ -9,7 +9,14 @@ from fabricate import PLANTED, demo_cells, points_of
 
 from analysis.fitted import fit_table, to_json
 from analysis.forms import CONSTANT, Array, Form, Points
-from analysis.laws import LAWS, LatentsAndK, LatentsKTokens, LatentsKTokensTilted, Law
+from analysis.laws import (
+    LAWS,
+    LatentsAndK,
+    LatentsKPlusTokens,
+    LatentsKTokens,
+    LatentsKTokensTilted,
+    Law,
+)
 from analysis.table import RunTable
 
 _FIRST = {"alpha": -0.5, "beta_k": 0.26, "beta_n": -0.017, "gamma": -0.042}
@@ -19,6 +26,7 @@ LAW_VALUES: list[Law] = [
     LatentsAndK(**_FIRST, **_FLOOR),
     LatentsKTokens(**_FIRST, **_FLOOR, **_TOKENS),
     LatentsKTokensTilted(**_FIRST, **_FLOOR, **_TOKENS, u=0.2, k0=16.0),
+    LatentsKPlusTokens(**_FIRST, **_FLOOR, tau=0.9, b=0.35, c=0.5),
 ]
 POINTS = points_of(demo_cells())
 
@@ -32,6 +40,8 @@ def _by_the_formula(law: Law) -> np.ndarray:
     if "D0" in p:
         tilt = (k / 16.0) ** p.get("u", 0.0)
         loss *= 1 + (p["D0"] * (n / 1024.0) ** p["s"] / tokens) ** p["c"] * tilt
+    if "tau" in p:
+        loss += np.exp(p["tau"]) * n ** p["b"] * tokens ** -p["c"]
     return loss
 
 
@@ -73,8 +83,9 @@ def test_reference_sizes_change_the_names_and_not_the_law() -> None:
 def test_endless_training_gives_the_law_of_latents_and_k() -> None:
     endless = {**POINTS, "tokens": np.full_like(POINTS["tokens"], 1e30)}
     limit = LAW_VALUES[0].predict(POINTS)
-    np.testing.assert_allclose(LAW_VALUES[2].predict(endless), limit, rtol=1e-10)
-    assert (LAW_VALUES[2].predict(POINTS) > limit * 1.01).all()
+    for law in LAW_VALUES[2:]:
+        np.testing.assert_allclose(law.predict(endless), limit, rtol=1e-10)
+        assert (law.predict(POINTS) > limit * 1.01).all()
 
 
 @pytest.mark.parametrize("name", LAWS)

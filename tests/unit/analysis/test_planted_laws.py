@@ -11,7 +11,13 @@ from analysis.cautions import cautions
 from analysis.errors import TableError
 from analysis.fit import fit_law
 from analysis.fitted import fit_table
-from analysis.laws import LatentsAndK, LatentsKTokens, LatentsKTokensTilted, Law
+from analysis.laws import (
+    LatentsAndK,
+    LatentsKPlusTokens,
+    LatentsKTokens,
+    LatentsKTokensTilted,
+    Law,
+)
 from analysis.table import RunTable
 
 NO_TILT = LatentsKTokens(
@@ -20,6 +26,7 @@ NO_TILT = LatentsKTokens(
 LIMIT = LatentsAndK(
     **{name: PLANTED.parameters[name] for name in LatentsAndK.parameter_names},
 )
+ADDITIVE = LatentsKPlusTokens(**LIMIT.parameters, tau=1.0, b=0.35, c=0.5)
 ONE_BUDGET = [Cell(n, k, 10**6) for n in (512, 1024, 2048, 4096, 8192) for k in (4, 8, 16, 32)]
 
 
@@ -31,8 +38,8 @@ def _table(law: Law, cells: list[Cell], noise: float, seed: int = 0) -> RunTable
 
 CASES = pytest.mark.parametrize(
     ("law", "cells"),
-    [(LIMIT, ONE_BUDGET), (NO_TILT, demo_cells()), (PLANTED, demo_cells())],
-    ids=["l_nk", "l_nkd", "l_nkdu"],
+    [(LIMIT, ONE_BUDGET), *((law, demo_cells()) for law in (NO_TILT, PLANTED, ADDITIVE))],
+    ids=["l_nk", "l_nkd", "l_nkdu", "l_nkd_additive"],
 )
 
 
@@ -81,6 +88,13 @@ def test_the_law_without_u_misfits_runs_that_have_it() -> None:
     table = _table(PLANTED, demo_cells(), noise=0.002)
     plain, tilted = (fit_law(law, table) for law in (LatentsKTokens, LatentsKTokensTilted))
     assert plain.rms_log_residual > 2 * tilted.rms_log_residual
+
+
+def test_the_additive_law_and_its_rival_each_misfit_the_runs_of_the_other() -> None:
+    for truth, rival in ((ADDITIVE, LatentsKTokens), (NO_TILT, LatentsKPlusTokens)):
+        table = _table(truth, demo_cells(), noise=0.001)
+        right, wrong = (fit_law(law, table) for law in (type(truth), rival))
+        assert wrong.rms_log_residual > 1.5 * right.rms_log_residual
 
 
 def test_a_fixed_budget_hides_under_training() -> None:

@@ -47,6 +47,8 @@ def test_every_law_with_and_without_the_largest_n(fits: dict) -> None:
         ("l_nkd", "L(n,k,D)", "all runs"),
         ("l_nkdu", "L(n,k,D) with u", "runs with n < 4096"),
         ("l_nkdu", "L(n,k,D) with u", "all runs"),
+        ("l_nkd_additive", "L(n,k,D) additive", "runs with n < 4096"),
+        ("l_nkd_additive", "L(n,k,D) additive", "all runs"),
         ("l_nk", "L(n,k | D=500k)", "runs with n < 4096"),
         ("l_nk", "L(n,k | D=500k)", "all runs"),
         ("l_nk", "L(n,k | D=250k)", "runs with n < 2048"),
