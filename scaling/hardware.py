@@ -5,12 +5,15 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from scaling.runs.provenance import cpu_model
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @cache
@@ -36,19 +39,30 @@ def _timed_matmul(a: torch.Tensor, b: torch.Tensor) -> float:
     return time.perf_counter() - started_s
 
 
+def device_name(device: str) -> str:
+    """For people: "cpu", or the name of the GPU."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
 def reset_peak_memory(device: str) -> None:
-    """Start a new measurement, so that a process that trains many runs tells them apart."""
+    """Start a new measurement, so that a process that trains many runs tells them apart.
+
+    Where the system does not let it (some containers), the peak covers the process's whole life.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
         # "5" resets the peak resident size (proc(5), clear_refs).
-        Path("/proc/self/clear_refs").write_text("5")
+        with suppress(OSError):
+            _CLEAR_REFS.write_text("5")
 
 
 def peak_memory_bytes(device: str) -> int:
     """Peak since the reset: allocated on the GPU, resident in the process on CPU.
 
-    Off Linux the process's peak cannot be reset and covers its whole life.
+    On CPU an upper bound of what a run needs: it counts the pages of memory-mapped activations and
+    what the allocator keeps of earlier runs. Off Linux the process's peak cannot be reset and
+    covers its whole life.
     """
     if device == "cuda":
         return torch.cuda.max_memory_allocated()

@@ -1,8 +1,12 @@
 """record.json: one row per run, the only thing analysis reads. docs/records.md shows an example.
 
 `RESULT_FIELDS` is what the run computed: equal, bit for bit, for equal run ids on equal hardware.
-`COST_FIELDS` is what it took, and differs from one time to the next. Both tables are the schema:
-`problems_of` compares a record with them.
+Two of them are labels outside that promise, as launches that word them otherwise may plan the same
+run: `tokens_requested` and `subject_model`. `COST_FIELDS` is what it took, and differs from one
+time to the next. `peak_memory_bytes` there is an upper bound on CPU: the resident size also counts pages
+of memory-mapped activations and what the allocator keeps of earlier runs of the same worker.
+
+Both tables are the schema: `problems_of` compares a record with them.
 """
 
 from __future__ import annotations
@@ -57,7 +61,9 @@ RESULT_FIELDS: dict[str, Field] = {
     "d_model": Field(_INT, "", "dimensions of an activation vector"),
     "params": Field(_INT, "", "trained numbers: w_enc, w_dec, b_enc, b_pre"),
     "tokens": Field(_INT, "tokens", "trained on: steps x batch_tokens"),
-    "tokens_requested": Field(_INT, "tokens", "train.tokens, before rounding to whole steps"),
+    "tokens_requested": Field(
+        _INT, "tokens", "train.tokens before rounding; a label of the launch that planned the run"
+    ),
     "batch_tokens": Field(_INT, "tokens", "per step, over all ranks"),
     "steps": Field(_INT, "steps", "optimizer steps taken"),
     "lr": Field(_FLOAT, "", "peak learning rate, settled (never null)"),
@@ -81,16 +87,26 @@ RESULT_FIELDS: dict[str, Field] = {
     "activations_id": Field(_STR, "", "first 12 hex digits of the training vectors' hash"),
     "eval_hash": Field(_STR, "", "hash of the held-out vectors: equal = comparable losses"),
     "normalization": Field(_STR, "", "of the activation vectors"),
-    "subject_model": Field(_STR_OR_NULL, "", 'whose activations; "planted" for planted data'),
+    "subject_model": Field(
+        _STR_OR_NULL,
+        "",
+        'whose activations ("planted": made up); a label of the launch that planned the run',
+    ),
     "layer": Field(_INT_OR_NULL, "blocks", "residual stream after so many; null for planted data"),
     "numerics_version": Field(_INT, "", "raised when the code's results change"),
 }
 
 COST_FIELDS: dict[str, Field] = {
     "wall_s": Field(_FLOAT, "s", "of all attempts but those whose process died"),
-    "train_s": Field(_FLOAT, "s", "in the training loop, last attempt"),
-    "tokens_per_s": Field(_FLOAT, "tokens/s", "in the training loop, last attempt"),
-    "peak_memory_bytes": Field(_INT_OR_NULL, "bytes", "of the process (CPU) or the device (GPU)"),
+    "train_s": Field(
+        _FLOAT, "s", "in the training loop with its evaluations and checkpoints, last attempt"
+    ),
+    "tokens_per_s": Field(_FLOAT, "tokens/s", "tokens of the last attempt / train_s"),
+    "peak_memory_bytes": Field(
+        _INT_OR_NULL,
+        "bytes",
+        "allocated (GPU); resident (CPU), with mapped activations and what earlier runs left",
+    ),
     "host": Field(_STR, "", "hostname"),
     "cpu": Field(_STR_OR_NULL, "", "processor model"),
     "device": Field(_STR, "", "cpu, or the name of the GPU"),
@@ -99,7 +115,11 @@ COST_FIELDS: dict[str, Field] = {
     "commit": Field(_STR_OR_NULL, "", "of this code; null outside its git repository"),
     "commit_dirty": Field((bool, _Null), "", "the working tree differed from that commit"),
     "versions": Field((dict,), "", "of Python and the packages that compute"),
-    "bit_exact": Field(_BOOL, "", "false when ever resumed on other hardware or another mesh"),
+    "bit_exact": Field(
+        _BOOL,
+        "",
+        "false when ever resumed on other hardware or another mesh, in an attempt killed since too",
+    ),
     "engine": Field(_STR, "", "that trained"),
     "kernels": Field(_STR, "", "that computed"),
     "threads": Field(_INT, "threads", "CPU threads of the run"),

@@ -162,8 +162,10 @@ def _server_now(leases: Path) -> float:
     probe = leases / f".clock-{os.getpid()}-{threading.get_ident()}"
     try:
         probe.touch()
-    except PermissionError:
-        return time.time()  # a mere reader of somebody else's store: its own clock must do
+    except OSError:
+        # A mere reader (somebody else's store, a read-only mount): its own clock must do. It can
+        # take no lease on that judgment, as no lease file can be made here either.
+        return time.time()
     now = _modified_at(probe)
     probe.unlink(missing_ok=True)
     return now

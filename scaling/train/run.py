@@ -19,6 +19,7 @@ from torch import Tensor
 from scaling import budget
 from scaling.activations.build import open_source
 from scaling.hardware import (
+    device_name,
     fingerprint,
     matmul_flops_per_s,
     peak_memory_bytes,
@@ -178,7 +179,7 @@ class Attempt:
             "train_s": self.train_s,
             "tokens_per_s": trained / self.train_s if self.train_s else 0.0,
             "peak_memory_bytes": peak_memory_bytes(execution.device),
-            "device": execution.device,
+            "device": device_name(execution.device),
             "bit_exact": self.bit_exact,
             "engine": execution.engine,
             "kernels": execution.kernels,

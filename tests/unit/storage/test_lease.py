@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import subprocess
@@ -173,6 +174,17 @@ def test_age_is_told_by_the_clock_of_the_files(tmp_path: Path, monkeypatch):
     Lease.acquire(tmp_path, timeout_s=60)
     monkeypatch.setattr(time, "time", lambda: 4e9)  # this host's clock is decades ahead
     assert Lease.acquire(tmp_path, timeout_s=60) is None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_holder_is_seen_where_nothing_can_be_written(tmp_path: Path, monkeypatch, number: int):
+    Lease.acquire(tmp_path, timeout_s=60)
+
+    def refuse(path: Path) -> None:
+        raise OSError(number, "refused", str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert holder(tmp_path)["pid"] == os.getpid()
 
 
 def test_without_hard_links_creation_is_still_exclusive(tmp_path: Path, monkeypatch):
