@@ -65,6 +65,13 @@ class Cursor:
         before = self.rows_of_step if last == self.step else 0
         return replace(self, step=last, rows_of_step=before + n_last)
 
+    def lacks(self, folder: RunFolder) -> bool:
+        """Whether the run has an end, or rows before it, that W&B was not confirmed to have."""
+        record = folder.read_record()
+        if record.status in (Status.planned, Status.running):
+            return False
+        return bool(self.rows_after(folder.metrics())) or self.with_end_of(record) != self
+
     def with_end_of(self, record: Record) -> Cursor:
         """Past this end of an attempt too; unchanged while one goes on."""
         if record.status is Status.running:
@@ -201,6 +208,7 @@ def _mirror(options: argparse.Namespace) -> None:
     """One pass, or passes until stdin ends."""
     lease = _only_mirror(options)
     if lease is None:
+        _warn_of_unsent(SweepStore(options.sweep_dir))
         return
     mirror = SweepMirror(SweepStore(options.sweep_dir), options)
     with lease:
@@ -222,6 +230,13 @@ def _only_mirror(options: argparse.Namespace) -> Lease | None:
         lease = Lease.acquire(options.sweep_dir / "wandb", timeout_s=_LEASE_TIMEOUT_S)
         if lease is not None or not options.follow or not _stdin_open_after(POLL_S):
             return lease
+
+
+def _warn_of_unsent(store: SweepStore) -> None:
+    """Raises `RuntimeError` naming how much the other mirror, slow or stuck, has not sent yet."""
+    unsent = sum(Cursor.of(folder).lacks(folder) for folder in store.folders())
+    if unsent:
+        raise RuntimeError(f"another launch's mirror is not through; runs yet to send: {unsent}")
 
 
 def _stdin_open_after(wait_s: float) -> bool:

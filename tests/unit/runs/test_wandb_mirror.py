@@ -186,8 +186,15 @@ def test_two_mirrors_of_one_sweep_send_once(store: SweepStore, fake_wandb):
     notes = fake_wandb(_RECORDING_WANDB)
     _write(store.folder("a"), (1,), Status.done)
     with Lease.acquire(store.path / "wandb", timeout_s=60):
-        assert _mirror(store, "--follow").returncode == 0  # stdin is at its end
+        answer = _mirror(store, "--follow")  # stdin is at its end
     assert not notes.exists()
+    assert answer.returncode == wandb_mirror.GAVE_UP
+    assert answer.stderr.strip().endswith(
+        "another launch's mirror is not through; runs yet to send: 1"
+    )
+    assert _mirror(store).returncode == 0
+    with Lease.acquire(store.path / "wandb", timeout_s=60):
+        assert _mirror(store, "--follow").returncode == 0  # the other has sent all there is
 
 
 @pytest.mark.parametrize(
