@@ -3,8 +3,8 @@
 `RESULT_FIELDS` is what the run computed: equal, bit for bit, for equal run ids on equal hardware.
 Two of them are labels outside that promise, as launches that word them otherwise may plan the same
 run: `tokens_requested` and `subject_model`. `COST_FIELDS` is what it took, and differs from one
-time to the next. `peak_memory_bytes` there is an upper bound on CPU: the resident size also counts pages
-of memory-mapped activations and what the allocator keeps of earlier runs of the same worker.
+time to the next. `peak_memory_bytes` there is an upper bound on CPU: the resident size also counts
+pages of memory-mapped activations and what the allocator keeps of earlier runs of the same worker.
 
 Both tables are the schema: `problems_of` compares a record with them.
 """

@@ -26,6 +26,7 @@ from scaling.train import run
 from scaling.train.checkpoint import Checkpoints
 from scaling.train.run import train_run
 from tests.compose import TINY, tiny
+from tests.unit.activations.stores import extend_store
 
 ROOT = Path(__file__).parents[2]
 OFTEN = ["checkpoint.every_tokens=1_024", "logger.every_tokens=512"]
@@ -169,6 +170,29 @@ def test_divergence_is_a_result(tmp_path: Path) -> None:
     outcome = attempt(folder)
     assert outcome.status is Status.diverged
     assert outcome.result["normalized_mse"] is None
+
+
+def test_a_run_goes_on_after_its_data_has_moved(tmp_path: Path) -> None:
+    extend_store(tmp_path / "here", n_train=300, n_eval=100)
+
+    def planned_at(store: Path) -> RunFolder:
+        config = tiny(*OFTEN, "activations=store", f"activations.path={store}",
+                      "activations.max_tokens=300", "activations.eval_tokens=100")  # fmt: skip
+        plan = make_plan(config, prepare(config.activations, tmp_path, progress=lambda _: None))
+        folder = SweepStore(tmp_path / "runs").folder(plan.run_id)
+        folder.prepare(plan.to_json())
+        return folder
+
+    folder = planned_at(tmp_path / "here")
+    attempt(folder, stop_after_rows=5)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(UserError):
+        attempt(folder)
+    again = planned_at(tmp_path / "there")
+    assert again == folder
+    outcome = attempt(again)
+    assert outcome.status is Status.done
+    assert outcome.cost["resumed_at_step"] > 0
 
 
 def launch(runs_dir: Path, *overrides: str) -> subprocess.Popen[str]:
