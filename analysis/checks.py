@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.forms import Array
 from analysis.laws import Law
@@ -37,8 +38,8 @@ def _check_axes(law: type[Law], table: RunTable) -> None:
     if "tokens" in table.points and "tokens" not in law.axes and one_budget(table) is None:
         raise TableError(
             f"law {law.name} takes runs of one token budget, but tokens has "
-            f"{_levels_text(table.points['tokens'])}: runs of mixed budgets bend this law without "
-            "showing it in the residuals. Keep one budget, or fit l_nkd or l_nkdu, which hold "
+            f"{_levels_text('tokens', table.points['tokens'])}: runs of mixed budgets bend this "
+            "law without showing it in the residuals. Keep one budget, or fit l_nkd or l_nkdu, which hold "
             "tokens."
         )
 
@@ -59,8 +60,8 @@ def _check_levels(law: type[Law], table: RunTable) -> None:
         if len(np.unique(values)) < LEAST_LEVELS:
             raise TableError(
                 f"law {law.name} needs at least {LEAST_LEVELS} levels of {axis}, but the runs to "
-                f"fit have {_levels_text(values)}: a curve through fewer has no curvature to find "
-                f"its floor from. Add runs at other values of {axis}."
+                f"fit have {_levels_text(axis, values)}: a curve through fewer has no "
+                f"curvature to find its floor from. Add runs at other values of {axis}."
             )
 
 
@@ -86,8 +87,9 @@ def _is_function_of(values: Array, given: Array) -> bool:
     return all(len(np.unique(values[given == level])) == 1 for level in np.unique(given))
 
 
-def _levels_text(values: Array) -> str:
-    levels = [f"{level:g}" for level in np.unique(values)]
+def _levels_text(axis: str, values: Array) -> str:
+    text = short_count if axis == "tokens" else "{:.0f}".format
+    levels = [text(level) for level in np.unique(values).tolist()]
     shown = ", ".join(levels[:_MOST_LEVELS_SHOWN])
     more = ", ..." if len(levels) > _MOST_LEVELS_SHOWN else ""
     return f"{len(levels)} level{'s' if len(levels) > 1 else ''} ({shown}{more})"

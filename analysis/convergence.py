@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from analysis.counts import short_count
 from analysis.forms import Array
 from analysis.table import RunTable
 
@@ -36,7 +37,7 @@ class Ladders:
 
     @property
     def message(self) -> str:
-        budget = f"{self.budget:,.0f} tokens"
+        budget = f"{short_count(self.budget)} tokens"
         if not len(self.falls):
             return (
                 f"all runs have one budget ({budget}) and no cell has a second one, so nothing "

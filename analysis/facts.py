@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import scipy
 
+from analysis.records import budgets, numbers
+
 _COMMIT_DIGITS = 12
 
 
@@ -38,8 +40,10 @@ def provenance(frame: pd.DataFrame) -> dict[str, Any]:
 def costs(frame: pd.DataFrame) -> dict[str, float | int | None]:
     """Seconds, tokens and FLOPs of the runs in use; None where no record says it.
 
-    train_s counts training steps only, wall_s also evaluation and checkpoints; both are summed
-    over runs. elapsed_s is from the first start to the last end, pauses between calls included.
+    train_s is the training loop of each run's last attempt, evaluations and checkpoints in it
+    included; wall_s adds opening, final measurement and earlier attempts. Both are summed over
+    runs. elapsed_s is from the first start to the last end, pauses between calls included.
+    peak_memory_bytes is the largest of any run's process: an upper bound of what a run needs.
     """
     used = frame.loc[frame["excluded"] == ""]
     return {
@@ -53,6 +57,13 @@ def costs(frame: pd.DataFrame) -> dict[str, float | int | None]:
         "slowest_run_s": max(_present(used, "wall_s"), default=None),
         "peak_memory_bytes": max(_present(used, "peak_memory_bytes"), default=None),
     }
+
+
+def trained_tokens(frame: pd.DataFrame, budget: float) -> list[int]:
+    """What runs of a budget trained in whole batches, each value once, ascending."""
+    used = frame.loc[frame["excluded"] == ""]
+    trained = numbers(used, "tokens")[budgets(used) == budget]
+    return np.unique(trained).astype(int).tolist()
 
 
 def _present(frame: pd.DataFrame, column: str) -> list[Any]:

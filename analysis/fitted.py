@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from analysis.bootstrap import Refits, bootstrap
 from analysis.cautions import cautions
 from analysis.checks import check_usable, one_budget
+from analysis.counts import short_count
 from analysis.fit import Fit, fit_law, middle_sizes
 from analysis.forms import Points
 from analysis.holdout import Holdout, Interval, judge, prediction_interval
@@ -83,14 +84,6 @@ def title_of(law: type[Law], table: RunTable) -> str:
     if "tokens" in law.axes or budget is None:
         return law.title
     return f"{law.title[:-1]} | D={short_count(budget)})"
-
-
-def short_count(value: float) -> str:
-    """500000 -> "500k", 1000000 -> "1M"; other values as they are."""
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.4g}{suffix}"
-    return f"{value:g}"
 
 
 def to_json(fitted: FittedLaw) -> dict[str, Any]:

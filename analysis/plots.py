@@ -19,9 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from analysis.fitted import FittedLaw, short_count
+from analysis.counts import short_count
+from analysis.fitted import FittedLaw
 from analysis.forms import Array, Points
 from analysis.study import Study
 from analysis.table import RunTable
@@ -38,13 +39,14 @@ _STYLE: dict[Any, Any] = {
 }
 _MOST_PANELS = 6
 _COLUMNS = 3
+_TICKS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)  # of each decade of loss
 _WIDTH = 7.4  # inches
 _CURVE_POINTS = 60
 
 
-def loss_against_latents(study: Study) -> Figure:
+def loss_against_latents(study: Study, subject: str = "") -> Figure:
     """Loss against n at the common budget, a line per k: the headline law with its band, and
-    L(n,k | D) beside it where that is another law."""
+    L(n,k | D) beside it where that is another law. `subject` says of which activations."""
     runs = study.table.at_budget(study.budget)
     headline, fixed = study.headline.best_known, study.at_common_budget.best_known
     with mpl.rc_context(_STYLE):
@@ -59,7 +61,8 @@ def loss_against_latents(study: Study) -> Figure:
                 _draw(axes, fixed, curve, "n", color, ":", band=False)
         _fit_limits(axes, runs)
         _log_log(axes, runs.points["n"], "latents n")
-        axes.set_title(f"Loss at D = {short_count(study.budget)} tokens")
+        title = f"TopK autoencoders at D = {short_count(study.budget)} tokens"
+        axes.set_title(f"{subject}\n{title}" if subject else title)
         names = _line_names(headline, fixed)
         _legend(axes, colors, "k", names, has_held_out=_held_out(study) is not None)
     return figure
@@ -243,6 +246,8 @@ def _log_x(axes: Axes, values: Array, label: str) -> None:
 def _log_log(axes: Axes, values: Array, label: str) -> None:
     _log_x(axes, values, label)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=_TICKS))
+    axes.yaxis.set_minor_locator(NullLocator())
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         set_formatter(FuncFormatter(lambda v, _: f"{v:.2g}"))
     axes.grid(which="both", color=INK, alpha=0.12, linewidth=0.6)

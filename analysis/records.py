@@ -23,13 +23,23 @@ from analysis.table import Dropped, RunTable, table_from_frame
 from scaling.runs.record import Record, Status
 
 DEFAULT_LOSS = "normalized_mse"
-# Beyond this share of dead latents a run shows a failure of training and not a size.
+# Beyond this share of dead latents a run shows a failure of training and not a size. One measure
+# is not enough: dead_fraction depends on its window, and a rare latent may be silent on the few
+# held-out tokens without being dead.
 MOST_DEAD = 0.5
+DEATH_MEASURES = ("dead_fraction", "silent_fraction_eval")
 # Runs that differ in one of these have losses that cannot be compared, or not on one law.
 _SAME_FOR_ALL = (
     *("numerics_version", "activations_id", "eval_hash", "normalization"),
     *("autoencoder", "d_model", "subject_model", "layer"),
+    *("dead_after_tokens", "k_aux", "decay_fraction"),
 )
+# Those of the recipe can be trained again with one value; the others are another experiment.
+_RECIPE = {
+    "dead_after_tokens": "autoencoder.dead_after_tokens",
+    "k_aux": "autoencoder.k_aux",
+    "decay_fraction": "train.decay_fraction",
+}
 _COORDINATES = ("n_latents", "k", "tokens", "seed")
 # Rounding to whole batches is no other budget: below this relative difference the budget asked
 # for names the run, so that runs of several batch sizes share one.
@@ -68,7 +78,7 @@ def runs_table(frame: pd.DataFrame, loss: str = DEFAULT_LOSS) -> RunTable:
         )
     columns = {name: usable[name] for name in ("run_id", "n_latents", "k", "seed")}
     table = table_from_frame(
-        pd.DataFrame({**columns, "tokens": _budgets(usable), loss: usable["loss"]}),
+        pd.DataFrame({**columns, "tokens": budgets(usable), loss: usable["loss"]}),
         source="the sweep",
         loss=loss,
     )
@@ -83,17 +93,23 @@ def exclusions(frame: pd.DataFrame) -> tuple[Dropped, ...]:
 
 def refuse_mixtures(usable: pd.DataFrame) -> None:
     """TableError where runs differ in what makes their losses comparable."""
-    annealed = _numbers(usable, "decay_fraction") > 0
-    kinds = {name: list(map(str, usable[name])) for name in _SAME_FOR_ALL if name in usable}
-    kinds["decay"] = ["annealed" if decayed else "constant lr" for decayed in annealed]
-    for name, values in kinds.items():
-        counts = Counter(values).most_common()
+    for name in (name for name in _SAME_FOR_ALL if name in usable):
+        counts = Counter(map(_value_text, usable[name])).most_common()
         if len(counts) > 1:
             found = ", ".join(f"{value} ({count} runs)" for value, count in counts)
+            key = _RECIPE.get(name)
+            again = f"train all runs with one {key}, or " if key else ""
             raise TableError(
-                f"the runs mix {name}: {found}. Their losses do not lie on one law; keep each "
-                "kind in a sweep folder of its own and analyze them apart."
+                f"the runs mix {name}: {found}. Their losses do not lie on one law; {again}keep "
+                "each kind in a sweep folder of its own and analyze them apart."
             )
+
+
+def _value_text(value: Any) -> str:
+    if value is None or value != value:  # NaN: pandas has put it where a record has none
+        return "not recorded"
+    # A column with gaps turns whole numbers into floats.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _row(file: Path) -> dict[str, Any]:
@@ -116,23 +132,24 @@ def _loss_of(frame: pd.DataFrame, loss: str) -> Array:
         raise TableError(
             f"the records have no result field {loss}; choose normalized_mse or normalized_mse_ema."
         )
-    return _numbers(frame, loss)
+    return numbers(frame, loss)
 
 
-def _numbers(frame: pd.DataFrame, column: str) -> Array:
+def numbers(frame: pd.DataFrame, column: str) -> Array:
     """Column as float64 [M]; NaN where it is absent, null or no number."""
     if column not in frame:
         return np.full(len(frame), np.nan)
     return np.array([float(v) if _is_number(v) else np.nan for v in frame[column]])
 
 
-def _budgets(usable: pd.DataFrame) -> Array:
-    trained, asked = _numbers(usable, "tokens"), _numbers(usable, "tokens_requested")
+def budgets(usable: pd.DataFrame) -> Array:
+    """The token budget that names each run, [M]: what was asked for, where that was trained."""
+    trained, asked = numbers(usable, "tokens"), numbers(usable, "tokens_requested")
     return np.where(np.abs(asked / trained - 1.0) < _SAME_BUDGET, asked, trained)
 
 
 def _reasons(frame: pd.DataFrame, loss: str) -> list[str]:
-    dead = np.fmax(_numbers(frame, "dead_fraction"), _numbers(frame, "silent_fraction_eval"))
+    dead = np.minimum(*(numbers(frame, name) for name in DEATH_MEASURES))  # NaN: not known dead
     reasons: list[str] = []
     seen: dict[object, str] = {}
     for row, share in zip(frame.to_dict("records"), dead, strict=True):
@@ -154,7 +171,8 @@ def _reason(row: dict[Any, Any], loss: str, dead_share: float) -> str:
     if row["loss"] >= 1:
         return f"{loss} is {row['loss']:.3g}: no better than predicting the mean"
     if dead_share > MOST_DEAD:
-        return f"{dead_share:.0%} of its latents are dead (more than {MOST_DEAD:.0%})"
+        shares = " and ".join(f"{name} {row[name]:.0%}" for name in DEATH_MEASURES)
+        return f"its latents are dead: {shares}, both above {MOST_DEAD:.0%}"
     return ""
 
 

@@ -18,10 +18,11 @@ from analysis import page, plots, sections
 from analysis.command import BAD_INPUT, check_refits, describe, write_json
 from analysis.comparison import comparison_json
 from analysis.errors import TableError
-from analysis.facts import costs, provenance
+from analysis.facts import costs, provenance, trained_tokens
 from analysis.fitted import SCHEMA_VERSION, to_json
 from analysis.outliers import outliers_json
 from analysis.records import DEFAULT_LOSS, load_runs, runs_table
+from analysis.run_cautions import run_cautions
 from analysis.study import Study, study_runs
 
 
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     print(result_text(study))
+    for code, message in run_cautions(frame).items():
+        print(f"  caution {code}: {message}")
     print(f"report: {folder / 'index.html'}")
     return 0
 
@@ -72,7 +75,7 @@ def write_report(study: Study, frame: pd.DataFrame, sweep: Path) -> Path:
     """Write report/ inside the sweep's folder and return its path."""
     folder = sweep / "report"
     drawings = {
-        "loss_against_n": plots.loss_against_latents(study),
+        "loss_against_n": plots.loss_against_latents(study, _subject(provenance(frame))),
         "loss_against_tokens": plots.loss_against_tokens(study),
         "residuals": plots.residuals(study),
         "frontier": plots.frontier(frame),
@@ -110,6 +113,7 @@ def report_json(study: Study, frame: pd.DataFrame, name: str) -> dict[str, Any]:
         ],
         "comparison": comparison_json(study),
         "outliers": outliers_json(study.outliers),
+        "cautions": run_cautions(frame),
         "falling_pairs": [{**vars(pair), "share": pair.share} for pair in study.pairs],
         "dropped": [drop._asdict() for drop in study.table.dropped],
         "cost": costs(frame),
@@ -120,15 +124,16 @@ def report_json(study: Study, frame: pd.DataFrame, name: str) -> dict[str, Any]:
 def _body(
     study: Study, frame: pd.DataFrame, name: str, drawings: dict[str, Figure | None]
 ) -> Iterator[str]:
-    facts = provenance(frame)
+    facts, trained = provenance(frame), trained_tokens(frame, study.budget)
     yield page.heading(f"Scaling laws of sparse autoencoders: {name}", 1)
     yield page.paragraph(_subject(facts), "soft")
     yield from sections.summary(study)
+    yield from sections.cautions(run_cautions(frame))
     yield page.figure(
         drawings["loss_against_n"],
         "Runs and laws at the common token budget. Open points were held out: solid lines "
         "predict them. Bands are 95% intervals of the headline law, without the noise of a "
-        f"run. {sections.budget_note(study)}",
+        f"run. {sections.budget_note(study, trained)}",
     )
     yield page.heading("Loss and tokens")
     yield page.figure(

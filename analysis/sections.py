@@ -10,7 +10,9 @@ import numpy as np
 from analysis import comparison, outliers, page
 from analysis.command import holdout_line
 from analysis.convergence import FallingPairs
-from analysis.fitted import FittedLaw, short_count
+from analysis.counts import short_count
+from analysis.fitted import FittedLaw
+from analysis.forms import Points
 from analysis.holdout import Holdout
 from analysis.study import HEADLINE_RULE, LawOutcome, Study
 from analysis.uses import uses
@@ -32,12 +34,25 @@ def summary(study: Study) -> Iterator[str]:
             "No law can be fitted to these runs yet; the reasons stand below, law by law.", "warn"
         )
         return
-    values.append((f"{fitted.fit.rms_log_residual:.2%}", f"rms log residual of {fitted.law.name}"))
+    values.append(
+        (
+            f"{fitted.fit.rms_log_residual:.2%}",
+            f"rms log residual of {fitted.law.name}, {len(fitted.fit.table)} runs fitted",
+        )
+    )
     if fitted.holdout is not None:
         largest = f"{fitted.holdout.table.points['n'].max():.0f}"
-        values.append((f"{fitted.holdout.rms_log:.2%}", f"rms log error at held-out n = {largest}"))
+        count = len(fitted.holdout.table)
+        runs = f"{count} run{'s' if count > 1 else ''} held out, n = {largest}"
+        values.append((f"{fitted.holdout.rms_log:.2%}", f"rms log error of {runs}"))
     yield page.cards(values)
     yield page.paragraph(fitted.law.formula)
+
+
+def cautions(found: dict[str, str]) -> Iterator[str]:
+    """What concerns every law of these runs."""
+    for code, message in found.items():
+        yield page.paragraph(f"{code}: {message}", "warn")
 
 
 def laws(study: Study) -> Iterator[str]:
@@ -70,7 +85,7 @@ def far_runs(study: Study) -> Iterator[str]:
     rows = [
         (
             row["run"],
-            *(f"{points[axis][i]:.0f}" for axis in ("n", "k", "tokens")),
+            *_cell_of(points, i),
             f"{np.expm1(row['residual_log']):+.2%}",
             f"{row['mads']:.1f}",
         )
@@ -165,10 +180,15 @@ def _held_out_rows(held: Holdout) -> Iterator[list[str]]:
         low, high = held.interval.low[i], held.interval.high[i]
         yield [
             run,
-            *(f"{points[axis][i]:.0f}" for axis in ("n", "k", "tokens")),
+            *_cell_of(points, i),
             *(f"{loss:.4f}", f"{predicted[i]:.4f}", f"{low:.4f} to {high:.4f}"),
             f"{held.residuals[i]:+.2%}" + ("" if low <= loss <= high else " (outside)"),
         ]
+
+
+def _cell_of(points: Points, row: int) -> tuple[str, str, str]:
+    n, k, tokens = (float(points[axis][row]) for axis in ("n", "k", "tokens"))
+    return f"{n:.0f}", f"{k:.0f}", short_count(tokens)
 
 
 def excluded(study: Study, n_records: int) -> Iterator[str]:
@@ -184,8 +204,11 @@ def excluded(study: Study, n_records: int) -> Iterator[str]:
 def cost(costs: dict[str, Any]) -> Iterator[str]:
     yield page.table(("quantity", "value"), [(name, _amount(name, v)) for name, v in costs.items()])
     yield page.paragraph(
-        "Summed over the runs used. train_s counts training steps only, wall_s also evaluation and "
-        "checkpoints; elapsed_s runs from the first start to the last end, pauses included.",
+        "Summed over the runs used. train_s is the training loop with its evaluations and "
+        "checkpoints, wall_s also opening, the final measurement and earlier attempts; elapsed_s "
+        "runs from the first start to the last end, pauses included. peak_memory_bytes is the "
+        "largest of any run's process, an upper bound: it counts memory-mapped activations and "
+        "what earlier runs of the same worker had taken.",
         "soft",
     )
 
@@ -223,8 +246,11 @@ def _share(pair: FallingPairs) -> str:
     return "no pairs" if pair.share is None else f"{pair.share:.0%}"
 
 
-def budget_note(study: Study) -> str:
+def budget_note(study: Study, trained: list[int]) -> str:
+    """Said once: budgets are named by what was asked for, and whole batches make a bit less."""
+    budget, counts = short_count(study.budget), " or ".join(f"{count:,}" for count in trained)
     return (
-        f"D = {short_count(study.budget)} tokens is the budget that most values of n share; runs "
-        "of other budgets enter the laws with tokens only."
+        f"D = {budget} tokens is the budget that most values of n share; runs of other budgets "
+        f"enter the laws with tokens only. Budgets are those asked for: runs of {budget} trained "
+        f"{counts} tokens in whole batches."
     )

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.fitted import FittedLaw, short_count
+from analysis.counts import short_count
+from analysis.fitted import FittedLaw
 
-# Seen in small sweeps: twice the largest n was predicted to 1-3 %, four times was not tried.
+# Sweeps commonly double n, so holding out the largest n tests a reach of two; nothing tests more.
 _REACH = 2
 
 

@@ -9,6 +9,7 @@ from fabricate import Cell, demo_cells, fabricate_sweep, record, write_record
 
 from analysis.errors import TableError
 from analysis.records import load_runs, runs_table
+from analysis.run_cautions import run_cautions
 from scaling.runs.record import Record, problems_of
 
 CELLS = demo_cells((256, 512, 1024))
@@ -44,8 +45,10 @@ def test_a_row_per_run(tmp_path: Path) -> None:
         ({"normalized_mse": None}, "normalized_mse is null"),
         ({"normalized_mse": 0.0}, "normalized_mse is 0, not above 0"),
         ({"normalized_mse": 1.2}, "no better than predicting the mean"),
-        ({"dead_fraction": None, "silent_fraction_eval": 0.8}, "80% of its latents are dead"),
-        ({"dead_fraction": 0.6}, "60% of its latents are dead"),
+        (
+            {"dead_fraction": 0.6, "silent_fraction_eval": 0.8},
+            "dead_fraction 60% and silent_fraction_eval 80%, both above 50%",
+        ),
         ({"schema_version": 99}, "status is unreadable"),
     ],
 )
@@ -59,6 +62,24 @@ def test_unusable_runs_are_left_out_with_a_reason(
     (dropped,) = table.dropped
     assert dropped.run == record(ODD, 0.4)["run_id"]
     assert reason in dropped.reason
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"dead_fraction": 0.6},
+        {"silent_fraction_eval": 0.8},
+        {"dead_fraction": None, "silent_fraction_eval": 0.8},
+    ],
+)
+def test_one_measure_of_death_is_a_caution_and_no_exclusion(
+    tmp_path: Path, shares: dict[str, Any]
+) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
+    write_record(sweep, record(ODD, 0.4, **shares))
+    frame = load_runs(sweep)
+    assert len(runs_table(frame)) == len(CELLS) + 1
+    assert str(record(ODD, 0.4)["run_id"]) in run_cautions(frame)["many_silent_latents"]
 
 
 def test_a_truncated_record_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -92,6 +113,9 @@ def test_copies_count_once(tmp_path: Path) -> None:
         ("layer", 8),
         ("autoencoder", "relu"),
         ("decay_fraction", 0.0),
+        ("decay_fraction", 0.25),
+        ("dead_after_tokens", 5000),
+        ("k_aux", 128),
     ],
 )
 def test_mixtures_are_refused(tmp_path: Path, name: str, value: object) -> None:
@@ -99,8 +123,11 @@ def test_mixtures_are_refused(tmp_path: Path, name: str, value: object) -> None:
     write_record(sweep, record(ODD, 0.4, **{name: value}))
     with pytest.raises(TableError, match="mix") as refusal:
         load_runs(sweep)
-    assert name.removesuffix("_fraction") in str(refusal.value)
-    assert "(1 runs)" in str(refusal.value)
+    assert f"mix {name}: " in str(refusal.value)
+    assert f"{value} (1 runs)".replace("0.0 ", "0 ") in str(refusal.value)
+    assert ("train all runs with one " in str(refusal.value)) == (
+        name in ("decay_fraction", "dead_after_tokens", "k_aux")
+    )
     # An unusable run mixes nothing.
     write_record(sweep, record(ODD, 0.4, **{name: value}, status="diverged"))
     assert len(runs_table(load_runs(sweep))) == len(CELLS)

@@ -77,6 +77,11 @@ def test_fits_are_those_of_the_planted_law(fits: dict) -> None:
     assert "17 of the 17 cells" in one_budget["warning_messages"]["not_converged"]
 
 
+def test_cautions_are_of_the_runs_and_not_of_one_law(fits: dict) -> None:
+    assert list(fits["cautions"]) == ["one_seed", "repeated_tokens"]
+    assert fits["cautions"]["repeated_tokens"].count("3.81 epochs") == 1
+
+
 def test_cost_and_provenance(fits: dict, sweep: Path) -> None:
     seconds = [c.n * c.tokens / 4e7 for c in demo_cells()]
     assert fits["cost"]["train_s"] == pytest.approx(sum(seconds))
@@ -104,11 +109,17 @@ def test_the_page_says_what_a_reader_needs(page: str) -> None:
     for words in (
         "May be used for: Predicting the loss of runs of this recipe for n 256 to 4096",
         "May not be used for: Any other budget",
-        "not_converged: at 500,000 tokens",
+        "not_converged: at 500k tokens",
         "status is failed (OSError: &lt;disk&gt; &amp; more)",
         f"{len(demo_cells())} of {len(demo_cells()) + 1} runs are used",
         "needs at least 3 levels of n",
         "planted-host",
+        f"one_seed: all {len(demo_cells())} runs share one seed (0)",
+        "repeated_tokens: ",
+        "rms log error of 5 runs held out, n = 4096",
+        "runs of 500k trained 499,968 tokens in whole batches",
+        "an upper bound",
+        "l_nkd_additive",
         "starts reached this optimum",
     ):
         assert words in text

@@ -1,0 +1,93 @@
+"""What a reader must know of the runs themselves before using any law of them (docs/laws.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from analysis.records import DEATH_MEASURES, MOST_DEAD, numbers
+
+# A held-out loss this far above the training loss moves a law by more than runs scatter.
+_MOST_GAP = 0.02
+
+
+def run_cautions(frame: pd.DataFrame) -> dict[str, str]:
+    """Code -> message, of the runs in use; columns as in `records.load_runs`."""
+    used = frame.loc[frame["excluded"] == ""]
+    return {code: text for code, about in _CHECKS.items() if (text := about(used))}
+
+
+def _one_seed(used: pd.DataFrame) -> str:
+    seeds = np.unique(numbers(used, "seed"))
+    if len(seeds) > 1 or len(used) < 2:
+        return ""
+    return (
+        f"all {len(used)} runs share one seed ({seeds[0]:g}): intervals hold neither the error of "
+        "the seed nor errors shared by all runs of one n. They are of scatter about the law only."
+    )
+
+
+def _repeated_tokens(used: pd.DataFrame) -> str:
+    epochs = numbers(used, "epochs")
+    repeated = epochs[epochs > 1.0]
+    if not len(repeated):
+        return ""
+    return (
+        f"{len(repeated)} of {len(used)} runs saw their training data more than once "
+        f"({repeated.min():.3g} to {repeated.max():.3g} epochs): D counts repeats, and a law in D "
+        "is of this data set's size too. Predict for sweeps on as much data."
+    )
+
+
+def _train_heldout_gap(used: pd.DataFrame) -> str:
+    gap = numbers(used, "normalized_mse") / numbers(used, "train_normalized_mse") - 1.0
+    known = np.isfinite(gap)
+    if not known.any() or gap[known].max() <= _MOST_GAP:
+        return ""
+    n = numbers(used, "n_latents")
+    ends = [float(np.median(gap[known & (n == size)])) for size in _ends(n[known])]
+    return (
+        f"the held-out loss is above the training loss by {np.median(gap[known]):.1%} in the "
+        f"median and {gap[known].max():.1%} at worst (median {ends[0]:.1%} at the smallest n, "
+        f"{ends[1]:.1%} at the largest). The laws are of held-out loss: a gap that changes with n "
+        "is part of their slope in n, and more data may change it."
+    )
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def _many_silent(used: pd.DataFrame) -> str:
+    shares = [numbers(used, name) for name in DEATH_MEASURES]
+    one_says = np.fmax(*shares) > MOST_DEAD
+    if not one_says.any():
+        return ""
+    runs = ", ".join(map(str, used["run_id"][one_says]))
+    return (
+        f"{int(one_says.sum())} runs have {' or '.join(DEATH_MEASURES)} above {MOST_DEAD:.0%} but "
+        f"not both, and are fitted: {runs}. A run is excluded where both say so."
+    )
+
+
+def _mixed_batches(used: pd.DataFrame) -> str:
+    sizes = Counter(numbers(used, "batch_tokens").tolist())
+    if len(sizes) < 2:
+        return ""
+    found = ", ".join(f"{size:g} ({count} runs)" for size, count in sorted(sizes.items()))
+    return (
+        f"the runs mix batch_tokens: {found}. At equal tokens a larger batch takes fewer steps, so "
+        "part of what the law gives to n, k or D may be the batch's."
+    )
+
+
+_CHECKS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "one_seed": _one_seed,
+    "repeated_tokens": _repeated_tokens,
+    "train_heldout_gap": _train_heldout_gap,
+    "mixed_batch_tokens": _mixed_batches,
+    "many_silent_latents": _many_silent,
+}
