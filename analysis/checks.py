@@ -39,8 +39,8 @@ def _check_axes(law: type[Law], table: RunTable) -> None:
         raise TableError(
             f"law {law.name} takes runs of one token budget, but tokens has "
             f"{_levels_text('tokens', table.points['tokens'])}: runs of mixed budgets bend this "
-            "law without showing it in the residuals. Keep one budget, or fit l_nkd or l_nkdu, which hold "
-            "tokens."
+            "law without showing it in the residuals. Keep one budget, or fit a law that "
+            "holds tokens (l_nkd, l_nkdu, l_nkd_additive)."
         )
 
 

@@ -61,7 +61,7 @@ def loss_against_latents(study: Study, subject: str = "") -> Figure:
                 _draw(axes, fixed, curve, "n", color, ":", band=False)
         _fit_limits(axes, runs)
         _log_log(axes, runs.points["n"], "latents n")
-        title = f"TopK autoencoders at D = {short_count(study.budget)} tokens"
+        title = f"Sparse autoencoders at D = {short_count(study.budget)} tokens"
         axes.set_title(f"{subject}\n{title}" if subject else title)
         names = _line_names(headline, fixed)
         _legend(axes, colors, "k", names, has_held_out=_held_out(study) is not None)
@@ -233,7 +233,7 @@ def _spread(levels: Sequence[float], most: int) -> list[float]:
 def _log_x(axes: Axes, values: Array, label: str) -> None:
     levels = _spread(np.unique(values).tolist(), 6)
     axes.set_xscale("log")
-    margin = max(values.max() / values.min(), 2.0) ** 0.06
+    margin = max(values.max() / values.min(), 2.0) ** 0.09
     axes.set_xlim(values.min() / margin, values.max() * margin)
     axes.xaxis.set_major_locator(FixedLocator(levels))
     axes.xaxis.set_minor_locator(NullLocator())

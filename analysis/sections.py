@@ -14,6 +14,7 @@ from analysis.counts import short_count
 from analysis.fitted import FittedLaw
 from analysis.forms import Points
 from analysis.holdout import Holdout
+from analysis.laws import LatentsAndK
 from analysis.study import HEADLINE_RULE, LawOutcome, Study
 from analysis.uses import uses
 
@@ -47,6 +48,8 @@ def summary(study: Study) -> Iterator[str]:
         values.append((f"{fitted.holdout.rms_log:.2%}", f"rms log error of {runs}"))
     yield page.cards(values)
     yield page.paragraph(fitted.law.formula)
+    if fitted.law.name != LatentsAndK.name:
+        yield page.paragraph(f"where {LatentsAndK.formula}")
 
 
 def cautions(found: dict[str, str]) -> Iterator[str]:

@@ -132,6 +132,12 @@ def test_figures_are_files_too(page: str, sweep: Path) -> None:
     assert all(path.stat().st_size > 5000 for path in (sweep / "report").glob("*.png"))
 
 
+def test_the_main_figure_names_what_it_is_of(page: str) -> None:
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", page)
+    assert "Activations of SmolLM2-135M, after block 23" in texts
+    assert "Sparse autoencoders at D = 500k tokens" in texts
+
+
 def test_the_same_records_give_the_same_files(page: str, sweep: Path) -> None:
     before = (sweep / "report" / "fits.json").read_bytes()
     assert main([str(sweep), "--bootstrap", "200"]) == 0
