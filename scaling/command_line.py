@@ -78,6 +78,8 @@ def _hint(unknown: str) -> str:
     owners = [option.__name__ for option in options if name in {f.name for f in fields(option)}]
     if owners:
         return f" It belongs to another option of the group {group} ({', '.join(owners)})."
+    if unknown in known_keys():
+        return " It cannot be given on the command line, only in a sweep file."
     near = difflib.get_close_matches(unknown, list(known_keys()), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 

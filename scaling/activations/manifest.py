@@ -141,7 +141,13 @@ def _covering(pieces: list[_HasRows], n_rows: int) -> list[_HasRows]:
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest: the step that makes new segments part of the store."""
-    write_json(folder / FILE_NAME, asdict(manifest))
+    content = asdict(manifest)
+    write_json(folder / FILE_NAME, {**content, "sha256": _seal(content)})
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """Of the manifest itself: its numbers divide every loss, so that none may change unnoticed."""
+    return sha256_hex(canonical_json(content))
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -154,18 +160,26 @@ def load_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     data = read_json(path)
+    if not isinstance(data, dict):
+        raise _damaged(path, "it holds no object")
     if data.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema_version={data.get('schema_version')}, this program reads "
             f"{SCHEMA_VERSION}: use the version that wrote it, or remove {folder} to harvest anew."
         )
+    if data.pop("sha256", None) != _seal(data):
+        raise _damaged(path, "it does not match its own sha256")
     try:
         return _from_json(data)
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a store's manifest ({error!r}): restore it, or remove {folder} to "
-            "harvest it anew."
-        ) from error
+        raise _damaged(path, repr(error)) from error
+
+
+def _damaged(path: Path, fault: str) -> UserError:
+    return UserError(
+        f"{path} is not a store's manifest or was changed ({fault}): restore it, or remove "
+        f"{path.parent} to harvest it anew."
+    )
 
 
 def _from_json(data: dict[str, Any]) -> Manifest:

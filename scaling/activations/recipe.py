@@ -43,16 +43,16 @@ class Recipe:
     harvest_version: int = HARVEST_VERSION
 
     def __post_init__(self) -> None:
-        for key, value, fault in (
-            ("context", self.context, self.context < 1),
-            ("drop_positions", self.drop_positions, self.drop_positions < 0),
-            ("batch_contexts", self.batch_contexts, self.batch_contexts < 1),
-            ("outlier_factor", self.outlier_factor, self.outlier_factor <= 1),
-            ("eval_fraction", self.eval_fraction, not 0 < self.eval_fraction < 1),
-            ("seed", self.seed, self.seed < 0),
+        for key, value, fault, allowed in (
+            ("context", self.context, self.context < 1, "1 or more"),
+            ("drop_positions", self.drop_positions, self.drop_positions < 0, "0 or more"),
+            ("batch_contexts", self.batch_contexts, self.batch_contexts < 1, "1 or more"),
+            ("outlier_factor", self.outlier_factor, self.outlier_factor <= 1, "above 1"),
+            ("eval_fraction", self.eval_fraction, not 0 < self.eval_fraction < 1, "0 to 1"),
+            ("seed", self.seed, self.seed < 0, "0 or more"),
         ):
             if fault:
-                raise UserError(f"activations.{key}={value} is out of range: see conf/activations.")
+                raise UserError(f"activations.{key}={value} is out of range. Set it to {allowed}.")
         if self.drop_positions >= self.context:
             raise UserError(
                 f"activations.drop_positions={self.drop_positions} leaves nothing of "

@@ -115,7 +115,9 @@ class HarvestRequest:
 
     def check_disk(self) -> None:
         """Raises UserError when the disk cannot hold what is missing."""
-        needed, free = self.disk_bytes_needed(), self.disk_bytes_free()
+        # Parts of an interrupted harvest are on the disk already.
+        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
+        needed, free = max(0, self.disk_bytes_needed() - there), self.disk_bytes_free()
         if needed > free:
             raise UserError(
                 f"harvesting activations.max_tokens={self.wanted['train']} needs about "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def _note_launch(store: SweepStore, summary: Summary, *, prepare_s: float) -> No
         "n_skipped": summary.skipped,
         "exit_code": summary.exit_code,
     }
-    with (store.path / "launches.jsonl").open("a") as notes:
+    # A note for people: a disk too full for it must not make a finished sweep a failed one.
+    with suppress(OSError), (store.path / "launches.jsonl").open("a") as notes:
         notes.write(json.dumps(note) + "\n")
 
 

@@ -126,6 +126,11 @@ def _check_train(config: RunConfig) -> None:
             f"train.tokens={train.tokens} is less than one batch "
             f"(train.batch_tokens={train.batch_tokens}). Raise the one or lower the other."
         )
+    if train.warmup_tokens >= train.tokens:
+        raise UserError(
+            f"train.warmup_tokens={train.warmup_tokens} leaves nothing of train.tokens="
+            f"{train.tokens}: the learning rate would never reach its peak. Lower it."
+        )
     _positive("train.lr", train.lr)
     _positive("train.lr_scale", train.lr_scale)
     _positive("train.clip_norm", train.clip_norm)
@@ -152,7 +157,8 @@ def _check_rest(config: RunConfig) -> None:
         )
     _at_least("evaluation.batch_tokens", config.evaluation.batch_tokens, 1)
     _at_least("checkpoint.keep", config.checkpoint.keep, 1)
-    _at_least("launcher.threads", config.launcher.threads, 1)
+    cores = os.cpu_count() or 1
+    _within("launcher.threads", config.launcher.threads, lambda v: 1 <= v <= cores, f"1..{cores}")
     _at_least("launcher.retries", config.launcher.retries, 0)
     _positive("launcher.lease_timeout_s", config.launcher.lease_timeout_s)
     _positive("sweep.max_hours", config.sweep.max_hours)

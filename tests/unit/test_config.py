@@ -87,6 +87,8 @@ def test_unknown_keys_and_wrong_types_fail_at_compose_time(override: str) -> Non
         (["train.tokens=100"], "train.tokens=100", "Raise"),
         (["train.lr=-1"], "train.lr=-1", "above 0"),
         (["sweep.max_hours=0"], "sweep.max_hours=0", "above 0"),
+        (["launcher.threads=100000"], "launcher.threads=100000", "1.."),
+        (["train.warmup_tokens=99_999"], "train.warmup_tokens=99999", "Lower it"),
         (["train.decay_fraction=1.5"], "train.decay_fraction=1.5", "0..1"),
         (["train.ema_decay=1"], "train.ema_decay=1", "below 1"),
         (["mesh.dp=2"], "mesh.dp=2", "Set both to 1"),

@@ -188,6 +188,19 @@ def test_damaged_manifest_is_one_error(store: Path) -> None:
         load_manifest(store)
 
 
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [('"mean_predictor_mse": ', '"mean_predictor_mse": 1'), ('"layer": 1', '"layer": 2')],
+)
+def test_a_number_changed_in_the_manifest_is_found(store: Path, was: str, becomes: str) -> None:
+    path = store / "manifest.json"
+    changed = path.read_text().replace(was, becomes)
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(UserError, match="does not match its own sha256"):
+        load_manifest(store)
+
+
 def test_many_readers_at_once(store: Path) -> None:
     spec = view(store)
 
