@@ -66,6 +66,7 @@ def _inline_svg(drawing: Figure) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "analysis"}):
         drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing.set_layout_engine("none")  # laid out now: saved again, it keeps its places, and sooner
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     # The view box keeps the proportions; fixed sizes would keep the page from scaling it.
