@@ -127,9 +127,6 @@ class RunPlan:
         """For people: "n=4096 k=16 D=500k"."""
         return f"n={self.autoencoder.n_latents} k={self.autoencoder.k} D={short(self.tokens)}"
 
-    def with_execution(self, execution: ExecutionPlan) -> RunPlan:
-        return replace(self, execution=execution)
-
     def with_estimate(self, seconds: float) -> RunPlan:
         return replace(self, estimated_s=seconds)
 

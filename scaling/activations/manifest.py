@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from scaling.errors import UserError
-from scaling.storage.atomic import read_json, write_json
 from scaling.storage.hashing import canonical_json, sha256_hex
+from scaling.storage.sealed import read_sealed, write_sealed
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -141,13 +141,8 @@ def _covering(pieces: list[_HasRows], n_rows: int) -> list[_HasRows]:
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest: the step that makes new segments part of the store."""
-    content = asdict(manifest)
-    write_json(folder / FILE_NAME, {**content, "sha256": _seal(content)})
-
-
-def _seal(content: dict[str, Any]) -> str:
-    """Of the manifest itself: its numbers divide every loss, so that none may change unnoticed."""
-    return sha256_hex(canonical_json(content))
+    # Sealed: a number in it divides every loss, so that none may change unnoticed.
+    write_sealed(folder / FILE_NAME, asdict(manifest))
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -159,16 +154,15 @@ def load_manifest(folder: Path) -> Manifest | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise _damaged(path, "it holds no object")
+    try:
+        data = read_sealed(path)
+    except UserError as error:
+        raise _damaged(path, str(error)) from error
     if data.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema_version={data.get('schema_version')}, this program reads "
             f"{SCHEMA_VERSION}: use the version that wrote it, or remove {folder} to harvest anew."
         )
-    if data.pop("sha256", None) != _seal(data):
-        raise _damaged(path, "it does not match its own sha256")
     try:
         return _from_json(data)
     except (KeyError, TypeError) as error:
@@ -177,8 +171,8 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 def _damaged(path: Path, fault: str) -> UserError:
     return UserError(
-        f"{path} is not a store's manifest or was changed ({fault}): restore it, or remove "
-        f"{path.parent} to harvest it anew."
+        f"the activation store in {path.parent} has no sound manifest: {fault.rstrip('.')}; "
+        f"restore {path}, or remove {path.parent} to harvest it anew."
     )
 
 

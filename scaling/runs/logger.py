@@ -63,11 +63,23 @@ class JsonlLogger:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of metrics.jsonl, in order; a last line cut short by a kill is left out."""
-    if not path.exists():
+    """The sound rows of metrics.jsonl, in order.
+
+    A line cut short by a kill, or damaged since, is left out: rows are for looking at and carry
+    no result.
+    """
+    if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    rows = (_row(line) for line in path.read_bytes().split(b"\n"))
+    return [row for row in rows if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # of JSON and of text encoding
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def keep_rows_up_to(path: Path, step: int) -> None:

@@ -118,7 +118,8 @@ def _path_of(leases: Path, token: int) -> Path:
 
 
 def _latest_token(leases: Path) -> int:
-    return max((int(path.stem) for path in leases.glob("[0-9]*.json")), default=0)
+    names = [path.stem for path in leases.glob("*.json")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _create(path: Path, token: int, timeout_s: float) -> bool:
@@ -145,10 +146,12 @@ def _live_holder(leases: Path, token: int, timeout_s: float) -> dict[str, Any] |
 
 
 def _content(path: Path, token: int, timeout_s: float) -> dict[str, Any]:
+    damaged = {"token": token, "timeout_s": timeout_s}
     try:
-        return read_json(path)
+        content = read_json(path)
     except UserError:
-        return {"token": token, "timeout_s": timeout_s}
+        return damaged
+    return content if isinstance(content, dict) and "timeout_s" in content else damaged
 
 
 def _modified_at(path: Path) -> float:

@@ -1,10 +1,11 @@
 """Checkpoints: safetensors and a JSON manifest with checksums, committed as whole folders.
 
     checkpoints/step_00000488/state.safetensors
-                              manifest.json   {step, fingerprint, bit_exact, files: ...}
+                              manifest.json   {run_id, step, fingerprint, bit_exact, files: ...},
+                                              sealed by a sha256 of its own
 
-A folder appears under its name only when complete. The newest whose checksums hold is the one to
-resume from; a damaged one is passed over with a warning.
+A folder appears under its name only when complete. The newest that is whole, unchanged and of this
+run is the one to resume from; another is passed over with a warning.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scaling.storage.atomic import atomic_folder, read_json, write_json
+from scaling.storage.atomic import atomic_folder
 from scaling.storage.hashing import file_sha256
+from scaling.storage.sealed import read_sealed, write_sealed
 
 SCHEMA_VERSION = 1
 STATE = "state.safetensors"
@@ -71,11 +73,18 @@ class Checkpoints:
         for folder in reversed(self._all()):
             try:
                 manifest, state = read_tensors(folder)
+                self._check_belongs(folder, manifest)
             except ValueError as error:
                 warnings.append(f"checkpoint passed over: {error}")
                 continue
             return Found(manifest["step"], state, _origin(manifest), warnings)
         return Found(0, None, None, warnings)
+
+    def _check_belongs(self, folder: Path, manifest: dict[str, Any]) -> None:
+        if manifest.get("run_id") != self.run_id:
+            raise ValueError(f"{folder} is of run {manifest.get('run_id')}")
+        if folder != self._path(manifest.get("step", -1)):
+            raise ValueError(f"{folder} holds step {manifest.get('step')}")
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
@@ -95,16 +104,15 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], facts: dict[str, obj
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / STATE)
     entry = {"sha256": file_sha256(folder / STATE), "bytes": (folder / STATE).stat().st_size}
-    write_json(
-        folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **facts, "files": {STATE: entry}}
-    )
+    content = {"schema_version": SCHEMA_VERSION, **facts, "files": {STATE: entry}}
+    write_sealed(folder / MANIFEST, content)
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(manifest, tensors) of such a folder. ValueError where anything is missing or damaged."""
     path = folder / STATE
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_sealed(folder / MANIFEST)
         entry = manifest["files"][STATE]
         if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
             raise ValueError(f"{path} does not match its checksum")

@@ -23,7 +23,7 @@ from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
 from scaling.sweep.planner import make_plan
 from scaling.train import run
-from scaling.train.checkpoint import Checkpoints
+from scaling.train.checkpoint import Checkpoints, read_tensors, write_tensors
 from scaling.train.run import train_run
 from tests.compose import TINY, tiny
 from tests.unit.activations.stores import extend_store
@@ -91,8 +91,6 @@ def test_a_lost_checkpoint_would_be_noticed(tmp_path: Path) -> None:
 
 
 def _zero_moments(checkpoint: Path) -> None:
-    from scaling.train.checkpoint import read_tensors, write_tensors
-
     manifest, state = read_tensors(checkpoint)
     for name in state:
         if name.endswith(".exp_avg"):
@@ -100,7 +98,9 @@ def _zero_moments(checkpoint: Path) -> None:
     write_tensors(checkpoint, state, {"run_id": manifest["run_id"], "step": manifest["step"]})
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "no manifest", "other step", "other run", "moved"]
+)
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
     _, straight = planned(tmp_path / "straight")
     _, broken = planned(tmp_path / "broken")
@@ -115,11 +115,23 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
             state.write_bytes(content)
         case "truncate":
             state.write_bytes(content[:-1])
-        case _:
+        case "no manifest":
             (newest / "manifest.json").unlink()
+        case "other step":
+            _edit(newest / "manifest.json", '"step": ', '"step": 1')
+        case "other run":
+            manifest, tensors = read_tensors(newest)
+            write_tensors(newest, tensors, manifest | {"run_id": "ffffffffffff"})
+        case _:
+            newest.rename(newest.with_name("step_00000999"))
     found = attempt(broken)
     assert any("passed over" in warning for warning in found.warnings)
     assert found.result == expected.result
+
+
+def _edit(path: Path, was: str, becomes: str) -> None:
+    assert was in path.read_text()
+    path.write_text(path.read_text().replace(was, becomes))
 
 
 def test_other_hardware_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

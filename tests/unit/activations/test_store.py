@@ -15,6 +15,7 @@ from scaling.activations.manifest import load_manifest
 from scaling.activations.source import SourceSpec, epochs
 from scaling.activations.store import StoreSource, store_spec, verify_view
 from scaling.errors import UserError
+from scaling.storage.sealed import write_sealed
 from tests.unit.activations.stores import extend_store, flip_byte, row_numbers, sorted_bytes
 
 
@@ -180,10 +181,10 @@ def test_damaged_manifest_is_one_error(store: Path) -> None:
     path.write_text(path.read_text()[:100])
     with pytest.raises(UserError, match=r"manifest\.json is not valid JSON"):
         load_manifest(store)
-    path.write_text('{"schema_version": 1, "recipe": {}}')
-    with pytest.raises(UserError, match="is not a store's manifest"):
+    write_sealed(path, {"schema_version": 1, "recipe": {}})
+    with pytest.raises(UserError, match="has no sound manifest"):
         load_manifest(store)
-    path.write_text('{"schema_version": 99}')
+    write_sealed(path, {"schema_version": 99})
     with pytest.raises(UserError, match="schema_version=99"):
         load_manifest(store)
 

@@ -210,3 +210,15 @@ def test_this_process_is_alive_and_a_finished_one_is_dead():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert process.is_known_dead({**me, "pid": child.pid})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("1abc.json", "{}"), ("000001.json", "[]"), ("x.json", "{}")]
+)
+def test_odd_files_among_the_leases_stop_nobody(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases" / name).write_text(content)
+    os.utime(tmp_path / "leases" / name, (1, 1))  # long silent
+    holder(tmp_path)
+    with Lease.acquire(tmp_path, timeout_s=5) as lease:  # type: ignore[union-attr]
+        assert lease.token >= 1
