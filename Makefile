@@ -37,7 +37,7 @@ demo: $(VENV)/.installed
 	    --install-s $$(( $$(date +%s) - $(STARTED) ))
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.forms import Array
 from analysis.table import Dropped, RunTable, table_from_frame
-from scaling.runs.record import Record, Status
+from scaling.runs.record import Record, Status, problems_of
 
 DEFAULT_LOSS = "normalized_mse"
 # Beyond this share of dead latents a run shows a failure of training and not a size. One measure
@@ -116,6 +116,7 @@ def _row(file: Path) -> dict[str, Any]:
     run_id, folder = file.parent.name, str(file.parent)
     try:
         record = Record.from_json(json.loads(file.read_text()))
+        _refuse_mistyped(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return {
             **{"run_id": run_id, "status": "unreadable", "folder": folder},
@@ -125,6 +126,15 @@ def _row(file: Path) -> dict[str, Any]:
     status = str(record.status)
     fields = {"run_id": record.run_id, "sweep": record.sweep, "status": status, "folder": folder}
     return {**record.cost, **record.result, **fields, "error": error}
+
+
+def _refuse_mistyped(record: Record) -> None:
+    """ValueError where a value has another type than the schema gives it."""
+    if not (isinstance(record.result, dict) and isinstance(record.cost, dict)):
+        raise ValueError("result and cost must be objects")
+    mistyped = [problem for problem in problems_of(record) if problem.endswith("wrong type")]
+    if mistyped:
+        raise ValueError(mistyped[0])
 
 
 def _loss_of(frame: pd.DataFrame, loss: str) -> Array:
@@ -164,6 +174,9 @@ def _reason(row: dict[Any, Any], loss: str, dead_share: float) -> str:
     missing = [name for name in _COORDINATES if not _is_number(row.get(name))]
     if missing:
         return f"the record lacks {', '.join(missing)}"
+    below = [name for name in ("n_latents", "k", "tokens") if not 0 < row[name] < 2**62]
+    if below:
+        return f"{below[0]} is {row[below[0]]}, which no run can have"
     if not _is_number(row["loss"]):
         return f"{loss} is null"
     if row["loss"] <= 0:
@@ -177,7 +190,8 @@ def _reason(row: dict[Any, Any], loss: str, dead_share: float) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    # Compared, not converted: an integer may be too large for a float.
+    return isinstance(value, int | float) and -1e300 < value < 1e300
 
 
 def _copy_of(row: dict[Any, Any], seen: dict[object, str]) -> str:

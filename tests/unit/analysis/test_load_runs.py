@@ -50,6 +50,12 @@ def test_a_row_per_run(tmp_path: Path) -> None:
             "dead_fraction 60% and silent_fraction_eval 80%, both above 50%",
         ),
         ({"schema_version": 99}, "status is unreadable"),
+        ({"result": None}, "status is unreadable"),
+        ({"cost": []}, "status is unreadable"),
+        ({"wall_s": "x"}, "cost.wall_s = 'x' has the wrong type"),
+        ({"started_at": 5}, "cost.started_at = 5 has the wrong type"),
+        ({"k": 0}, "k is 0, which no run can have"),
+        ({"n_latents": 10**400}, "the record lacks n_latents"),
     ],
 )
 def test_unusable_runs_are_left_out_with_a_reason(
