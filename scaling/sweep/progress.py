@@ -23,6 +23,8 @@ HEARTBEAT_S = 15.0
 
 
 class Job(Protocol):
+    """What is told of a run while it waits or works."""
+
     @property
     def run_id(self) -> str: ...
     @property

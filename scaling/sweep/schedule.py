@@ -20,7 +20,7 @@ from scaling.storage.lease import Lease
 from scaling.sweep.interrupt import Interrupts
 from scaling.sweep.mirror import WandbOptions
 from scaling.sweep.pool import Event, Pool, Worker, how_it_ended
-from scaling.sweep.progress import Tally, display_on
+from scaling.sweep.progress import Job, Tally, display_on
 from scaling.sweep.table import RunRow
 from scaling.worker import DEFAULT_RUNNER
 
@@ -34,17 +34,9 @@ _STOPS = 10
 """So often in one launch is a run taken up again whose worker others told to stop."""
 
 
-class Plan(Protocol):
+class Plan(Job, Protocol):
     """What scheduling needs to know of a run; `scaling.plan.RunPlan` is one."""
 
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def estimated_s(self) -> float | None: ...
     @property
     def estimated_memory_bytes(self) -> int: ...
     def to_json(self) -> dict[str, Any]: ...
