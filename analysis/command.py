@@ -33,6 +33,8 @@ def fit_command(argv: Sequence[str] | None = None) -> int:
 
 def _fit(options: argparse.Namespace) -> None:
     check_refits(options.bootstrap)
+    if options.seed < 0:
+        raise TableError(f"--seed {options.seed} is negative; give 0 or more.")
     table = read_table(options.table, loss=options.loss)
     held_out = None if options.holdout is None else rows_matching(options.holdout, table)
     fitted = fit_table(
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--holdout", help="rows to predict and not fit, such as 'n>65536'")
     parser.add_argument("--bootstrap", type=int, default=1000, help="refits; 0: intervals from se")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap, 0 or more")
     parser.add_argument("--loss", help="loss column (default: normalized_mse, else loss)")
     return parser
 
@@ -97,7 +99,14 @@ def holdout_line(fitted: FittedLaw) -> str:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write all of it or nothing. TableError where the folder is missing or not writable."""
+    """Write all of it or nothing; a link is followed, and a device is never replaced by a file.
+
+    Raises:
+        TableError: the folder is missing or not writable, or `path` is no regular file.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise TableError(f"cannot write {path}: it is no regular file; give another path.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

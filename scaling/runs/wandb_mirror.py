@@ -193,6 +193,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tag", action="append", default=[])
     parser.add_argument("--follow", action="store_true", help="go on until stdin ends")
     options = parser.parse_args(arguments)
+    if not options.sweep_dir.is_dir():
+        print(f"{options.sweep_dir} is not a folder: give RUNS_DIR/SWEEP", file=sys.stderr)
+        return 2
     os.nice(10)  # the runs come first
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(GAVE_UP))
     try:

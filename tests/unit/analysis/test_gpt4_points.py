@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import product
 from pathlib import Path
 
@@ -166,3 +167,22 @@ def _polish(predict, log_loss: np.ndarray, start: np.ndarray) -> np.ndarray:
         if damping > 1e10:
             break
     return at
+
+
+def test_a_link_is_followed_and_a_device_never_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "real.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    arguments = ("--law", "l_nk", "--table", str(POINTS), "--bootstrap", "0", "--json")
+    assert fit_command((*arguments, str(link))) == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["law"] == "l_nk"
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    assert fit_command((*arguments, str(fifo))) == 2
+    assert fifo.is_fifo()
+
+
+def test_a_negative_seed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit_command(("--law", "l_nk", "--table", str(POINTS), "--seed", "-1")) == 2
+    assert "--seed -1" in capsys.readouterr().err
