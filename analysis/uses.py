@@ -9,8 +9,7 @@ import numpy as np
 from analysis.counts import short_count
 from analysis.fitted import FittedLaw
 
-# Sweeps commonly double n, so holding out the largest n tests a reach of two; nothing tests more.
-_REACH = 2
+_REACH = 2  # the step in n that the next sweep would commonly take
 
 
 class Uses(NamedTuple):
@@ -32,9 +31,9 @@ def _with_tokens(fitted: FittedLaw, ranges: dict[str, str]) -> Uses:
     low, high = (short_count(float(f(points["tokens"]))) for f in (np.min, np.max))
     beyond = f"{_REACH * points['n'].max():.0f}"
     may = (
-        f"Predicting the loss of runs of this recipe for n {ranges['n']}, k {ranges['k']} and D "
-        f"{low} to {high} tokens, and for n up to about {beyond} at budgets in that range; "
-        "comparing how much an added token and an added latent buy."
+        f"Predicting the loss of runs of this recipe between the cells that were trained (n "
+        f"{ranges['n']}, k {ranges['k']}, D {low} to {high} tokens, and not every n at every D); "
+        "comparing how much an added token and an added latent buy there."
     )
     limit = (
         "Reading its limit L(n,k) or its floor as measured: no run here is near the limit, so "
@@ -42,7 +41,11 @@ def _with_tokens(fitted: FittedLaw, ranges: dict[str, str]) -> Uses:
         if "limit_extrapolated" in fitted.warnings
         else ""
     )
-    return Uses(may, limit + "Other activations, recipes or normalizations; much larger n or D.")
+    reach = (
+        f"n beyond the trained ones: at n = {beyond} the rival forms of this page may differ by "
+        "more than their intervals, and a law of short runs may even rise with n there. "
+    )
+    return Uses(may, limit + reach + "Other activations, recipes or normalizations; other D.")
 
 
 def _at_one_budget(fitted: FittedLaw, ranges: dict[str, str]) -> Uses:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -52,7 +53,14 @@ def compose_points(root: Path) -> list[RunConfig]:
             collect(composed.append)()
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(explain(error)) from error
-    return [to_run_config(config) for config in composed]
+    try:
+        return [to_run_config(config) for config in composed]
+    except UserError as error:
+        if len(composed) == 1 and any(arg.startswith("sweeps=") for arg in sys.argv):
+            raise UserError(
+                f"{error} A sweep is launched with -m: launch.py -m sweeps=NAME"
+            ) from error
+        raise
 
 
 def explain(error: BaseException) -> str:

@@ -92,10 +92,11 @@ class HarvestPass:
         """Refuse what the text cannot give before spending anything on it."""
         for split in SPLITS:
             n_contexts = len(tokenized.contexts[split])
-            unused = n_contexts - self._first[split] * self._recipe.part_contexts
+            # The text's last part may be short: then less than nothing is left after it.
+            unused = max(0, n_contexts - self._first[split] * self._recipe.part_contexts)
             if self._n_rows[split] > unused * self._recipe.rows_per_context:
                 held = self._request.wanted[split] - self._n_rows[split]
-                available = held + max(0, unused) * self._recipe.rows_per_context
+                available = held + unused * self._recipe.rows_per_context
                 raise self._too_little_text(split, available, "at most ")
 
     def _plan_further_parts(self, short: dict[str, int]) -> None:

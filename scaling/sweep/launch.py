@@ -19,7 +19,7 @@ from rich.console import Console
 from scaling.activations.build import Description, describe, prepare
 from scaling.activations.source import SourceSpec
 from scaling.choices import LoggerName
-from scaling.config import ActivationsConfig, RunConfig
+from scaling.config import ActivationsConfig, RunConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.plan import RunPlan
 from scaling.runs.provenance import now
@@ -64,6 +64,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         print_preview(with_estimates(plans), list(descriptions.values()), _workers(plans), console)
         return 0
     started_s = time.monotonic()
+    _tell_of_inert_auxk(wanted, console)
     for found in descriptions.values():
         print_harvest(found, console)
     plans = _plans(wanted, _prepare_all(wanted, console))
@@ -75,6 +76,28 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     summary = execute(plans, store, _options(shared, plans), console)
     _note_launch(store, summary, prepare_s=prepared_s - started_s)
     return summary.exit_code
+
+
+def _tell_of_inert_auxk(points: Sequence[RunConfig], console: Console) -> None:
+    """A window longer than the run is allowed, but seldom meant."""
+    inert = [point for point in points if _never_dead(point)]
+    if inert:
+        console.print(
+            f"note: in {len(inert)} of {len(points)} runs train.tokens is below "
+            f"autoencoder.dead_after_tokens={inert[0].autoencoder.dead_after_tokens}: "  # type: ignore[attr-defined]
+            "no latent is ever called dead and AuxK never acts. Short runs set a short window "
+            "(the demo: 5000).",
+            style="yellow",
+        )
+
+
+def _never_dead(point: RunConfig) -> bool:
+    ae = point.autoencoder
+    return (
+        isinstance(ae, TopKConfig)
+        and ae.aux_coef > 0
+        and point.train.tokens <= ae.dead_after_tokens
+    )
 
 
 def _note_launch(store: SweepStore, summary: Summary, *, prepare_s: float) -> None:

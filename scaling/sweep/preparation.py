@@ -50,7 +50,7 @@ def _bars(console: Console) -> Progress:
 def _advance(bars: Progress, tasks: dict[str, TaskID], step: Step) -> None:
     if step.phase not in tasks:
         tasks[step.phase] = bars.add_task(step.phase, total=step.total, unit=step.unit)
-    bars.update(tasks[step.phase], completed=step.done, total=step.total)
+    bars.update(tasks[step.phase], completed=step.done, total=step.total or None)
 
 
 class _PlainLines:
@@ -65,10 +65,14 @@ class _PlainLines:
         now_s = time.monotonic()
         if step.phase != self.phase:
             self.phase, self.started_s, self.shown_s = step.phase, now_s, 0.0
-        if now_s - self.shown_s < PLAIN_EVERY_S and step.done < step.total:
+        ended = bool(step.total) and step.done >= step.total
+        if now_s - self.shown_s < PLAIN_EVERY_S and not ended:
             return
         self.shown_s = now_s
         elapsed_s = now_s - self.started_s
+        if not step.total:  # not known beforehand
+            self.console.print(f"{step.phase}: {step.done:,} {step.unit} so far, {elapsed_s:.0f} s")
+            return
         left_s = elapsed_s * (step.total - step.done) / step.done if step.done else None
         eta = "" if left_s is None or step.done >= step.total else f", ETA {left_s:.0f} s"
         self.console.print(

@@ -161,6 +161,22 @@ def test_extension_adds_new_vectors_only(harvest_config: ConfigMaker, tmp_path: 
     assert distance_to_nearest(rows, reference).max() < 1e-5
 
 
+def test_one_split_grows_when_the_other_has_used_all_its_text(
+    harvest_config: ConfigMaker, tmp_path: Path
+) -> None:
+    """The last part of a text is short: nothing left must not count as less than nothing."""
+    with pytest.raises(UserError, match="at most") as error:
+        harvest(harvest_config(eval_tokens=10_000), tmp_path / "probe")
+    most = int(str(error.value).split("at most ")[1].split(" ")[0])
+    rows_per_part = 64 * 7
+    assert most % rows_per_part  # the last part is short
+    eval_tokens = most - most % rows_per_part + 5
+    small = harvest(harvest_config(eval_tokens=eval_tokens), tmp_path)
+    grown = harvest(harvest_config(eval_tokens=eval_tokens, max_tokens=2000), tmp_path)
+    assert grown.n_train == 2000
+    assert grown.eval_hash == small.eval_hash
+
+
 def test_number_of_processes_does_not_change_a_byte(
     harvest_config: ConfigMaker, tmp_path: Path
 ) -> None:
