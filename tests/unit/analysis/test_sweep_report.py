@@ -107,7 +107,9 @@ def test_the_page_is_self_contained(page: str) -> None:
 def test_the_page_says_what_a_reader_needs(page: str) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     for words in (
-        "May be used for: Predicting the loss of runs of this recipe for n 256 to 4096",
+        "May be used for: Predicting the loss of runs of this recipe between the cells that were "
+        "trained (n 256 to 4096",
+        "n beyond the trained ones: at n = 8192",
         "May not be used for: Any other budget",
         "not_converged: at 500k tokens",
         "status is failed (OSError: &lt;disk&gt; &amp; more)",
