@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +79,9 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path) -> None:
 def test_a_lost_checkpoint_would_be_noticed(tmp_path: Path) -> None:
     """The comparison can fail: a resume without the optimizer's moments ends elsewhere."""
     _, straight = planned(tmp_path / "straight")
-    plan, broken = planned(tmp_path / "broken")
+    _, broken = planned(tmp_path / "broken")
     expected = attempt(straight)
     attempt(broken, stop_after_rows=5)
-    changed = replace(plan, train=replace(plan.train, seed=1))
-    assert changed.run_id != plan.run_id
     newest = sorted(broken.checkpoints_path.glob("step_*"))[-1]
     _zero_moments(newest)
     assert attempt(broken).result != expected.result
