@@ -51,6 +51,16 @@ class TokenPass(NamedTuple):
     """Sum of the squared residual over tokens and d_model, 0-d."""
 
 
+class GradientSummary(NamedTuple):
+    """What else the gradients of the latents are needed for, taken before the update."""
+
+    squared_norm: Tensor
+    """Sum of squares of the three gradients, w_dec's without its part along each row; 0-d."""
+    b_pre_D: Tensor
+    """Sum over latents of grad b_enc[n] * w_enc[n]: minus the encoder's share of b_pre's
+    gradient, since b_pre moves all pre-activations of a latent alike."""
+
+
 class RowGradients(NamedTuple):
     """Further gradients (of the auxiliary loss) for some latents, added to the sums."""
 
@@ -121,13 +131,15 @@ class FusedKernels(Kernels, Protocol):
         """
         ...
 
-    def squared_gradient_norm(self, state: LatentState, sums: LatentSums) -> Tensor:
-        """Sum of squares of the three gradients, w_dec's without its part along each row; 0-d."""
+    def summarize_gradients(self, state: LatentState, sums: LatentSums) -> GradientSummary:
+        """A pass over the latents that changes nothing, for clipping by the global norm."""
         ...
 
-    def update_latents(self, state: LatentState, sums: LatentSums, adam: AdamStep) -> Tensor:
+    def update_latents(
+        self, state: LatentState, sums: LatentSums, adam: AdamStep
+    ) -> GradientSummary:
         """Gradient, projection, Adam, unit decoder rows, average, shadow: one pass over latents.
 
-        Returns the squared gradient norm before `grad_factor`, as `squared_gradient_norm`.
+        The summary is of the gradients before `grad_factor`.
         """
         ...

@@ -41,17 +41,22 @@ class Kernels(Protocol):
         ...
 
 
-_BACKENDS = {
-    "torch": "scaling.kernels.torch_sparse",
-    "reference": "scaling.kernels.reference",
-}
+BACKENDS = ("cpu", "reference", "torch", "triton")
 
 
-def load_kernels(name: str) -> Kernels:
+def load_kernels(name: str, matmul: str = "float32") -> Kernels:
     """The backend called `name`; it is imported only when asked for.
 
+    `matmul` says how the encoder's matmul is computed, where the backend has a choice (cpu, triton).
     Raises ValueError for an unknown name: a missing backend is never replaced by a slower one.
     """
-    if name not in _BACKENDS:
-        raise ValueError(f"kernels={name} is not one of {', '.join(sorted(_BACKENDS))}")
-    return import_module(_BACKENDS[name])  # type: ignore[return-value]  # a module of functions
+    match name:
+        case "reference":
+            return import_module("scaling.kernels.reference")  # type: ignore[return-value]  # a module of functions
+        case "torch":
+            return import_module("scaling.kernels.torch_sparse").TorchKernels()
+        case "cpu":
+            return import_module("scaling.kernels.cpu").CpuKernels(matmul)
+        case "triton":
+            return import_module("scaling.kernels.gpu").TritonKernels(matmul)
+    raise ValueError(f"kernels={name} is not one of {', '.join(BACKENDS)}")

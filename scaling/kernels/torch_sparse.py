@@ -1,20 +1,17 @@
 """Sparse operations in plain torch: only the encoder's forward matmul stays dense.
 
-The pre-activations live in one tile of tokens at a time. Backward passes touch the B x K active
-pairs alone: gathers for what belongs to a token, sums over sorted segments for what belongs to a
-latent (no atomics, so the same bits on every run). Where K is not small against N, as for the
-auxiliary loss over a handful of dead latents, two matmuls are cheaper than the gathers and are
+The pre-activations live in one tile of tokens at a time. Where K is not small against N, as for
+the auxiliary loss over a handful of dead latents, two matmuls are cheaper than the gathers and are
 used instead.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaling.kernels.autograd import SparseKernels
 from scaling.kernels.interface import Active
 
 TILE_BYTES = 32 * 2**20
@@ -26,61 +23,52 @@ DENSE_MAX_VALUES = 2**26
 """No dense code larger than this is ever made (256 MiB in float32)."""
 
 
-def encode_topk(
-    x_BD: Tensor, w_enc_ND: Tensor, b_enc_N: Tensor, k: int, *, b_pre_D: Tensor
-) -> Active:
-    """See `Kernels.encode_topk`."""
-    values_BK, indices_BK = _EncodeTopK.apply(x_BD, w_enc_ND, b_enc_N, b_pre_D, k)  # type: ignore[misc]
-    return Active(values_BK, indices_BK)
+class TorchKernels(SparseKernels):
+    """See `scaling.kernels.autograd.Primitives`; any float dtype, any device."""
 
-
-def decode(active: Active, w_dec_ND: Tensor) -> Tensor:
-    """See `Kernels.decode`."""
-    return _Decode.apply(active.values_BK, active.indices_BK, w_dec_ND)  # type: ignore[return-value]
-
-
-class _EncodeTopK(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x_BD: Tensor, w_enc_ND: Tensor, b_enc_N: Tensor, b_pre_D: Tensor, k: int
-    ) -> tuple[Tensor, Tensor]:
-        centered_BD = x_BD - b_pre_D
+    def topk(self, centered_BD: Tensor, w_enc_ND: Tensor, b_enc_N: Tensor, k: int) -> Active:
         tiles = [
             topk_lowest_id(F.linear(tile, w_enc_ND, b_enc_N), k)
             for tile in centered_BD.split(_tile_tokens(w_enc_ND))
         ]
-        values_BK = torch.cat([tile.values_BK for tile in tiles])
-        indices_BK = torch.cat([tile.indices_BK for tile in tiles])
-        ctx.save_for_backward(centered_BD, w_enc_ND, indices_BK)
-        ctx.mark_non_differentiable(indices_BK)
-        return values_BK, indices_BK
+        return Active(
+            torch.cat([tile.values_BK for tile in tiles]),
+            torch.cat([tile.indices_BK for tile in tiles]),
+        )
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        grad_BK: Tensor = grad_outputs[0]
-        centered_BD, w_enc_ND, indices_BK = ctx.saved_tensors
-        pairs = Active(grad_BK, indices_BK)
-        grad_b_enc_N = _latent_sums(pairs, w_enc_ND.shape[0])
-        grad_w_enc_ND = _latent_rows(pairs, centered_BD, w_enc_ND.shape[0])
-        # Summing over the batch first turns the pre-bias gradient into one vector product.
-        grad_b_pre_D = -(grad_b_enc_N @ w_enc_ND)
-        grad_x_BD = _token_rows(pairs, w_enc_ND) if ctx.needs_input_grad[0] else None
-        return grad_x_BD, grad_w_enc_ND, grad_b_enc_N, grad_b_pre_D, None
+    def token_rows(self, pairs: Active, w_ND: Tensor) -> Tensor:
+        if dense_pays(pairs.indices_BK, w_ND.shape[0]):
+            return dense_code(pairs, w_ND.shape[0]) @ w_ND
+        return F.embedding_bag(
+            pairs.indices_BK, w_ND, per_sample_weights=pairs.values_BK, mode="sum"
+        )
 
+    def latent_rows(self, pairs: Active, x_BD: Tensor, n_latents: int) -> Tensor:
+        if dense_pays(pairs.indices_BK, n_latents):
+            return dense_code(pairs, n_latents).T @ x_BD
+        flat_ids, values = pairs.indices_BK.flatten(), pairs.values_BK.flatten()
+        by_latent = torch.argsort(flat_ids, stable=True)
+        ends_N = torch.bincount(flat_ids, minlength=n_latents).cumsum(0)
+        starts_N = F.pad(ends_N, (1, 0))[:-1]
+        tokens = by_latent // pairs.indices_BK.shape[1]
+        return F.embedding_bag(
+            tokens, x_BD, starts_N, per_sample_weights=values[by_latent], mode="sum"
+        )
 
-class _Decode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values_BK: Tensor, indices_BK: Tensor, w_dec_ND: Tensor) -> Tensor:
-        ctx.save_for_backward(values_BK, indices_BK, w_dec_ND)
-        return _token_rows(Active(values_BK, indices_BK), w_dec_ND)
+    def latent_sums(self, pairs: Active, n_latents: int) -> Tensor:
+        sums_N = pairs.values_BK.new_zeros(n_latents)
+        return sums_N.index_add_(0, pairs.indices_BK.flatten(), pairs.values_BK.flatten())
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        grad_BD: Tensor = grad_outputs[0]
-        values_BK, indices_BK, w_dec_ND = ctx.saved_tensors
-        grad_values_BK = _dot_products(grad_BD, w_dec_ND, indices_BK)
-        pairs = Active(values_BK, indices_BK)
-        return grad_values_BK, None, _latent_rows(pairs, grad_BD, w_dec_ND.shape[0])
+    def dot_products(self, grad_BD: Tensor, w_ND: Tensor, indices_BK: Tensor) -> Tensor:
+        if dense_pays(indices_BK, w_ND.shape[0]):
+            return (grad_BD @ w_ND.T).gather(1, indices_BK)
+        # The gradient of a weighted bag of rows with respect to its weights is these products.
+        with torch.enable_grad():
+            weights_BK = torch.ones_like(indices_BK, dtype=grad_BD.dtype, requires_grad=True)
+            bags_BD = F.embedding_bag(
+                indices_BK, w_ND.detach(), per_sample_weights=weights_BK, mode="sum"
+            )
+        return torch.autograd.grad(bags_BD, weights_BK, grad_BD)[0]
 
 
 def topk_lowest_id(pre_BN: Tensor, k: int) -> Active:
@@ -98,53 +86,17 @@ def topk_lowest_id(pre_BN: Tensor, k: int) -> Active:
     return Active(values_BK, indices_BK)
 
 
-def _tile_tokens(w_enc_ND: Tensor) -> int:
-    return max(1, TILE_BYTES // (w_enc_ND.shape[0] * w_enc_ND.element_size()))
-
-
-def _dense_pays(indices_BK: Tensor, n_latents: int) -> bool:
+def dense_pays(indices_BK: Tensor, n_latents: int) -> bool:
+    """Whether matmuls over all N latents beat gathers of the K active ones."""
     n_tokens, k = indices_BK.shape
     return n_latents <= DENSE_BELOW * k and n_tokens * n_latents <= DENSE_MAX_VALUES
 
 
-def _dense_code(pairs: Active, n_latents: int) -> Tensor:
+def dense_code(pairs: Active, n_latents: int) -> Tensor:
+    """The code as a matrix, [B, N]."""
     zeros_BN = pairs.values_BK.new_zeros(pairs.values_BK.shape[0], n_latents)
     return zeros_BN.scatter_(1, pairs.indices_BK, pairs.values_BK)
 
 
-def _token_rows(pairs: Active, w_ND: Tensor) -> Tensor:
-    """For each token, the sum of its latents' rows of w times its values, [B, D]."""
-    if _dense_pays(pairs.indices_BK, w_ND.shape[0]):
-        return _dense_code(pairs, w_ND.shape[0]) @ w_ND
-    return F.embedding_bag(pairs.indices_BK, w_ND, per_sample_weights=pairs.values_BK, mode="sum")
-
-
-def _latent_rows(pairs: Active, x_BD: Tensor, n_latents: int) -> Tensor:
-    """For each latent, the sum of its tokens' rows of x times their values, [N, D]."""
-    if _dense_pays(pairs.indices_BK, n_latents):
-        return _dense_code(pairs, n_latents).T @ x_BD
-    flat_ids, values = pairs.indices_BK.flatten(), pairs.values_BK.flatten()
-    by_latent = torch.argsort(flat_ids, stable=True)
-    ends_N = torch.bincount(flat_ids, minlength=n_latents).cumsum(0)
-    starts_N = F.pad(ends_N, (1, 0))[:-1]
-    tokens = by_latent // pairs.indices_BK.shape[1]
-    return F.embedding_bag(tokens, x_BD, starts_N, per_sample_weights=values[by_latent], mode="sum")
-
-
-def _latent_sums(pairs: Active, n_latents: int) -> Tensor:
-    """For each latent, the sum of its values over the tokens, [N]."""
-    sums_N = pairs.values_BK.new_zeros(n_latents)
-    return sums_N.index_add_(0, pairs.indices_BK.flatten(), pairs.values_BK.flatten())
-
-
-def _dot_products(grad_BD: Tensor, w_ND: Tensor, indices_BK: Tensor) -> Tensor:
-    """<grad of token b, row of w for its j-th latent>, [B, K]."""
-    if _dense_pays(indices_BK, w_ND.shape[0]):
-        return (grad_BD @ w_ND.T).gather(1, indices_BK)
-    # The gradient of a weighted bag of rows with respect to its weights is these dot products.
-    with torch.enable_grad():
-        weights_BK = torch.ones_like(indices_BK, dtype=grad_BD.dtype, requires_grad=True)
-        bags_BD = F.embedding_bag(
-            indices_BK, w_ND.detach(), per_sample_weights=weights_BK, mode="sum"
-        )
-    return torch.autograd.grad(bags_BD, weights_BK, grad_BD)[0]
+def _tile_tokens(w_enc_ND: Tensor) -> int:
+    return max(1, TILE_BYTES // (w_enc_ND.shape[0] * w_enc_ND.element_size()))

@@ -11,7 +11,8 @@ from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
 from scaling.budget import INIT_SAMPLE_TOKENS
 from scaling.kernels import load_kernels
 from scaling.plan import RunPlan
-from scaling.train.torch_engine import OptimizerSpec, TorchEngine
+from scaling.train.engine_parts import OptimizerSpec
+from scaling.train.torch_engine import TorchEngine
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

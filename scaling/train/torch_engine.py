@@ -8,41 +8,15 @@ average is of weights that a user could load: unit rows, after the update.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.decoder_norm import remove_parallel_gradient_, renormalize_rows_
 from scaling.autoencoder.topk import TopKAutoencoder
-from scaling.kernels import Active
 from scaling.train.engine import StepStats
+from scaling.train.engine_parts import ModelScorer, OptimizerSpec, copy_checked
 from scaling.train.weight_average import WeightAverage
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSpec:
-    """Adam's constants, clipping and averaging, all settled."""
-
-    beta1: float
-    beta2: float
-    eps: float
-    clip_norm: float | None
-    ema_decay: float
-    """Per step; 0 = no average is kept."""
-
-
-class ModelScorer:
-    """See `scaling.train.engine.Reconstructor`."""
-
-    def __init__(self, model: TopKAutoencoder) -> None:
-        self.model = model
-
-    @torch.no_grad()
-    def reconstruct(self, x_BD: Tensor) -> tuple[Active, Tensor]:
-        active = self.model.encode(x_BD.to(self.model.w_enc))
-        return active, self.model.decode(active)
 
 
 class TorchEngine:
@@ -124,21 +98,12 @@ class TorchEngine:
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         for name, param in self.params.items():
-            _copy_checked(param, state[name], name)
+            copy_checked(param, state[name], name)
             self.adam.state[param] = {
                 part: state[f"{name}.{part}"].clone().to(param.device)
                 for part in ("exp_avg", "exp_avg_sq", "step")
             }
-        _copy_checked(
+        copy_checked(
             self.dead.tokens_since_fired_N, state["tokens_since_fired"], "tokens_since_fired"
         )
         self.average.load_state(state)
-
-
-def _copy_checked(target: Tensor, source: Tensor, name: str) -> None:
-    if target.shape != source.shape or target.dtype != source.dtype:
-        raise ValueError(
-            f"state tensor {name} is {tuple(source.shape)} {source.dtype}, "
-            f"this run needs {tuple(target.shape)} {target.dtype}"
-        )
-    target.copy_(source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -25,11 +25,12 @@ class WeightAverage:
         }
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, names: Iterable[str] | None = None) -> None:
+        """Take in the present weights; `names` = only these (the caller did the others)."""
         if not self.decay:
             return
-        for name, average in self.averages.items():
-            average.lerp_(self.params[name].detach(), 1 - self.decay)
+        for name in self.averages if names is None else names:
+            self.averages[name].lerp_(self.params[name].detach(), 1 - self.decay)
         self.n_updates += 1
 
     def corrected(self) -> dict[str, Tensor]:

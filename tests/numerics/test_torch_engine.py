@@ -14,7 +14,8 @@ from scaling.autoencoder import TopKAutoencoder, TopKSpec
 from scaling.autoencoder.init import initial_weights
 from scaling.kernels import load_kernels
 from scaling.train import torch_engine
-from scaling.train.torch_engine import OptimizerSpec, TorchEngine
+from scaling.train.engine_parts import OptimizerSpec
+from scaling.train.torch_engine import TorchEngine
 
 D, N, K = 10, 50, 3
 OPTIMIZER = OptimizerSpec(beta1=0.9, beta2=0.999, eps=6.25e-10, clip_norm=None, ema_decay=0.9)

@@ -1,0 +1,176 @@
+"""Streaming TopK: the pre-activations exist one cached tile at a time.
+
+Three ways to compute a tile, the same selection from each:
+
+- float32, onednn: float32 through torch's default library (MKL on Intel) or through oneDNN;
+- certified: bf16 operands on the matrix units, then float32 for whoever could be among the k
+  largest. The error of a bf16 score is bounded by what rounding took from each operand
+  (Cauchy-Schwarz): |x.w - x'.w'| <= |x - x'| |w| + |x'| |w - w'|. A latent whose upper bound lies
+  below k lower bounds is out; all others are computed again in float32. The result is that of
+  float32, whatever the data; only the time depends on them;
+- bf16: the k largest bf16 scores, their values in float32. Latents closer to the k-th value than
+  bf16 resolves may be swapped.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scaling.kernels.cpu import library
+from scaling.kernels.cpu.library import Candidates, Slack
+from scaling.kernels.interface import Active
+
+MATMULS = ("float32", "onednn", "certified", "bf16")
+TOKEN_TILE = 1024
+LATENT_TILE = 1024
+"""A tile of scores takes 2 to 4 MB: it stays in the cache from the matmul to the filter."""
+BF16_UNIT = 2.0**-8
+"""Largest relative error of rounding to bf16 (8 significant bits)."""
+LEAST_NORM = 1e-12
+"""Below it squares underflow, and with them the bounds."""
+LARGEST_NORM = 1e15
+"""Above it products could overflow in bf16 scores."""
+
+
+class Shadow(NamedTuple):
+    """What is kept of the encoder beside its float32 rows."""
+
+    rows_ND: Tensor
+    """bfloat16."""
+    norm_N: Tensor
+    error_N: Tensor
+    """Norm of what rounding took from each row."""
+
+
+def make_shadow(w_enc_ND: Tensor) -> Shadow:
+    n_latents = len(w_enc_ND)
+    made = Shadow(
+        torch.empty(w_enc_ND.shape, dtype=torch.bfloat16),
+        torch.empty(n_latents),
+        torch.empty(n_latents),
+    )
+    library.shadow(w_enc_ND, *made)
+    return made
+
+
+class Selector:
+    """Selects with one of `MATMULS`; keeps its buffers from call to call."""
+
+    def __init__(self, matmul: str) -> None:
+        if matmul not in MATMULS:
+            raise ValueError(f"matmul={matmul} is not one of {', '.join(MATMULS)}")
+        self.matmul = matmul
+        self.redone_tokens = 0
+        """Tokens with more candidates than fit, computed again in float32."""
+        self.rescored = 0
+        """Scores computed again in float32."""
+        self._buffers: dict[tuple[object, ...], Tensor | Candidates] = {}
+
+    @property
+    def needs_shadow(self) -> bool:
+        return self.matmul in ("certified", "bf16")
+
+    def topk(
+        self,
+        centered_BD: Tensor,
+        w_enc_ND: Tensor,
+        b_enc_N: Tensor,
+        k: int,
+        shadow: Shadow | None = None,
+    ) -> Active:
+        """The k largest pre-activations; see `Kernels.encode_topk` for order and ties."""
+        found = Active(
+            torch.empty(len(centered_BD), k), torch.empty(len(centered_BD), k, dtype=torch.int64)
+        )
+        if not self.needs_shadow:
+            self._exact(centered_BD, w_enc_ND, b_enc_N, found)
+            return found
+        self._through_bf16(centered_BD, w_enc_ND, b_enc_N, found, shadow or make_shadow(w_enc_ND))
+        return found
+
+    def _exact(self, centered_BD: Tensor, w_enc_ND: Tensor, b_enc_N: Tensor, found: Active) -> None:
+        k = found.values_BK.shape[1]
+        for tokens in _ranges(len(centered_BD), TOKEN_TILE):
+            x_TD = centered_BD[tokens]
+            candidates = self._candidates(len(x_TD), k, 2 * k + 64)
+            for latents in _ranges(len(w_enc_ND), LATENT_TILE):
+                tile_TM = self._product(x_TD, w_enc_ND[latents])
+                candidates.filter_tile(tile_TM, b_enc_N, latents.start, None)
+            candidates.finish_exact(found.values_BK[tokens], found.indices_BK[tokens])
+
+    def _through_bf16(
+        self, centered_BD: Tensor, w_enc_ND: Tensor, b_enc_N: Tensor, found: Active, shadow: Shadow
+    ) -> None:
+        k = found.values_BK.shape[1]
+        tokens_shadow = make_shadow(centered_BD)
+        slack = self._slack(tokens_shadow, shadow, centered_BD.shape[1])
+        if slack is None:  # not finite, or beyond the bounds' arithmetic
+            self._exact(centered_BD, w_enc_ND, b_enc_N, found)
+            return
+        for tokens in _ranges(len(centered_BD), TOKEN_TILE):
+            x_TD = tokens_shadow.rows_ND[tokens]
+            here = Slack(slack.token_B[tokens], slack.latent_N, slack.relative)
+            candidates = self._candidates(len(x_TD), k, 8 * k + 256)
+            for latents in _ranges(len(w_enc_ND), LATENT_TILE):
+                tile_TM = self._product(x_TD, shadow.rows_ND[latents])
+                candidates.filter_tile(tile_TM, b_enc_N, latents.start, here)
+            out = Active(found.values_BK[tokens], found.indices_BK[tokens])
+            self.rescored += candidates.finish_rescored(
+                centered_BD[tokens], w_enc_ND, b_enc_N, here, *out
+            )
+            self._redo_overflowed(candidates, centered_BD[tokens], w_enc_ND, b_enc_N, out)
+
+    def _slack(self, tokens: Shadow, latents: Shadow, d_model: int) -> Slack | None:
+        """Bounds on the error of bf16 scores; zero where selection by bf16 scores is asked for."""
+        largest = torch.stack([tokens.norm_N.max(), latents.norm_N.max()])
+        if not bool((largest < LARGEST_NORM).all()):
+            return None
+        if self.matmul == "bf16":
+            return Slack(torch.zeros_like(tokens.norm_N), torch.zeros_like(latents.norm_N), 0.0)
+        lost = float((tokens.error_N / tokens.norm_N.clamp_min(LEAST_NORM)).max())
+        # Both sums are accumulated in float32, in an order of their own.
+        accumulated = 2 * d_model * 2.0**-24
+        latent_N = (lost + accumulated) * latents.norm_N + (1 + BF16_UNIT) * latents.error_N
+        return Slack(
+            1.001 * tokens.norm_N.clamp_min(LEAST_NORM),
+            latent_N.clamp_min(LEAST_NORM),
+            1.01 * BF16_UNIT,
+        )
+
+    def _redo_overflowed(
+        self, candidates: Candidates, x_TD: Tensor, w_enc_ND: Tensor, b_enc_N: Tensor, out: Active
+    ) -> None:
+        overflowed = (candidates.counts_B < 0).nonzero().flatten()
+        if not len(overflowed):
+            return
+        self.redone_tokens += len(overflowed)
+        k = out.values_BK.shape[1]
+        again = Active(
+            torch.empty(len(overflowed), k), torch.empty(len(overflowed), k, dtype=torch.int64)
+        )
+        self._exact(x_TD[overflowed], w_enc_ND, b_enc_N, again)
+        out.values_BK[overflowed], out.indices_BK[overflowed] = again
+
+    def _product(self, x_TD: Tensor, w_MD: Tensor) -> Tensor:
+        if self.matmul == "onednn" and x_TD.dtype == torch.float32:
+            return torch.ops.mkldnn._linear_pointwise(x_TD, w_MD, None, "none", [], "")
+        key = (len(x_TD), len(w_MD), x_TD.dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(key[:2], dtype=x_TD.dtype)
+        return torch.mm(x_TD, w_MD.T, out=self._buffers[key])
+
+    def _candidates(self, n_tokens: int, k: int, capacity: int) -> Candidates:
+        key = ("candidates", n_tokens, k, capacity)
+        if key not in self._buffers:
+            self._buffers[key] = Candidates(n_tokens, k, capacity)
+        candidates = self._buffers[key]
+        assert isinstance(candidates, Candidates)
+        candidates.restart()
+        return candidates
+
+
+def _ranges(size: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]

@@ -1,0 +1,43 @@
+"""What the engines share: the optimizer's constants, scoring, and taking up a saved tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scaling.autoencoder.topk import TopKAutoencoder
+from scaling.kernels import Active
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """Adam's constants, clipping and averaging, all settled."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    clip_norm: float | None
+    ema_decay: float
+    """Per step; 0 = no average is kept."""
+
+
+class ModelScorer:
+    """See `scaling.train.engine.Reconstructor`."""
+
+    def __init__(self, model: TopKAutoencoder) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def reconstruct(self, x_BD: Tensor) -> tuple[Active, Tensor]:
+        active = self.model.encode(x_BD.to(self.model.w_enc))
+        return active, self.model.decode(active)
+
+def copy_checked(target: Tensor, source: Tensor, name: str) -> None:
+    if target.shape != source.shape or target.dtype != source.dtype:
+        raise ValueError(
+            f"state tensor {name} is {tuple(source.shape)} {source.dtype}, "
+            f"this run needs {tuple(target.shape)} {target.dtype}"
+        )
+    target.copy_(source)

@@ -1,0 +1,212 @@
+"""The engine of one replica without gradient matrices: one pass over tokens, one over latents.
+
+The same equations and order as `scaling.train.torch_engine`, in which autograd writes two [N, D]
+gradients, and projection, Adam, renormalization and averaging each read and write matrices of that
+size again. Here a latent's gradient rows are summed, used and forgotten in one visit.
+
+Clipping by the global norm needs that norm before the first update, so it costs a second pass.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scaling.autoencoder.dead import DeadLatents
+from scaling.autoencoder.losses import auxiliary_loss
+from scaling.autoencoder.topk import TopKAutoencoder
+from scaling.kernels import Active
+from scaling.kernels.fused import (
+    AdamStep,
+    FusedKernels,
+    GradientSummary,
+    LatentState,
+    LatentSums,
+    RowGradients,
+    Rows,
+    TokenPass,
+)
+from scaling.train.engine import StepStats
+from scaling.train.engine_parts import ModelScorer, OptimizerSpec, copy_checked
+from scaling.train.weight_average import WeightAverage
+
+CLIP_EPSILON = 1e-6
+"""As in torch.nn.utils.clip_grad_norm_."""
+
+
+class Auxiliary(NamedTuple):
+    loss: Tensor
+    """Before its weight, 0-d."""
+    gradients: RowGradients | None
+
+
+class FusedEngine:
+    """See `scaling.train.engine.Engine`."""
+
+    def __init__(
+        self,
+        model: TopKAutoencoder,
+        kernels: FusedKernels,
+        optimizer: OptimizerSpec,
+        dead_after_tokens: int,
+    ) -> None:
+        self.model = model.requires_grad_(False)
+        self.kernels = kernels
+        self.spec = optimizer
+        self.params = dict(model.named_parameters())
+        self.moments = {
+            name: (torch.zeros_like(param), torch.zeros_like(param))
+            for name, param in self.params.items()
+        }
+        self.n_updates = 0
+        self.dead = DeadLatents(len(model.w_enc), dead_after_tokens, model.w_enc.device)
+        self.average = WeightAverage(self.params, optimizer.ema_decay)
+        self.shadow = kernels.make_shadow(model.w_enc, model.w_dec)
+
+    @torch.no_grad()
+    def step(self, batch_BD: Tensor, lr: float, *, measure_norm: bool = False) -> StepStats:
+        dead_ids = self.dead.ids()
+        centered_BD = batch_BD - self.model.b_pre
+        active, passed, residual_scale = self._pass_tokens(centered_BD)
+        auxiliary = self._auxiliary(batch_BD, passed.residual_BD, dead_ids)
+        sums = LatentSums(
+            active=active,
+            grad_values_BK=passed.grad_values_BK,
+            centered_BD=centered_BD,
+            residual_BD=passed.residual_BD,
+            residual_scale=residual_scale,
+            extra=auxiliary.gradients,
+        )
+        grad_norm = self._update(sums, lr)
+        self.dead.update(active, len(batch_BD))
+        spec = self.model.spec
+        mse = passed.squared_error / (batch_BD.numel() * spec.mean_predictor_mse)
+        return StepStats(
+            loss=(mse + spec.aux_coef * auxiliary.loss).to(batch_BD.dtype),
+            normalized_mse=mse.to(batch_BD.dtype),
+            aux_loss=auxiliary.loss,
+            dead_fraction=len(dead_ids) / spec.n_latents,
+            grad_norm=grad_norm if measure_norm or self.spec.clip_norm is not None else None,
+        )
+
+    def _pass_tokens(self, centered_BD: Tensor) -> tuple[Active, TokenPass, float]:
+        model = self.model
+        active = self.kernels.select(
+            centered_BD, model.w_enc, model.b_enc, model.spec.k, self.shadow
+        )
+        # d/dxhat of the mean of (x - xhat)^2 over the mean predictor's.
+        scale = -2 / (centered_BD.numel() * model.spec.mean_predictor_mse)
+        passed = self.kernels.token_pass(centered_BD, active, model.w_dec, scale, self.shadow)
+        return active, passed, scale
+
+    def _auxiliary(self, batch_BD: Tensor, target_BD: Tensor, dead: Tensor) -> Auxiliary:
+        """AuxK by autograd over the dead latents' rows alone; see `TopKAutoencoder.losses`."""
+        spec = self.model.spec
+        if not spec.aux_coef or not len(dead):
+            return Auxiliary(torch.zeros((), device=dead.device), None)
+        rows = [
+            param[dead].requires_grad_()
+            for param in (self.model.w_enc, self.model.w_dec, self.model.b_enc)
+        ]
+        w_enc_AD, w_dec_AD, b_enc_A = rows
+        with torch.enable_grad():
+            found = self.kernels.encode_topk(
+                batch_BD, w_enc_AD, b_enc_A, min(spec.k_aux, len(dead)), b_pre_D=self.model.b_pre
+            )
+            active = Active(torch.relu(found.values_BK), found.indices_BK)
+            loss = auxiliary_loss(target_BD, self.kernels.decode(active, w_dec_AD))
+            gradients = torch.autograd.grad(spec.aux_coef * loss, rows)
+        return Auxiliary(loss.detach(), RowGradients(dead, *gradients))
+
+    def _update(self, sums: LatentSums, lr: float) -> Tensor:
+        """Update everything; returns the global gradient norm before clipping."""
+        state = self._latent_state()
+        self.n_updates += 1
+        factor = self._clip_factor(state, sums)
+        adam = AdamStep(
+            lr=lr,
+            beta1=self.spec.beta1,
+            beta2=self.spec.beta2,
+            eps=self.spec.eps,
+            step=self.n_updates,
+            ema_decay=self.spec.ema_decay,
+            grad_factor=factor,
+        )
+        summary = self.kernels.update_latents(state, sums, adam)
+        grad_b_pre_D = _b_pre_gradient(summary, sums)
+        self._update_b_pre(factor * grad_b_pre_D, adam)
+        self.average.update(("b_pre",))
+        return _global_norm(summary, grad_b_pre_D)
+
+    def _clip_factor(self, state: LatentState, sums: LatentSums) -> float:
+        if self.spec.clip_norm is None:
+            return 1.0
+        summary = self.kernels.summarize_gradients(state, sums)
+        norm = _global_norm(summary, _b_pre_gradient(summary, sums))
+        return min(1.0, self.spec.clip_norm / (float(norm) + CLIP_EPSILON))
+
+    def _latent_state(self) -> LatentState:
+        def rows(name: str) -> Rows:
+            average = self.average.averages.get(name)
+            return Rows(self.params[name], *self.moments[name], average)
+
+        return LatentState(rows("w_enc"), rows("w_dec"), rows("b_enc"), self.shadow)
+
+    def _update_b_pre(self, grad_D: Tensor, adam: AdamStep) -> None:
+        exp_avg_D, exp_avg_sq_D = self.moments["b_pre"]
+        exp_avg_D.lerp_(grad_D, 1 - adam.beta1)
+        exp_avg_sq_D.mul_(adam.beta2).addcmul_(grad_D, grad_D, value=1 - adam.beta2)
+        denominator_D = exp_avg_sq_D.sqrt() / (1 - adam.beta2**adam.step) ** 0.5 + adam.eps
+        step_size = adam.lr / (1 - adam.beta1**adam.step)
+        self.model.b_pre.addcdiv_(exp_avg_D, denominator_D, value=-step_size)
+
+    def scorer(self, *, averaged: bool = False) -> ModelScorer:
+        model = self.model
+        if averaged:
+            model = TopKAutoencoder(model.spec, model.kernels, self.weights(averaged=True))
+        return ModelScorer(model)
+
+    def tokens_since_fired(self) -> Tensor:
+        return self.dead.tokens_since_fired_N
+
+    def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
+        if averaged:
+            return self.average.corrected()
+        return {name: param.detach().clone() for name, param in self.params.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        counters = {"tokens_since_fired": self.dead.tokens_since_fired_N.clone()}
+        if not self.n_updates:
+            return self.weights() | counters | self.average.state()
+        step = torch.tensor(float(self.n_updates))
+        moments = {
+            f"{name}.{part}": tensor.clone()
+            for name, both in self.moments.items()
+            for part, tensor in zip(("exp_avg", "exp_avg_sq"), both, strict=True)
+        }
+        steps = {f"{name}.step": step.clone() for name in self.params}
+        return self.weights() | moments | steps | counters | self.average.state()
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, param in self.params.items():
+            copy_checked(param, state[name], name)
+            for part, tensor in zip(("exp_avg", "exp_avg_sq"), self.moments[name], strict=True):
+                copy_checked(tensor, state[f"{name}.{part}"], f"{name}.{part}")
+        self.n_updates = int(state["w_enc.step"])
+        copy_checked(
+            self.dead.tokens_since_fired_N, state["tokens_since_fired"], "tokens_since_fired"
+        )
+        self.average.load_state(state)
+        self.shadow = self.kernels.make_shadow(self.model.w_enc, self.model.w_dec)
+
+
+def _b_pre_gradient(summary: GradientSummary, sums: LatentSums) -> Tensor:
+    """b_pre is added to xhat and subtracted from every pre-activation's input, [D]."""
+    return sums.residual_scale * sums.residual_BD.sum(dim=0) - summary.b_pre_D
+
+
+def _global_norm(summary: GradientSummary, grad_b_pre_D: Tensor) -> Tensor:
+    return (summary.squared_norm + grad_b_pre_D.square().sum()).sqrt().to(grad_b_pre_D.dtype)
