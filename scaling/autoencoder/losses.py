@@ -28,3 +28,13 @@ def auxiliary_loss(target_BD: Tensor, recon_BD: Tensor) -> Tensor:
     # Inputs are masked before the division: a NaN behind a mask would still reach the gradient.
     masked_BD = torch.where(defined, target_BD - recon_BD, torch.zeros_like(target_BD))
     return masked_BD.square().mean() / torch.where(defined, variance, torch.ones_like(variance))
+
+
+def auxiliary_scale(target_BD: Tensor) -> Tensor:
+    """What the sum of (e - ehat)^2 is multiplied by in `auxiliary_loss`: 1 / (B D variance), 0-d.
+
+    0 where there is no variance, or not a finite one.
+    """
+    variance = (target_BD - target_BD.mean(dim=0)).square().mean()
+    scale = 1 / (target_BD.numel() * variance)
+    return torch.where(torch.isfinite(scale), scale, torch.zeros_like(scale))

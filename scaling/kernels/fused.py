@@ -71,6 +71,14 @@ class RowGradients(NamedTuple):
     b_enc_A: Tensor
 
 
+class AuxiliaryPass(NamedTuple):
+    """What a few latents make of a target, and how they would do better."""
+
+    squared_error: Tensor
+    """Sum over tokens and d_model of (target - reconstruction)^2, 0-d."""
+    gradients: RowGradients
+
+
 class LatentSums(NamedTuple):
     """What the latents' gradients are sums of.
 
@@ -128,6 +136,22 @@ class FusedKernels(Kernels, Protocol):
         """Decode, residual, and the gradient residual_scale * <residual, w_dec row> of each value.
 
         `residual_scale` makes the residual the gradient with respect to xhat (it is negative).
+        """
+        ...
+
+    def auxiliary_pass(
+        self,
+        centered_BD: Tensor,
+        target_BD: Tensor,
+        state: LatentState,
+        ids_A: Tensor,
+        k: int,
+        residual_scale: float,
+    ) -> AuxiliaryPass:
+        """Reconstruct the target (no bias) from the k largest pre-activations of latents ids_A.
+
+        The gradient with respect to that reconstruction is residual_scale * (target - it).
+        Backends without a way of their own use `scaling.kernels.auxiliary.by_autograd`.
         """
         ...
 

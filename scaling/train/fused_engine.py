@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scaling.autoencoder.dead import DeadLatents
-from scaling.autoencoder.losses import auxiliary_loss
+from scaling.autoencoder.losses import auxiliary_scale
 from scaling.autoencoder.topk import TopKAutoencoder
 from scaling.kernels import Active
 from scaling.kernels.fused import (
@@ -70,7 +70,7 @@ class FusedEngine:
         dead_ids = self.dead.ids()
         centered_BD = batch_BD - self.model.b_pre
         active, passed, residual_scale = self._pass_tokens(centered_BD)
-        auxiliary = self._auxiliary(batch_BD, passed.residual_BD, dead_ids)
+        auxiliary = self._auxiliary(centered_BD, passed.residual_BD, dead_ids)
         sums = LatentSums(
             active=active,
             grad_values_BK=passed.grad_values_BK,
@@ -101,24 +101,25 @@ class FusedEngine:
         passed = self.kernels.token_pass(centered_BD, active, model.w_dec, scale, self.shadow)
         return active, passed, scale
 
-    def _auxiliary(self, batch_BD: Tensor, target_BD: Tensor, dead: Tensor) -> Auxiliary:
-        """AuxK by autograd over the dead latents' rows alone; see `TopKAutoencoder.losses`."""
+    def _auxiliary(self, centered_BD: Tensor, target_BD: Tensor, dead: Tensor) -> Auxiliary:
+        """AuxK; see `TopKAutoencoder.losses` and `scaling.autoencoder.losses.auxiliary_loss`."""
         spec = self.model.spec
+        undefined = Auxiliary(torch.zeros((), device=dead.device), None)
         if not spec.aux_coef or not len(dead):
-            return Auxiliary(torch.zeros((), device=dead.device), None)
-        rows = [
-            param[dead].requires_grad_()
-            for param in (self.model.w_enc, self.model.w_dec, self.model.b_enc)
-        ]
-        w_enc_AD, w_dec_AD, b_enc_A = rows
-        with torch.enable_grad():
-            found = self.kernels.encode_topk(
-                batch_BD, w_enc_AD, b_enc_A, min(spec.k_aux, len(dead)), b_pre_D=self.model.b_pre
-            )
-            active = Active(torch.relu(found.values_BK), found.indices_BK)
-            loss = auxiliary_loss(target_BD, self.kernels.decode(active, w_dec_AD))
-            gradients = torch.autograd.grad(spec.aux_coef * loss, rows)
-        return Auxiliary(loss.detach(), RowGradients(dead, *gradients))
+            return undefined
+        per_value = float(auxiliary_scale(target_BD))
+        if not per_value:
+            return undefined
+        passed = self.kernels.auxiliary_pass(
+            centered_BD,
+            target_BD,
+            self._latent_state(),
+            dead,
+            min(spec.k_aux, len(dead)),
+            -2 * spec.aux_coef * per_value,
+        )
+        loss = passed.squared_error * per_value
+        return Auxiliary(loss.to(target_BD.dtype), passed.gradients) if loss.isfinite() else undefined
 
     def _update(self, sums: LatentSums, lr: float) -> Tensor:
         """Update everything; returns the global gradient norm before clipping."""

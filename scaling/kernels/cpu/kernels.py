@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
+from scaling.kernels.auxiliary import by_autograd
 from scaling.kernels.cpu import library
+from scaling.kernels.cpu.auxiliary import dense_pass
 from scaling.kernels.cpu.select import Selector, Shadow, make_shadow
 from scaling.kernels.fused import (
     AdamStep,
+    AuxiliaryPass,
     GradientSummary,
     LatentState,
     LatentSums,
     TokenPass,
 )
 from scaling.kernels.interface import Active
-from scaling.kernels.torch_sparse import TorchKernels
+from scaling.kernels.torch_sparse import DENSE_BELOW, TorchKernels
 
 
 class CpuKernels(TorchKernels):
@@ -53,6 +57,18 @@ class CpuKernels(TorchKernels):
             centered_BD, active.values_BK, active.indices_BK, w_dec_ND, residual_scale
         )
         return TokenPass(residual_BD, grads_BK, squares_B.sum())
+
+    def auxiliary_pass(
+        self,
+        centered_BD: Tensor,
+        target_BD: Tensor,
+        state: LatentState,
+        ids_A: Tensor,
+        k: int,
+        residual_scale: float,
+    ) -> AuxiliaryPass:
+        way = dense_pass if len(ids_A) <= DENSE_BELOW * k else partial(by_autograd, self)
+        return way(centered_BD, target_BD, state, ids_A, k, residual_scale)
 
     def summarize_gradients(self, state: LatentState, sums: LatentSums) -> GradientSummary:
         return GradientSummary(*library.update_latents(state, sums, None, None))

@@ -184,6 +184,14 @@ def token_pass(
     return residual_BD, grads_BK, squares_B
 
 
+def keep_topk_(pre_BN: Tensor, k: int) -> None:
+    """Set to 0, in place, all but each row's k largest values, and of these what is negative.
+
+    The lowest id wins a tie. NaN is kept.
+    """
+    _library().sae_keep_topk(_pointer(pre_BN), *map(c_int64, (*pre_BN.shape, k)), _threads())
+
+
 def group_pairs(ids_BK: Tensor, values_BK: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
     """Pairs (token * K + slot) of positive value grouped by latent: starts [N + 1], pairs."""
     starts = torch.empty(n_latents + 1, dtype=torch.int64)

@@ -569,6 +569,33 @@ int64_t sae_finish_rescored(const Candidates* all, const float* centered, const 
   return scored;
 }
 
+// Sets to 0 all but each row's k largest scores, and of these the negative ones: a dense code.
+void sae_keep_topk(float* scores, int64_t tokens, int64_t n, int64_t k, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<uint32_t> bounds(n);
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < tokens; ++b) {
+      float* row = scores + b * n;
+      for (int64_t i = 0; i < n; ++i) bounds[i] = ordered(row[i]);
+      const uint32_t least = k < n ? kth_largest(bounds.data(), n, k) : 0;
+      int64_t above = 0, reaching = 0;
+#pragma omp simd reduction(+ : above, reaching)
+      for (int64_t i = 0; i < n; ++i) {
+        above += bounds[i] > least;
+        reaching += bounds[i] >= least;
+      }
+      if (reaching > k) {  // equal to the k-th: the lowest ids first
+        int64_t places = k - above;
+        for (int64_t i = 0; i < n; ++i)
+          if (bounds[i] == least && places-- <= 0) row[i] = 0;
+      }
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) row[i] = bounds[i] < least || row[i] <= 0 ? 0.0f : row[i];
+    }
+  }
+}
+
 // Decode, residual x - xhat, and residual_scale * <residual, row> for each active latent.
 void sae_token_pass(const float* centered, const int64_t* ids, const float* values,
                     const float* w_dec, int64_t tokens, int64_t k, int64_t d, float residual_scale,
