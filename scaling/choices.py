@@ -24,6 +24,9 @@ class LrRule(StrEnum):
 class Precision(StrEnum):
     float32 = auto()
     float64 = auto()
+    bf16 = auto()
+    """Float32 weights and arithmetic, but the encoder's matmul has bfloat16 operands: latents
+    closer to the k-th than bf16 resolves may be swapped."""
 
 
 class StoreDtype(StrEnum):
@@ -47,11 +50,14 @@ class Normalization(StrEnum):
 
 class EngineName(StrEnum):
     auto = "auto"
+    fused = "fused"
     torch = "torch"
 
 
 class KernelsName(StrEnum):
     auto = "auto"
+    cpu = "cpu"
+    triton = "triton"
     torch = "torch"
     reference = "reference"
 

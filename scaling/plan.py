@@ -70,6 +70,9 @@ class ExecutionPlan:
     threads: int
     fingerprint: str
     """Processor and library versions; where it differs on resume, bits may differ too."""
+    matmul: str = "float32"
+    """How the encoder's matmul is computed (scaling/kernels): of those with the same result, the
+    fastest at the first launch."""
 
 
 @dataclass(frozen=True, kw_only=True)

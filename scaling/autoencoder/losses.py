@@ -21,7 +21,7 @@ def auxiliary_loss(target_BD: Tensor, recon_BD: Tensor) -> Tensor:
     The variance is about the batch mean of e. Where the loss is undefined (no variance, or not a
     finite number) it counts as 0, with zero gradient.
     """
-    variance = (target_BD - target_BD.mean(dim=0)).square().mean()
+    variance = _variance(target_BD)
     with torch.no_grad():
         error = (target_BD - recon_BD).square().mean()
         defined = (variance > 0) & torch.isfinite(error / variance)
@@ -35,6 +35,12 @@ def auxiliary_scale(target_BD: Tensor) -> Tensor:
 
     0 where there is no variance, or not a finite one.
     """
-    variance = (target_BD - target_BD.mean(dim=0)).square().mean()
-    scale = 1 / (target_BD.numel() * variance)
+    scale = 1 / (target_BD.numel() * _variance(target_BD))
     return torch.where(torch.isfinite(scale), scale, torch.zeros_like(scale))
+
+
+def _variance(target_BD: Tensor) -> Tensor:
+    """About the batch mean; 0 where it is but the rounding of equal vectors' mean."""
+    variance = (target_BD - target_BD.mean(dim=0)).square().mean()
+    rounding = (10 * torch.finfo(target_BD.dtype).eps) ** 2 * target_BD.square().mean()
+    return torch.where(variance > rounding, variance, torch.zeros_like(variance))

@@ -47,7 +47,7 @@ BACKENDS = ("cpu", "reference", "torch", "triton")
 def load_kernels(name: str, matmul: str = "float32") -> Kernels:
     """The backend called `name`; it is imported only when asked for.
 
-    `matmul` says how the encoder's matmul is computed, where the backend has a choice (cpu, triton).
+    `matmul` says how the encoder's matmul is computed, where the backend has a choice.
     Raises ValueError for an unknown name: a missing backend is never replaced by a slower one.
     """
     match name:

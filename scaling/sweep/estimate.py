@@ -8,11 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from scaling.autoencoder.init import initial_weights
-from scaling.autoencoder.topk import TopKAutoencoder
-from scaling.kernels import load_kernels
 from scaling.plan import RunPlan
-from scaling.train.build import DTYPES, optimizer_spec, topk_spec
-from scaling.train.torch_engine import TorchEngine
+from scaling.train.build import DTYPES, build_model, engine_for
+from scaling.train.engine import Engine
 
 TIMED_STEPS = 3
 OVERHEAD_S = 1.5
@@ -92,7 +90,7 @@ def _step_s(plan: RunPlan) -> float:
     return large_s + per_token_s * (batch_tokens - large)
 
 
-def _median_step_s(engine: TorchEngine, plan: RunPlan, batch_tokens: int) -> float:
+def _median_step_s(engine: Engine, plan: RunPlan, batch_tokens: int) -> float:
     """Of a few steps, after one to warm up."""
     batch_BD = torch.randn(batch_tokens, plan.source.d_model, device=plan.execution.device)
     batch_BD = batch_BD.to(DTYPES[plan.numerics.precision])
@@ -100,7 +98,7 @@ def _median_step_s(engine: TorchEngine, plan: RunPlan, batch_tokens: int) -> flo
     return sorted(times_s)[len(times_s) // 2]
 
 
-def _random_engine(plan: RunPlan) -> TorchEngine:
+def _random_engine(plan: RunPlan) -> Engine:
     weights = initial_weights(
         plan.autoencoder.n_latents,
         torch.zeros(plan.source.d_model),
@@ -108,13 +106,11 @@ def _random_engine(plan: RunPlan) -> TorchEngine:
         seed=0,
         dtype=DTYPES[plan.numerics.precision],
     )
-    on_device = {name: tensor.to(plan.execution.device) for name, tensor in weights.items()}
-    kernels = load_kernels(plan.execution.kernels)
-    model = TopKAutoencoder(topk_spec(plan, mean_predictor_mse=1.0), kernels, on_device)
-    return TorchEngine(model, optimizer_spec(plan), dead_after_tokens=2**62)
+    model = build_model(plan, weights, mean_predictor_mse=1.0)
+    return engine_for(plan, model, dead_after_tokens=2**62)
 
 
-def _timed(engine: TorchEngine, batch_BD: torch.Tensor) -> float:
+def _timed(engine: Engine, batch_BD: torch.Tensor) -> float:
     started_s = time.perf_counter()
     _ = float(engine.step(batch_BD, 1e-4).loss)
     return time.perf_counter() - started_s

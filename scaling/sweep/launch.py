@@ -18,7 +18,7 @@ from rich.console import Console
 
 from scaling.activations.build import Description, describe, prepare
 from scaling.activations.source import SourceSpec
-from scaling.choices import LoggerName
+from scaling.choices import KernelsName, LoggerName
 from scaling.config import ActivationsConfig, RunConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.plan import RunPlan
@@ -27,6 +27,7 @@ from scaling.runs.record import FINAL
 from scaling.runs.store import SweepStore
 from scaling.sweep.estimate import makespan_s, with_estimates
 from scaling.sweep.execute import ExecuteOptions, Summary, execute
+from scaling.sweep.execution import check_execution, native_problem
 from scaling.sweep.grid import keep_wanted
 from scaling.sweep.mirror import WandbOptions
 from scaling.sweep.planner import check_memory, make_plan
@@ -58,6 +59,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     for point in wanted:
         found = descriptions[_key(point.activations)]
         validate(point, n_train=found.n_train)
+        check_execution(point)
         check_memory(point, found.d_model)
     if shared.dry_run:
         plans = _plans(wanted, {key: _preview_spec(d) for key, d in descriptions.items()})
@@ -65,6 +67,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         return 0
     started_s = time.monotonic()
     _tell_of_inert_auxk(wanted, console)
+    _tell_of_slow_kernels(shared, console)
     for found in descriptions.values():
         print_harvest(found, console)
     plans = _plans(wanted, _prepare_all(wanted, console))
@@ -89,6 +92,12 @@ def _tell_of_inert_auxk(points: Sequence[RunConfig], console: Console) -> None:
             "(the demo: 5000).",
             style="yellow",
         )
+
+
+def _tell_of_slow_kernels(shared: RunConfig, console: Console) -> None:
+    """kernels=auto gives the same numbers without a compiler, but takes longer."""
+    if shared.kernels is KernelsName.auto and (problem := native_problem()):
+        console.print(f"note: kernels=torch, the slower way: {problem}.", style="yellow")
 
 
 def _never_dead(point: RunConfig) -> bool:

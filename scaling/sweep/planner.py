@@ -5,25 +5,22 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from scaling import budget, memory
 from scaling.activations.source import SourceSpec
-from scaling.choices import DeviceName, EngineName, KernelsName, LrRule
+from scaling.choices import LrRule
 from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
-from scaling.hardware import fingerprint
 from scaling.plan import (
     AutoencoderPlan,
-    ExecutionPlan,
     NumericsPlan,
     ObservePlan,
     RunPlan,
     TrainPlan,
 )
 from scaling.schedule import inverse_sqrt_n, step_limited
+from scaling.sweep.execution import plan_execution
 
-BYTES_PER_VALUE = {"float32": 4, "float64": 8}
+BYTES_PER_VALUE = {"float32": 4, "float64": 8, "bf16": 4}
 ROWS_PER_RUN = 100
 """Rows of metrics.jsonl when logger.every_tokens is null."""
 CHECKPOINTS_PER_RUN = 10
@@ -38,7 +35,7 @@ def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
         train=_train(config),
         numerics=NumericsPlan(precision=str(config.numerics.precision)),
         source=source,
-        execution=_execution(config),
+        execution=plan_execution(config, source.d_model),
         observe=_observe(config),
         config=_plain(asdict(config)),
         retries=config.launcher.retries,
@@ -135,24 +132,6 @@ def _peak_lr(config: RunConfig) -> float:
         case LrRule.step_limited:
             rate = step_limited(n_latents, train.tokens, train.batch_tokens)
     return rate * train.lr_scale
-
-
-def _execution(config: RunConfig) -> ExecutionPlan:
-    device = _device(config)
-    return ExecutionPlan(
-        engine="torch" if config.engine is EngineName.auto else str(config.engine),
-        kernels="torch" if config.kernels is KernelsName.auto else str(config.kernels),
-        device=device,
-        threads=config.launcher.threads,
-        fingerprint=fingerprint(device),
-    )
-
-
-def _device(config: RunConfig) -> str:
-    available = torch.cuda.is_available()
-    if config.device is DeviceName.cuda and not available:
-        raise UserError("device=cuda, but torch sees no CUDA device. Set device=cpu or auto.")
-    return "cuda" if available and config.device is not DeviceName.cpu else "cpu"
 
 
 def _observe(config: RunConfig) -> ObservePlan:

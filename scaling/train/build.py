@@ -11,13 +11,16 @@ from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
 from scaling.budget import INIT_SAMPLE_TOKENS
 from scaling.kernels import load_kernels
 from scaling.plan import RunPlan
+from scaling.train.engine import Engine
 from scaling.train.engine_parts import OptimizerSpec
+from scaling.train.fused_engine import FusedEngine
 from scaling.train.torch_engine import TorchEngine
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
+"""Of weights, optimizer state and batches, by numerics.precision."""
 
 
-def build_engine(plan: RunPlan, source: ActivationSource) -> TorchEngine:
+def build_engine(plan: RunPlan, source: ActivationSource) -> Engine:
     """The planned engine at step 0; a pure function of plan and source."""
     ae, train = plan.autoencoder, plan.train
     weights = initial_weights(
@@ -27,15 +30,25 @@ def build_engine(plan: RunPlan, source: ActivationSource) -> TorchEngine:
         seed=train.seed,
         dtype=DTYPES[plan.numerics.precision],
     )
-    on_device = {name: tensor.to(plan.execution.device) for name, tensor in weights.items()}
-    model = TopKAutoencoder(
-        topk_spec(plan, source.calibration.mean_predictor_mse),
-        load_kernels(plan.execution.kernels),
-        on_device,
-    )
+    model = build_model(plan, weights, source.calibration.mean_predictor_mse)
     if ae.scale_encoder:
         scale_encoder_(model, seed=train.seed)
-    return TorchEngine(model, optimizer_spec(plan), ae.dead_after_tokens)
+    return engine_for(plan, model, ae.dead_after_tokens)
+
+
+def build_model(
+    plan: RunPlan, weights: dict[str, Tensor], mean_predictor_mse: float
+) -> TopKAutoencoder:
+    """The planned autoencoder with these weights, on the planned device."""
+    kernels = load_kernels(plan.execution.kernels, plan.execution.matmul)
+    on_device = {name: tensor.to(plan.execution.device) for name, tensor in weights.items()}
+    return TopKAutoencoder(topk_spec(plan, mean_predictor_mse), kernels, on_device)
+
+
+def engine_for(plan: RunPlan, model: TopKAutoencoder, dead_after_tokens: int) -> Engine:
+    """The planned engine around a model of `build_model`."""
+    kind = {"torch": TorchEngine, "fused": FusedEngine}[plan.execution.engine]
+    return kind(model, optimizer_spec(plan), dead_after_tokens)
 
 
 def topk_spec(plan: RunPlan, mean_predictor_mse: float) -> TopKSpec:

@@ -34,6 +34,7 @@ class ModelScorer:
         active = self.model.encode(x_BD.to(self.model.w_enc))
         return active, self.model.decode(active)
 
+
 def copy_checked(target: Tensor, source: Tensor, name: str) -> None:
     if target.shape != source.shape or target.dtype != source.dtype:
         raise ValueError(

@@ -48,12 +48,12 @@ class FusedEngine:
     def __init__(
         self,
         model: TopKAutoencoder,
-        kernels: FusedKernels,
         optimizer: OptimizerSpec,
         dead_after_tokens: int,
     ) -> None:
+        """`model.kernels` must be `FusedKernels`."""
         self.model = model.requires_grad_(False)
-        self.kernels = kernels
+        self.kernels: FusedKernels = model.kernels  # type: ignore[assignment]
         self.spec = optimizer
         self.params = dict(model.named_parameters())
         self.moments = {
@@ -63,7 +63,7 @@ class FusedEngine:
         self.n_updates = 0
         self.dead = DeadLatents(len(model.w_enc), dead_after_tokens, model.w_enc.device)
         self.average = WeightAverage(self.params, optimizer.ema_decay)
-        self.shadow = kernels.make_shadow(model.w_enc, model.w_dec)
+        self.shadow = self.kernels.make_shadow(model.w_enc, model.w_dec)
 
     @torch.no_grad()
     def step(self, batch_BD: Tensor, lr: float, *, measure_norm: bool = False) -> StepStats:
@@ -118,8 +118,8 @@ class FusedEngine:
             min(spec.k_aux, len(dead)),
             -2 * spec.aux_coef * per_value,
         )
-        loss = passed.squared_error * per_value
-        return Auxiliary(loss.to(target_BD.dtype), passed.gradients) if loss.isfinite() else undefined
+        loss = (passed.squared_error * per_value).to(target_BD.dtype)
+        return Auxiliary(loss, passed.gradients) if loss.isfinite() else undefined
 
     def _update(self, sums: LatentSums, lr: float) -> Tensor:
         """Update everything; returns the global gradient norm before clipping."""

@@ -182,7 +182,7 @@ class Attempt:
             "device": device_name(execution.device),
             "bit_exact": self.bit_exact,
             "engine": execution.engine,
-            "kernels": execution.kernels,
+            "kernels": f"{execution.kernels}/{execution.matmul}",
             "threads": execution.threads,
             "resumed_at_step": self.first_step,
         }

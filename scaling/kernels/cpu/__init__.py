@@ -1,6 +1,7 @@
 """The CPU backend: native passes over tokens and latents, the fastest exact encoder matmul."""
 
-from scaling.kernels.cpu.build import NativeUnavailableError
+from scaling.kernels.cpu.build import NativeUnavailableError, library_path
 from scaling.kernels.cpu.kernels import CpuKernels
+from scaling.kernels.cpu.select import MATMULS
 
-__all__ = ["CpuKernels", "NativeUnavailableError"]
+__all__ = ["MATMULS", "CpuKernels", "NativeUnavailableError", "library_path"]

@@ -17,10 +17,12 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = ("-std=c++17", "-O3", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+X86_FLAGS = ("-mprefer-vector-width=512",)
+"""The compiler's own choice is 256 bits, for processors that slow down at 512."""
+THREADING = (("-fopenmp",), ("-fopenmp-simd",))
+"""Tried in turn: some compilers (Apple's) come without OpenMP's threads."""
 COMPILERS = ("g++", "clang++", "c++")
-OPENMP = "-fopenmp"
-TUNED = "-march=native"
 
 
 class NativeUnavailableError(RuntimeError):
@@ -35,7 +37,7 @@ def library_path() -> Path:
         NativeUnavailableError: no C++ compiler, or it failed.
     """
     compiler = _compiler()
-    flags = (*FLAGS, TUNED, OPENMP)
+    flags = (*FLAGS, *(X86_FLAGS if platform.machine() == "x86_64" else ()))
     path = cache_folder() / f"native-{_digest(compiler, flags)}.so"
     if not path.exists():
         _compile(compiler, flags, path)
@@ -80,16 +82,25 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             fresh = Path(folder) / path.name
-            command = [compiler, *flags, str(SOURCE), "-o", str(fresh)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise NativeUnavailableError(
-                    f"{' '.join(command)} failed: {done.stderr.strip()[:500]}. "
-                    "Set CXX to another compiler, or use kernels=torch"
-                )
-            fresh.replace(path)
+            problem = ""
+            for threading in THREADING:
+                problem = _attempt([compiler, *flags, *threading], fresh)
+                if not problem:
+                    fresh.replace(path)
+                    return
+            raise NativeUnavailableError(
+                f"{problem}. Set CXX to another compiler, or use kernels=torch"
+            )
     except OSError as error:
         raise NativeUnavailableError(
             f"cannot write the compiled kernels to {path.parent}: {error}. "
             "Set XDG_CACHE_HOME to a folder with space, or use kernels=torch"
         ) from error
+
+
+def _attempt(command: list[str], output: Path) -> str:
+    """Run the compiler; returns what it complained of, "" if it succeeded."""
+    full = [*command, "-fPIC", "-shared", str(SOURCE), "-o", str(output)]
+    done = subprocess.run(full, capture_output=True, text=True, check=False)
+    complaint = done.stderr.strip()[:500] or f"exit status {done.returncode}"
+    return f"{' '.join(full)} failed: {complaint}" if done.returncode else ""

@@ -67,7 +67,8 @@ class Selector:
         """Tokens with more candidates than fit, computed again in float32."""
         self.rescored = 0
         """Scores computed again in float32."""
-        self._buffers: dict[tuple[object, ...], Tensor | Candidates] = {}
+        self._tiles: dict[tuple[object, ...], Tensor] = {}
+        self._candidate_buffers: dict[tuple[int, int, int], Candidates] = {}
 
     @property
     def needs_shadow(self) -> bool:
@@ -158,16 +159,15 @@ class Selector:
         if self.matmul == "onednn" and x_TD.dtype == torch.float32:
             return torch.ops.mkldnn._linear_pointwise(x_TD, w_MD, None, "none", [], "")
         key = (len(x_TD), len(w_MD), x_TD.dtype)
-        if key not in self._buffers:
-            self._buffers[key] = torch.empty(key[:2], dtype=x_TD.dtype)
-        return torch.mm(x_TD, w_MD.T, out=self._buffers[key])
+        if key not in self._tiles:
+            self._tiles[key] = torch.empty(key[:2], dtype=x_TD.dtype)
+        return torch.mm(x_TD, w_MD.T, out=self._tiles[key])
 
     def _candidates(self, n_tokens: int, k: int, capacity: int) -> Candidates:
-        key = ("candidates", n_tokens, k, capacity)
-        if key not in self._buffers:
-            self._buffers[key] = Candidates(n_tokens, k, capacity)
-        candidates = self._buffers[key]
-        assert isinstance(candidates, Candidates)
+        key = (n_tokens, k, capacity)
+        if key not in self._candidate_buffers:
+            self._candidate_buffers[key] = Candidates(*key)
+        candidates = self._candidate_buffers[key]
         candidates.restart()
         return candidates
 

@@ -81,7 +81,9 @@ def run(
             logger.log(row)
             report(row)
             note(folder, "steps", f"{folder.run_id} {step}")
-            checkpoint.write_text(str(step))
+            aside = checkpoint.with_suffix(".new")
+            aside.write_text(str(step))
+            aside.replace(checkpoint)  # whole or not at all, whenever this process is killed
     note(folder, "ends", f"{folder.run_id} {attempt} {time.monotonic()}")
     if plan["misbehavior"] == "kill_after_record":
         RunFolder.remove_checkpoints = lambda _folder: os.kill(os.getpid(), signal.SIGKILL)
