@@ -38,6 +38,7 @@ def plan_of(*overrides: str) -> RunPlan:
         "train.seed=1",
         "train.shuffle_block=4",
         "numerics.precision=float64",
+        "numerics.precision=bf16",
         "activations.seed=1",
         "activations.noise=0.1",
         "activations.eval_tokens=513",
