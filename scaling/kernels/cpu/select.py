@@ -24,9 +24,10 @@ from scaling.kernels.cpu.library import Candidates, Slack
 from scaling.kernels.interface import Active
 
 MATMULS = ("float32", "onednn", "certified", "bf16")
-TOKEN_TILE = 1024
+TOKENS_PER_THREAD = 1024
+"""Matmul libraries give a thread of its own to no less than this."""
 LATENT_TILE = 1024
-"""A tile of scores takes 2 to 4 MB: it stays in the cache from the matmul to the filter."""
+"""A tile of scores takes 2 to 4 MB a thread: it stays in the cache from matmul to filter."""
 BF16_UNIT = 2.0**-8
 """Largest relative error of rounding to bf16 (8 significant bits)."""
 LEAST_NORM = 1e-12
@@ -94,7 +95,7 @@ class Selector:
 
     def _exact(self, centered_BD: Tensor, w_enc_ND: Tensor, b_enc_N: Tensor, found: Active) -> None:
         k = found.values_BK.shape[1]
-        for tokens in _ranges(len(centered_BD), TOKEN_TILE):
+        for tokens in _token_tiles(len(centered_BD)):
             x_TD = centered_BD[tokens]
             candidates = self._candidates(len(x_TD), k, 2 * k + 64)
             for latents in _ranges(len(w_enc_ND), LATENT_TILE):
@@ -111,7 +112,7 @@ class Selector:
         if slack is None:  # not finite, or beyond the bounds' arithmetic
             self._exact(centered_BD, w_enc_ND, b_enc_N, found)
             return
-        for tokens in _ranges(len(centered_BD), TOKEN_TILE):
+        for tokens in _token_tiles(len(centered_BD)):
             x_TD = tokens_shadow.rows_ND[tokens]
             here = Slack(slack.token_B[tokens], slack.latent_N, slack.relative)
             candidates = self._candidates(len(x_TD), k, 8 * k + 256)
@@ -170,6 +171,10 @@ class Selector:
         candidates = self._candidate_buffers[key]
         candidates.restart()
         return candidates
+
+
+def _token_tiles(n_tokens: int) -> list[slice]:
+    return _ranges(n_tokens, TOKENS_PER_THREAD * torch.get_num_threads())
 
 
 def _ranges(size: int, step: int) -> list[slice]:
