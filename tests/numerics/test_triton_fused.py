@@ -68,9 +68,7 @@ def make_step(case: Case, seed: int = 0) -> Step:
     }
     centered = normal(case.n_tokens, case.d_model, generator=generator)
     zero = torch.zeros(case.d_model, device=DEVICE)
-    found = reference.encode_topk(
-        centered, params["w_enc"], params["b_enc"], case.k, b_pre_D=zero
-    )
+    found = reference.encode_topk(centered, params["w_enc"], params["b_enc"], case.k, b_pre_D=zero)
     active = Active(found.values_BK.relu(), found.indices_BK.contiguous())
     return Step(params, centered, active, make_extra(case, generator))
 

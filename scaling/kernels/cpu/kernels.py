@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor
 
-from scaling.kernels.auxiliary import by_autograd
 from scaling.kernels.cpu import library
 from scaling.kernels.cpu.auxiliary import dense_pass
 from scaling.kernels.cpu.select import Selector, Shadow, make_shadow
@@ -67,7 +64,7 @@ class CpuKernels(TorchKernels):
         k: int,
         residual_scale: float,
     ) -> AuxiliaryPass:
-        way = dense_pass if len(ids_A) <= DENSE_BELOW * k else partial(by_autograd, self)
+        way = dense_pass if len(ids_A) <= DENSE_BELOW * k else super().auxiliary_pass
         return way(centered_BD, target_BD, state, ids_A, k, residual_scale)
 
     def summarize_gradients(self, state: LatentState, sums: LatentSums) -> GradientSummary:
