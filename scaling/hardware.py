@@ -11,16 +11,18 @@ from pathlib import Path
 
 import torch
 
+from scaling.kernels.cpu import native_name
 from scaling.runs.provenance import cpu_model
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @cache
-def fingerprint(device: str) -> str:
+def fingerprint(device: str, kernels: str) -> str:
     """Names what the bits of a result depend on beyond the plan: processor and libraries."""
+    native = f"; {native_name()}" if kernels == "cpu" else ""
     chip = torch.cuda.get_device_name() if device == "cuda" else cpu_model()
-    return f"{chip}; torch {torch.__version__}; {torch.backends.cpu.get_cpu_capability()}"
+    return f"{chip}; torch {torch.__version__}; {torch.backends.cpu.get_cpu_capability()}{native}"
 
 
 @cache

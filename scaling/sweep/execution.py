@@ -16,13 +16,20 @@ from scaling.choices import DeviceName, EngineName, KernelsName, Precision
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.hardware import fingerprint
-from scaling.kernels.cpu import MATMULS, CpuKernels, NativeUnavailableError, library_path
+from scaling.kernels.cpu import (
+    MATMULS,
+    CpuKernels,
+    NativeUnavailableError,
+    native_library,
+)
 from scaling.plan import ExecutionPlan
+from scaling.runs.store import RunFolder
 
 FUSED = ("cpu", "triton")
 """Kernels that offer the fused engine's passes."""
 MEASURED_LATENTS = 4096
-MEASURED_TOKENS = 256
+MEASURED_K = 32
+MEASURED_TOKENS_PER_THREAD = 1024
 MEASURED_REPEATS = 3
 
 
@@ -32,7 +39,7 @@ def check_execution(config: RunConfig) -> None:
     Raises:
         UserError: naming the key, its value and the remedy.
     """
-    device, kernels = _device(config), _kernels(config)
+    device, kernels = planned_device(config), _kernels(config)
     precision = config.numerics.precision
     if kernels == "cpu":
         _check_native(device, precision)
@@ -42,9 +49,10 @@ def check_execution(config: RunConfig) -> None:
             "device=cuda and float32 or bf16. Use kernels=auto."
         )
     if kernels not in FUSED and precision is Precision.bf16:
+        why = f" ({native_problem()})" if config.kernels is KernelsName.auto else ""
         raise UserError(
-            f"numerics.precision=bf16 needs kernels=cpu or kernels=triton, not kernels={kernels}. "
-            "Leave kernels=auto, or set numerics.precision=float32."
+            f"numerics.precision=bf16 needs kernels=cpu or kernels=triton, not kernels={kernels}"
+            f"{why}. Choose such kernels, or set numerics.precision=float32."
         )
     if config.engine is EngineName.fused and kernels not in FUSED:
         raise UserError(
@@ -56,7 +64,7 @@ def check_execution(config: RunConfig) -> None:
 def plan_execution(config: RunConfig, d_model: int) -> ExecutionPlan:
     """Settle how a checked config is computed here."""
     check_execution(config)
-    device, kernels = _device(config), _kernels(config)
+    device, kernels = planned_device(config), _kernels(config)
     engine = "fused" if kernels in FUSED else "torch"
     return ExecutionPlan(
         engine=engine if config.engine is EngineName.auto else str(config.engine),
@@ -64,20 +72,41 @@ def plan_execution(config: RunConfig, d_model: int) -> ExecutionPlan:
         matmul=_matmul(config, kernels, d_model),
         device=device,
         threads=config.launcher.threads,
-        fingerprint=fingerprint(device),
+        fingerprint=fingerprint(device, kernels),
     )
+
+
+def check_kept(folder: RunFolder) -> None:
+    """A run that was begun goes on as it was begun; refuse it where that cannot be had here.
+
+    Raises:
+        UserError: naming the run and the remedy.
+    """
+    if not folder.plan_path.exists():
+        return
+    kept = folder.read_plan().get("execution", {})
+    problem = native_problem() if kept.get("kernels") == "cpu" else None
+    if kept.get("device") == "cuda" and not torch.cuda.is_available():
+        problem = "torch sees no CUDA device"
+    if problem:
+        raise UserError(
+            f"run {folder.run_id} was begun with device={kept['device']} and "
+            f"kernels={kept['kernels']}, which cannot be had here: {problem}. Go on where it can, "
+            f"or move {folder.path} away to have the run done again."
+        )
 
 
 def native_problem() -> str | None:
     """Why there are no native CPU kernels here; None if there are."""
     try:
-        library_path()
+        native_library()
     except NativeUnavailableError as error:
         return str(error)
     return None
 
 
-def _device(config: RunConfig) -> str:
+def planned_device(config: RunConfig) -> str:
+    """cpu or cuda. Raises UserError where device=cuda cannot be had."""
     available = torch.cuda.is_available()
     if config.device is DeviceName.cuda and not available:
         raise UserError("device=cuda, but torch sees no CUDA device. Set device=cpu or auto.")
@@ -89,7 +118,7 @@ def _kernels(config: RunConfig) -> str:
         return str(config.kernels)
     if config.numerics.precision is Precision.float64:
         return "torch"
-    if _device(config) == "cuda":
+    if planned_device(config) == "cuda":
         return "triton"
     return "torch" if native_problem() else "cpu"
 
@@ -108,28 +137,39 @@ def _matmul(config: RunConfig, kernels: str, d_model: int) -> str:
     precision = str(config.numerics.precision)
     if kernels != "cpu" or precision == "bf16":
         return precision
-    n_latents = min(config.autoencoder.n_latents, MEASURED_LATENTS)
-    k = min(config.autoencoder.k, n_latents)
-    tokens = min(config.train.batch_tokens, MEASURED_TOKENS)
-    return fastest_matmul(n_latents, d_model, k, tokens, config.launcher.threads)
+    threads = config.launcher.threads
+    tokens = min(config.train.batch_tokens, MEASURED_TOKENS_PER_THREAD * threads)
+    return fastest_matmul(d_model, tokens, threads)
 
 
 @cache
-def fastest_matmul(n_latents: int, d_model: int, k: int, n_tokens: int, threads: int) -> str:
-    """Which of the CPU kernels' exact matmuls selects soonest, measured on random vectors."""
+def fastest_matmul(d_model: int, n_tokens: int, threads: int) -> str:
+    """Which of the CPU kernels' exact matmuls selects soonest, measured on random vectors.
+
+    One choice for all sizes of a sweep, so that its runs differ in nothing else.
+    """
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    exact = [name for name in MATMULS if name != "bf16"]
-    return min(exact, key=lambda name: _selection_s(name, n_latents, d_model, k, n_tokens))
+    try:
+        return min(_exact_matmuls(), key=lambda name: _selection_s(name, d_model, n_tokens))
+    finally:
+        torch.set_num_threads(before)
 
 
-def _selection_s(matmul: str, n_latents: int, d_model: int, k: int, n_tokens: int) -> float:
+def _exact_matmuls() -> list[str]:
+    """Those with the result of float32 that this build of torch has."""
+    absent = ("bf16",) if torch.backends.mkldnn.is_available() else ("bf16", "onednn")
+    return [name for name in MATMULS if name not in absent]
+
+
+def _selection_s(matmul: str, d_model: int, n_tokens: int) -> float:
     kernels = CpuKernels(matmul)
-    rows_ND = unit_rows(n_latents, d_model, seed=0, stream=0)
+    rows_ND = unit_rows(MEASURED_LATENTS, d_model, seed=0, stream=0)
     tokens_BD = unit_rows(n_tokens, d_model, seed=0, stream=1)
-    shadow, bias_N = kernels.make_shadow(rows_ND, rows_ND), torch.zeros(n_latents)
+    shadow, bias_N = kernels.make_shadow(rows_ND, rows_ND), torch.zeros(MEASURED_LATENTS)
     times_s = []
     for _ in range(MEASURED_REPEATS + 1):  # the first warms up
         started_s = time.perf_counter()
-        kernels.select(tokens_BD, rows_ND, bias_N, k, shadow)
+        kernels.select(tokens_BD, rows_ND, bias_N, MEASURED_K, shadow)
         times_s.append(time.perf_counter() - started_s)
     return min(times_s[1:])

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from scaling.activations.build import Description, describe, prepare
 from scaling.activations.source import SourceSpec
-from scaling.choices import KernelsName, LoggerName
+from scaling.choices import KernelsName, LoggerName, Precision
 from scaling.config import ActivationsConfig, RunConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.plan import RunPlan
@@ -27,7 +27,12 @@ from scaling.runs.record import FINAL
 from scaling.runs.store import SweepStore
 from scaling.sweep.estimate import makespan_s, with_estimates
 from scaling.sweep.execute import ExecuteOptions, Summary, execute
-from scaling.sweep.execution import check_execution, native_problem
+from scaling.sweep.execution import (
+    check_execution,
+    check_kept,
+    native_problem,
+    planned_device,
+)
 from scaling.sweep.grid import keep_wanted
 from scaling.sweep.mirror import WandbOptions
 from scaling.sweep.planner import check_memory, make_plan
@@ -74,6 +79,8 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     prepared_s = time.monotonic()
     store = SweepStore(Path(shared.runs_dir) / shared.sweep_name)
     pending = {plan.run_id for plan in plans if store.folder(plan.run_id).status() not in FINAL}
+    for run_id in sorted(pending):
+        check_kept(store.folder(run_id))
     plans = _estimated(plans, pending)
     _refuse_long(shared, [plan for plan in plans if plan.run_id in pending])
     summary = execute(plans, store, _options(shared, plans), console)
@@ -96,7 +103,8 @@ def _tell_of_inert_auxk(points: Sequence[RunConfig], console: Console) -> None:
 
 def _tell_of_slow_kernels(shared: RunConfig, console: Console) -> None:
     """kernels=auto gives the same numbers without a compiler, but takes longer."""
-    if shared.kernels is KernelsName.auto and (problem := native_problem()):
+    chosen = shared.kernels is KernelsName.auto and shared.numerics.precision is Precision.float32
+    if chosen and planned_device(shared) == "cpu" and (problem := native_problem()):
         console.print(f"note: kernels=torch, the slower way: {problem}.", style="yellow")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +36,19 @@ class ModelScorer:
         return active, self.model.decode(active)
 
 
-def copy_checked(target: Tensor, source: Tensor, name: str) -> None:
-    if target.shape != source.shape or target.dtype != source.dtype:
-        raise ValueError(
-            f"state tensor {name} is {tuple(source.shape)} {source.dtype}, "
-            f"this run needs {tuple(target.shape)} {target.dtype}"
-        )
-    target.copy_(source)
+def copy_all_checked(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy a saved state into an engine's tensors: all of it, or nothing where it does not fit.
+
+    Raises:
+        KeyError: a tensor is absent.
+        ValueError: one has another shape or dtype.
+    """
+    for name, target in targets.items():
+        source = state[name]
+        if target.shape != source.shape or target.dtype != source.dtype:
+            raise ValueError(
+                f"state tensor {name} is {tuple(source.shape)} {source.dtype}, "
+                f"this run needs {tuple(target.shape)} {target.dtype}"
+            )
+    for name, target in targets.items():
+        target.copy_(state[name])

@@ -29,7 +29,7 @@ from scaling.kernels.fused import (
     TokenPass,
 )
 from scaling.train.engine import StepStats
-from scaling.train.engine_parts import ModelScorer, OptimizerSpec, copy_checked
+from scaling.train.engine_parts import ModelScorer, OptimizerSpec, copy_all_checked
 from scaling.train.weight_average import WeightAverage
 
 CLIP_EPSILON = 1e-6
@@ -146,7 +146,8 @@ class FusedEngine:
             return 1.0
         summary = self.kernels.summarize_gradients(state, sums)
         norm = _global_norm(summary, _b_pre_gradient(summary, sums))
-        return min(1.0, self.spec.clip_norm / (float(norm) + CLIP_EPSILON))
+        factor = self.spec.clip_norm / (float(norm) + CLIP_EPSILON)
+        return 1.0 if factor >= 1 else factor  # NaN stays, as in torch: nothing hides a bad batch
 
     def _latent_state(self) -> LatentState:
         def rows(name: str) -> Rows:
@@ -192,15 +193,14 @@ class FusedEngine:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        for name, param in self.params.items():
-            copy_checked(param, state[name], name)
-            for part, tensor in zip(("exp_avg", "exp_avg_sq"), self.moments[name], strict=True):
-                copy_checked(tensor, state[f"{name}.{part}"], f"{name}.{part}")
+        targets: dict[str, Tensor] = dict(self.params)
+        for name, (exp_avg, exp_avg_sq) in self.moments.items():
+            targets |= {f"{name}.exp_avg": exp_avg, f"{name}.exp_avg_sq": exp_avg_sq}
+        targets["tokens_since_fired"] = self.dead.tokens_since_fired_N
+        targets |= self.average.targets()
+        copy_all_checked(targets, state)
         self.n_updates = int(state["w_enc.step"])
-        copy_checked(
-            self.dead.tokens_since_fired_N, state["tokens_since_fired"], "tokens_since_fired"
-        )
-        self.average.load_state(state)
+        self.average.n_updates = int(state["ema_updates"])
         self.shadow = self.kernels.make_shadow(self.model.w_enc, self.model.w_dec)
 
 

@@ -88,7 +88,7 @@ class Attempt:
         self.checkpoints = Checkpoints(
             folder.checkpoints_path, plan.run_id, plan.observe.keep_checkpoints
         )
-        self.here = fingerprint(plan.execution.device)
+        self.here = fingerprint(plan.execution.device, plan.execution.kernels)
         self.warnings: list[str] = []
         self.bit_exact = True
         self.train_s = 0.0

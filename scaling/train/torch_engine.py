@@ -15,7 +15,7 @@ from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.decoder_norm import remove_parallel_gradient_, renormalize_rows_
 from scaling.autoencoder.topk import TopKAutoencoder
 from scaling.train.engine import StepStats
-from scaling.train.engine_parts import ModelScorer, OptimizerSpec, copy_checked
+from scaling.train.engine_parts import ModelScorer, OptimizerSpec, copy_all_checked
 from scaling.train.weight_average import WeightAverage
 
 
@@ -97,13 +97,12 @@ class TorchEngine:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
+        targets: dict[str, Tensor] = dict(self.params)
+        targets["tokens_since_fired"] = self.dead.tokens_since_fired_N
+        copy_all_checked(targets | self.average.targets(), state)
         for name, param in self.params.items():
-            copy_checked(param, state[name], name)
             self.adam.state[param] = {
                 part: state[f"{name}.{part}"].clone().to(param.device)
                 for part in ("exp_avg", "exp_avg_sq", "step")
             }
-        copy_checked(
-            self.dead.tokens_since_fired_N, state["tokens_since_fired"], "tokens_since_fired"
-        )
-        self.average.load_state(state)
+        self.average.n_updates = int(state["ema_updates"])

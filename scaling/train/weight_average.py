@@ -43,10 +43,9 @@ class WeightAverage:
         }
 
     def state(self) -> dict[str, Tensor]:
-        averages = {f"{name}.ema": average.clone() for name, average in self.averages.items()}
+        averages = {name: average.clone() for name, average in self.targets().items()}
         return averages | {"ema_updates": torch.tensor(self.n_updates)}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, average in self.averages.items():
-            average.copy_(state[f"{name}.ema"])
-        self.n_updates = int(state["ema_updates"])
+    def targets(self) -> dict[str, Tensor]:
+        """What a saved state is copied into, by its names there."""
+        return {f"{name}.ema": average for name, average in self.averages.items()}

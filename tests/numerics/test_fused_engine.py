@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,9 +13,9 @@ from torch import Tensor
 from scaling.autoencoder import TopKAutoencoder, TopKSpec
 from scaling.autoencoder.init import initial_weights
 from scaling.kernels import load_kernels
-from scaling.kernels.cpu import library
 from scaling.kernels.cpu.kernels import CpuKernels
-from scaling.kernels.fused import AuxiliaryPass, RowGradients
+from scaling.kernels.fused import AuxiliaryPass, LatentSums, RowGradients
+from scaling.train import torch_engine
 from scaling.train.engine import Engine, StepStats
 from scaling.train.engine_parts import OptimizerSpec
 from scaling.train.fused_engine import FusedEngine
@@ -80,7 +82,8 @@ def test_fifty_steps_equal_the_torch_engine(
     expected, found = plain(optimizer, k_aux), fused(optimizer, matmul, k_aux)
     stats = list(zip(train(expected), train(found), strict=True))
     assert any(0 < one.dead_fraction < 1 for one, _ in stats)  # AuxK was at work
-    assert largest_difference(found.state(), expected.state()) < 1e-5
+    # Asked for are 1e-5; it is 2e-6, and a wrong constant would show between the two.
+    assert largest_difference(found.state(), expected.state()) < 3e-6
     for one, other in stats:
         assert one.dead_fraction == other.dead_fraction
         for name in ("loss", "normalized_mse", "aux_loss", "grad_norm"):
@@ -122,11 +125,10 @@ def test_auxk_that_sends_no_gradient_to_its_encoder_rows_is_noticed(
 
 
 def test_a_skipped_projection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_engine, "remove_parallel_gradient_", lambda _grad, _rows: None)
     expected, found = plain(), fused()
-    rows = found.model.w_dec
-    rows.data *= 1.5  # the projection takes rows to be unit: other rows, another projection
-    train(expected, 1), train(found, 1)
-    assert largest_difference(found.state(), expected.state()) > 1e-3
+    train(expected), train(found)
+    assert largest_difference(found.state(), expected.state()) > 1e-2
 
 
 def test_both_ways_of_auxk_agree() -> None:
@@ -148,14 +150,26 @@ def library_dense(*arguments: object) -> AuxiliaryPass:
     return dense_pass(*arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan"), 1e30])
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e30])
 def test_an_undefined_auxk_counts_as_zero(value: float) -> None:
-    """No variance, or none that is finite: as in the torch engine, nothing is learned from it."""
-    expected, found = plain(), fused()
-    for engine in (expected, found):
+    """No variance, or none that is finite: dead latents learn nothing, as without AuxK."""
+    same = torch.full((8, D), value)
+    for engine in (plain(), fused()):
         engine.dead.tokens_since_fired_N[:100] = DEAD_AFTER
-        stats = engine.step(torch.full((8, D), value), 0.0)
+        stats = engine.step(same, 0.0)
+        assert stats.dead_fraction > 0
         assert float(stats.aux_loss) == 0
+        active = set(engine.model.encode(same).indices_BK.flatten().tolist())
+        silent = [i for i in range(100) if i not in active]
+        assert not bool(engine.state()["w_dec.exp_avg"][silent].any())
+
+
+def test_a_nan_in_a_clipped_batch_is_not_hidden() -> None:
+    bad = batch(0)
+    bad[3, 5] = torch.nan
+    engine = fused(replace(OPTIMIZER, clip_norm=0.05))
+    assert not engine.step(bad, LR).loss.isfinite()
+    assert engine.weights()["w_enc"].isnan().any()
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
@@ -181,20 +195,33 @@ def test_engines_take_up_each_others_state() -> None:
     assert largest_difference(first.state(), second.state()) == 0
 
 
-def test_threads_do_not_change_a_bit_of_the_update() -> None:
+def test_threads_do_not_change_a_bit_of_the_passes() -> None:
+    """Of all that is ours; a matmul library may sum in another order with other threads."""
+    first, states = fused(), []
+    train(first, 3)
+    centered = batch(3) - first.model.b_pre
+    active, _, _ = first._pass_tokens(centered)
+    for threads in (1, 2, 3):
+        with threads_set_to(threads):
+            engine = fused()
+            engine.load_state(first.state())
+            passed = engine.kernels.token_pass(centered, active, engine.model.w_dec, -0.1, None)
+            grads = passed.grad_values_BK
+            sums = LatentSums(active, grads, centered, passed.residual_BD, -0.1, None)
+            engine._update(sums, LR)
+            states.append((*passed, *engine.state().values(), *engine.shadow))
+    for state in states[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(state, states[0], strict=True))
+    fresh = first.kernels.make_shadow(engine.model.w_enc, engine.model.w_dec)
+    assert all(torch.equal(a, b) for a, b in zip(engine.shadow, fresh, strict=True))
+
+
+@contextmanager
+def threads_set_to(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    states = []
-    for threads in (1, 2):
-        engine = fused()
-        centered = batch(0) - engine.model.b_pre
-        active, _, _ = engine._pass_tokens(centered)
-        torch.set_num_threads(threads)
-        residual, grads, squares = library.token_pass(
-            centered, active.values_BK, active.indices_BK, engine.model.w_dec, -0.1
-        )
-        states.append((residual, grads, squares))
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_state_of_another_shape_is_refused() -> None:
@@ -204,3 +231,8 @@ def test_a_state_of_another_shape_is_refused() -> None:
     state["w_enc.exp_avg"] = state["w_enc.exp_avg"][:10]
     with pytest.raises(ValueError, match=r"w_enc\.exp_avg"):
         engine.load_state(state)
+    whole = {name: tensor.clone() for name, tensor in engine.state().items()}
+    del state["w_enc.exp_avg"]
+    with pytest.raises(KeyError):
+        engine.load_state(state)
+    assert all(torch.equal(engine.state()[name], tensor) for name, tensor in whole.items())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from torch import Tensor
 from scaling.kernels import load_kernels
 from scaling.kernels.cpu import build, library, select
 from scaling.kernels.cpu.kernels import CpuKernels
+from scaling.kernels.cpu.library import Slack
 from scaling.kernels.interface import Active
 
 
@@ -46,6 +50,48 @@ def test_every_bf16_score_lies_within_its_bound(seed: int) -> None:
     bound = slack.token_B[:, None] * slack.latent_N + slack.relative * scores.float().abs()
     assert bool((error <= bound).all())
     assert bool((error > 0.05 * bound).any())  # not so wide that anything would pass
+
+
+def midpoints(seed: int) -> tuple[Tensor, Tensor]:
+    """Scalars just beside the middle between two bf16 numbers: rounding takes all it can."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        low = (1 + torch.rand(200, 1, generator=generator)).bfloat16().float()
+        side = torch.where(torch.rand(200, 1, generator=generator) < 0.5, -1.0, 1.0)
+        return low + 2.0**-8 * (1 + side * 2.0**-10)
+
+    return draw(), draw()
+
+
+BROKEN_BOUNDS = {
+    "no token term": lambda slack, lost: Slack(
+        slack.token_B, slack.latent_N - lost, slack.relative
+    ),
+    "no output rounding": lambda slack, _: Slack(slack.token_B, slack.latent_N, 0.0),
+    "half": lambda slack, _: Slack(slack.token_B / 2, slack.latent_N, slack.relative / 2),
+}
+
+
+def worst_share_of_bound(x_B1: Tensor, w_N1: Tensor, broken: str | None = None) -> float:
+    tokens, latents = select.make_shadow(x_B1), select.make_shadow(w_N1)
+    slack = select.Selector("certified")._slack(tokens, latents, 1)
+    assert slack is not None
+    if broken:
+        lost = (tokens.error_N / tokens.norm_N).max() * latents.norm_N
+        slack = BROKEN_BOUNDS[broken](slack, lost)
+    scores = tokens.rows_ND @ latents.rows_ND.T
+    error = (scores.double() - x_B1.double() @ w_N1.double().T).abs()
+    bound = slack.token_B[:, None] * slack.latent_N + slack.relative * scores.float().abs()
+    return float((error / bound).max())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bound_holds_where_rounding_is_worst_and_no_term_is_idle(seed: int) -> None:
+    x_B1, w_N1 = midpoints(seed)
+    assert worst_share_of_bound(x_B1, w_N1) <= 1
+    for broken in BROKEN_BOUNDS:
+        assert worst_share_of_bound(x_B1, w_N1, broken) > 1, broken
 
 
 def test_shadow_norms_are_those_of_rows_and_roundings() -> None:
@@ -128,13 +174,55 @@ def test_beyond_the_bounds_arithmetic_float32_decides(matmul: str, bad: float) -
     assert bool((found.indices_BK == 7).any())
 
 
-def test_minus_infinity_still_gives_k_different_latents() -> None:
-    x_BD, w_enc_ND, b_enc_N = problem(n_latents=100)
-    b_enc_N[3:] = -torch.inf
-    for matmul in select.MATMULS:
+@pytest.mark.parametrize("n_closed", [1, 7, 12, 97])
+@pytest.mark.parametrize("n_latents", [15, 100, 1100])
+def test_latents_closed_by_their_bias_come_last(n_latents: int, n_closed: int) -> None:
+    """b_enc of minus infinity: such latents are taken only where there are no others."""
+    x_BD, w_enc_ND, b_enc_N = problem(n_latents=n_latents)
+    b_enc_N[: min(n_closed, n_latents - 1)] = -torch.inf
+    expected = load_kernels("reference").encode_topk(
+        x_BD, w_enc_ND, b_enc_N, 8, b_pre_D=torch.zeros(x_BD.shape[1])
+    )
+    for matmul in ("float32", "onednn", "certified"):
         found = CpuKernels(matmul).topk(x_BD, w_enc_ND, b_enc_N, 8)
-        assert all(len(set(row)) == 8 for row in found.indices_BK.tolist())
-        assert all({0, 1, 2} <= set(row) for row in found.indices_BK.tolist())
+        assert torch.equal(found.indices_BK, expected.indices_BK), matmul
+
+
+def test_large_biases_are_inside_the_bound() -> None:
+    """At d = 1 no order of summation can explain a difference; a bias swamps the product."""
+    generator = torch.Generator().manual_seed(1)
+    x_B1, w_N1 = torch.randn(300, 1, generator=generator), torch.randn(900, 1, generator=generator)
+    for bias in (1e5, 1e6, 1e7):
+        b_enc_N = torch.full((900,), bias)
+        expected = CpuKernels("float32").topk(x_B1, w_N1, b_enc_N, 8)
+        found = CpuKernels("certified").topk(x_B1, w_N1, b_enc_N, 8)
+        assert torch.equal(found.indices_BK, expected.indices_BK)
+
+
+def test_buffers_do_not_grow_with_every_new_size() -> None:
+    kernels = CpuKernels("certified")
+    for n_latents in range(300, 340):
+        x_BD, w_enc_ND, b_enc_N = problem(n_tokens=340 - n_latents, n_latents=n_latents)
+        kernels.topk(x_BD, w_enc_ND, b_enc_N, 9)
+    assert len(kernels.selector._tiles) == 1  # one for each dtype
+
+
+def test_equal_rows_tie_whatever_the_number_of_latents() -> None:
+    """A last tile of one column would be summed in another order than the others."""
+    x_BD = problem(n_tokens=20, d_model=100)[0]
+    w_enc_ND = problem(d_model=100)[1][:1].expand(1025, 100).contiguous()
+    for matmul in select.MATMULS:
+        found = CpuKernels(matmul).topk(x_BD, w_enc_ND, torch.zeros(1025), 17)
+        assert found.indices_BK.tolist() == [list(range(17))] * 20
+
+
+@pytest.mark.parametrize("matmul", select.MATMULS)
+def test_no_tokens_and_impossible_k(matmul: str) -> None:
+    x_BD, w_enc_ND, b_enc_N = problem(n_latents=20)
+    assert CpuKernels(matmul).topk(x_BD[:0], w_enc_ND, b_enc_N, 4).values_BK.shape == (0, 4)
+    for k in (0, 21):
+        with pytest.raises(ValueError, match=f"k={k} must lie in 1..20"):
+            CpuKernels(matmul).topk(x_BD, w_enc_ND, b_enc_N, k)
 
 
 @pytest.mark.parametrize("matmul", select.MATMULS)
@@ -148,6 +236,8 @@ def test_threads_do_not_change_the_result(matmul: str) -> None:
         found.append(CpuKernels(matmul).topk(x_BD, w_enc_ND, b_enc_N, 9))
     torch.set_num_threads(before)
     assert all(torch.equal(other.indices_BK, found[0].indices_BK) for other in found)
+    if matmul in ("certified", "bf16"):  # their values come from our own sums
+        assert all(torch.equal(other.values_BK, found[0].values_BK) for other in found)
 
 
 def test_unknown_matmul_is_an_error() -> None:
@@ -161,45 +251,113 @@ def test_wrong_dtypes_do_not_reach_native_code() -> None:
         CpuKernels("float32").topk(x_BD.double(), w_enc_ND.double(), b_enc_N.double(), 4)
 
 
-@pytest.mark.parametrize("rows", [1, 7])
-def test_the_portable_path_selects_the_same(
-    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Processors without AVX-512 run other code; it is compiled and compared here."""
-    x_BD, w_enc_ND, b_enc_N = problem(n_tokens=rows)
-    expected = {m: CpuKernels(m).topk(x_BD, w_enc_ND, b_enc_N, 9) for m in select.MATMULS}
-    portable = tmp_path / "portable.so"
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """What processors without AVX-512 run."""
+    path = tmp_path_factory.mktemp("native") / "portable.so"
     flags = ["-std=c++17", "-O2", "-DSAE_PORTABLE", "-fopenmp", "-fPIC", "-shared"]
-    subprocess.run([build._compiler(), *flags, str(build.SOURCE), "-o", str(portable)], check=True)
-    monkeypatch.setattr(library, "library_path", lambda: portable)
-    library._library.cache_clear()
-    try:
-        for matmul, one in expected.items():
+    command = [*build._compiler(), *flags, str(build.SOURCE), "-o", str(path)]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(path))
+
+
+@contextmanager
+def running_on(native: ctypes.CDLL) -> Iterator[None]:
+    native.sae_finish_rescored.restype = ctypes.c_int64
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "_library", lambda: native)
+        yield
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("n_closed", [0, 5])
+def test_the_portable_path_selects_the_same(
+    rows: int, n_closed: int, portable: ctypes.CDLL
+) -> None:
+    x_BD, w_enc_ND, b_enc_N = problem(n_tokens=rows)
+    b_enc_N[:n_closed] = -torch.inf
+    for matmul in select.MATMULS:
+        expected = CpuKernels(matmul).topk(x_BD, w_enc_ND, b_enc_N, 9)
+        with running_on(portable):
             found = CpuKernels(matmul).topk(x_BD, w_enc_ND, b_enc_N, 9)
-            assert torch.equal(found.indices_BK, one.indices_BK)
-            assert torch.allclose(found.values_BK, one.values_BK, rtol=1e-5)
-    finally:
-        library._library.cache_clear()
+        assert torch.equal(found.indices_BK, expected.indices_BK)
+        assert torch.allclose(found.values_BK, expected.values_BK, rtol=1e-5)
+
+
+def test_the_portable_path_passes_the_same(portable: ctypes.CDLL) -> None:
+    x_BD, w_dec_ND, b_enc_N = problem()
+    active = CpuKernels("float32").select(x_BD, w_dec_ND, b_enc_N, 9, None)
+    pre_BN = x_BD @ w_dec_ND.T
+
+    def passes() -> tuple[Tensor, ...]:
+        code_BN = pre_BN.clone()
+        library.keep_topk_(code_BN, 40)
+        starts, pairs = library.group_pairs(active.indices_BK, active.values_BK, 1500)
+        kept = pairs[: int(starts[-1])]
+        return (*library.token_pass(x_BD, *active, w_dec_ND, -0.3), code_BN, starts, kept)
+
+    expected = passes()
+    with running_on(portable):
+        found = passes()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_no_compiler_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.shutil, "which", lambda _: None)
-    with pytest.raises(build.NativeUnavailableError, match="install g\\+\\+"):
+    with pytest.raises(build.NativeUnavailableError, match=r"install g\+\+"):
         build._compiler()
 
 
-def test_a_compiler_that_fails_is_said_with_its_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and nothing remembered of other builds, before and after."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build._library_or_problem.cache_clear()
+    yield tmp_path
+    build._library_or_problem.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "words"),
+    [
+        ("gcc", "cannot be loaded"),  # links C++ code without its library
+        ("/bin/true", "no output"),
+        ("/bin/false", "exit status 1"),
+        ("no-such-compiler", "no-such-compiler"),
+        ("SCRIPT", "cannot be run"),
+    ],
+)
+def test_a_compiler_that_is_none_is_said(
+    compiler: str, words: str, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "native.cpp"
+    script = fresh_cache / "no-program"
+    script.write_bytes(b"\x00\x01")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script) if compiler == "SCRIPT" else compiler)
+    with pytest.raises(build.NativeUnavailableError, match=words):
+        build.native_library()
+    assert not list(fresh_cache.glob("sae-scaling/*"))
+
+
+def test_a_compiler_may_have_arguments(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++ -g0")
+    assert "native-" in build.native_name()
+    assert len(list(fresh_cache.glob("sae-scaling/*.so"))) == 1
+
+
+def test_a_compiler_that_fails_is_said_with_its_words(
+    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = fresh_cache / "native.cpp"
     broken.write_text("this is no program")
     monkeypatch.setattr(build, "SOURCE", broken)
     with pytest.raises(build.NativeUnavailableError, match="expected unqualified-id"):
-        build._compile(build._compiler(), build.FLAGS, tmp_path / "cache" / "native.so")
-    assert not list((tmp_path / "cache").iterdir())
+        build.native_library()
+    assert not list(fresh_cache.glob("sae-scaling/*"))
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+def test_a_cache_that_cannot_be_written_is_said(fresh_cache: Path) -> None:
+    (fresh_cache / "sae-scaling").write_text("")
     with pytest.raises(build.NativeUnavailableError, match="XDG_CACHE_HOME"):
-        build._compile(build._compiler(), build.FLAGS, tmp_path / "file" / "native.so")
+        build.native_library()

@@ -23,7 +23,7 @@ from scaling.train.torch_engine import TorchEngine
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-B, D, N, K, STEPS = (512, 576, 4096, 16, 50) if ON_GPU else (8, 24, 64, 3, 5)
+B, D, N, K, STEPS = (48, 72, 300, 6, 50) if ON_GPU else (8, 24, 64, 3, 5)
 DEAD_AFTER = 3 * B
 OPTIMIZER = OptimizerSpec(beta1=0.9, beta2=0.999, eps=6.25e-10, clip_norm=0.05, ema_decay=0.9)
 
@@ -37,6 +37,11 @@ def engine(kernels: str, matmul: str = "float32") -> Engine:
     model = TopKAutoencoder(spec, load_kernels(kernels, matmul), on_device)
     kind = TorchEngine if kernels == "torch" else FusedEngine
     return kind(model, OPTIMIZER, DEAD_AFTER)
+
+
+def tolerance(name: str) -> float:
+    """torch's fused Adam for CUDA takes 1 - beta2 in float32, which is 1.29e-5 off."""
+    return 2e-5 if ON_GPU and name.endswith("exp_avg_sq") else 1e-5
 
 
 def train(trained: Engine) -> list[StepStats]:
@@ -57,7 +62,7 @@ def test_steps_equal_the_torch_engine() -> None:
     for name, one in expected.state().items():
         other = found.state()[name].to(one.device)
         difference = float((other.double() - one.double()).abs().max())
-        assert difference <= 1e-5 * float(one.double().abs().max()), name
+        assert difference <= tolerance(name) * float(one.double().abs().max()), name
     for one, other in stats:
         assert float(other.loss) == pytest.approx(float(one.loss), rel=1e-5)
         assert float(other.grad_norm) == pytest.approx(float(one.grad_norm), rel=1e-5)  # type: ignore[arg-type]

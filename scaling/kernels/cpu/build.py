@@ -7,9 +7,11 @@ Where there is no compiler, `kernels=torch` computes the same.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,16 +28,37 @@ COMPILERS = ("g++", "clang++", "c++")
 
 
 class NativeUnavailableError(RuntimeError):
-    """The native library could not be built here; the message says why and what to do."""
+    """The native library cannot be had here; the message says why and what to do."""
+
+
+def native_library() -> ctypes.CDLL:
+    """The native library, compiled if the cache does not have it.
+
+    Raises:
+        NativeUnavailableError: no C++ compiler, it failed, or what it made cannot be loaded.
+    """
+    found = _library_or_problem()
+    if isinstance(found, str):
+        raise NativeUnavailableError(found)
+    return found
+
+
+def native_name() -> str:
+    """Names the build: it differs where another compiler or processor may give other bits."""
+    return Path(native_library()._name).stem
 
 
 @cache
-def library_path() -> Path:
-    """The compiled library, built if the cache does not have it.
+def _library_or_problem() -> ctypes.CDLL | str:
+    """A problem is kept too: a compiler that fails is not run again for every run of a sweep."""
+    try:
+        return _load(library_path())
+    except NativeUnavailableError as error:
+        return str(error)
 
-    Raises:
-        NativeUnavailableError: no C++ compiler, or it failed.
-    """
+
+def library_path() -> Path:
+    """Where the compiled library is, after compiling it if need be."""
     compiler = _compiler()
     flags = (*FLAGS, *(X86_FLAGS if platform.machine() == "x86_64" else ()))
     path = cache_folder() / f"native-{_digest(compiler, flags)}.so"
@@ -50,21 +73,24 @@ def cache_folder() -> Path:
     return Path(root) / "sae-scaling"
 
 
-def _compiler() -> str:
-    wanted = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    for name in wanted:
+def _compiler() -> tuple[str, ...]:
+    """The command: $CXX (which may hold arguments, as "ccache g++"), or the first that is found."""
+    wanted = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else []
+    for name, *arguments in wanted or [[name] for name in COMPILERS]:
         if found := shutil.which(name):
-            return found
+            return (found, *arguments)
+    names = ", ".join(" ".join(words) for words in wanted) or ", ".join(COMPILERS)
     raise NativeUnavailableError(
-        f"no C++ compiler among {', '.join(wanted)}: install g++ (or set CXX), or use kernels=torch"
+        f"no C++ compiler ({names}) is found: install g++ (or set CXX), or use kernels=torch"
     )
 
 
-def _digest(compiler: str, flags: tuple[str, ...]) -> str:
+def _digest(compiler: tuple[str, ...], flags: tuple[str, ...]) -> str:
     """Names a build: source, compiler, flags, and the processor that -march=native means."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = [SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor().encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    version = _run([*compiler, "--version"]).stdout
+    words = " ".join((*compiler, *flags))
+    parts = [SOURCE.read_text(), version, words, _processor()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -76,21 +102,15 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
-    """Compile aside and rename: processes that build at the same time do not see halves."""
+def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], path: Path) -> None:
+    """Compile aside, load, rename: nobody sees a half, or a library that does not load."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             fresh = Path(folder) / path.name
-            problem = ""
-            for threading in THREADING:
-                problem = _attempt([compiler, *flags, *threading], fresh)
-                if not problem:
-                    fresh.replace(path)
-                    return
-            raise NativeUnavailableError(
-                f"{problem}. Set CXX to another compiler, or use kernels=torch"
-            )
+            _build_with_any_threading([*compiler, *flags], fresh)
+            _load(fresh)
+            fresh.replace(path)
     except OSError as error:
         raise NativeUnavailableError(
             f"cannot write the compiled kernels to {path.parent}: {error}. "
@@ -98,9 +118,33 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
         ) from error
 
 
-def _attempt(command: list[str], output: Path) -> str:
-    """Run the compiler; returns what it complained of, "" if it succeeded."""
-    full = [*command, "-fPIC", "-shared", str(SOURCE), "-o", str(output)]
-    done = subprocess.run(full, capture_output=True, text=True, check=False)
-    complaint = done.stderr.strip()[:500] or f"exit status {done.returncode}"
-    return f"{' '.join(full)} failed: {complaint}" if done.returncode else ""
+def _build_with_any_threading(command: list[str], output: Path) -> None:
+    problem = ""
+    for threading in THREADING:
+        full = [*command, *threading, "-fPIC", "-shared", str(SOURCE), "-o", str(output)]
+        done = _run(full)
+        if not done.returncode and output.exists():
+            return
+        complaint = done.stderr.strip()[:500] or f"exit status {done.returncode}, no output"
+        problem = f"{' '.join(full)} failed: {complaint}"
+    raise NativeUnavailableError(f"{problem}. Set CXX to another compiler, or use kernels=torch")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise NativeUnavailableError(
+            f"the C++ compiler {command[0]} cannot be run: {error}. "
+            "Set CXX to another one, or use kernels=torch"
+        ) from error
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeUnavailableError(
+            f"the compiled kernels cannot be loaded: {error}. Set CXX to a C++ compiler (g++, not "
+            "gcc), delete that file if it is old, or use kernels=torch"
+        ) from error

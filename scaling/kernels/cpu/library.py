@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from scaling.kernels.cpu.build import library_path
+from scaling.kernels.cpu import build
 from scaling.kernels.fused import AdamStep, LatentState, LatentSums, Rows
 
 CHUNK = 64
@@ -61,7 +61,7 @@ class _Sums(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(library_path()))
+    library = build.native_library()
     library.sae_finish_rescored.restype = c_int64
     return library
 
@@ -78,16 +78,11 @@ class Slack:
 class Candidates:
     """Each token's candidates for the TopK, filtered tile by tile; one token tile at a time."""
 
-    def __init__(self, n_tokens: int, k: int, capacity: int) -> None:
+    def __init__(self, values_BC: Tensor, ids_BC: Tensor, k: int) -> None:
         self.k = k
-        self.values_BC = torch.empty(n_tokens, capacity)
-        self.ids_BC = torch.empty(n_tokens, capacity, dtype=torch.int32)
-        self.counts_B = torch.zeros(n_tokens, dtype=torch.int32)
-        self.thresholds_B = torch.full((n_tokens,), -torch.inf)
-
-    def restart(self) -> None:
-        self.counts_B.zero_()
-        self.thresholds_B.fill_(-torch.inf)
+        self.values_BC, self.ids_BC = values_BC, ids_BC
+        self.counts_B = torch.zeros(len(values_BC), dtype=torch.int32)
+        self.thresholds_B = torch.full((len(values_BC),), -torch.inf)
 
     def filter_tile(
         self, tile_BM: Tensor, b_enc_N: Tensor, first_latent: int, slack: Slack | None
@@ -151,6 +146,25 @@ class Candidates:
         )
 
 
+class CandidateBuffers:
+    """The memory of candidates, kept from call to call and grown when needed."""
+
+    def __init__(self) -> None:
+        self.values, self.ids = torch.empty(0), torch.empty(0, dtype=torch.int32)
+
+    def fresh(self, n_tokens: int, k: int, capacity: int) -> Candidates:
+        """No candidates yet, and room for `capacity` of each token; ends all use of earlier ones.
+
+        The capacity must leave room for 16 beside the k that always stay.
+        """
+        shape = (n_tokens, capacity)
+        if n_tokens * capacity > len(self.values):
+            self.values = torch.empty(n_tokens * capacity)
+            self.ids = torch.empty(n_tokens * capacity, dtype=torch.int32)
+        values, ids = (flat[: n_tokens * capacity].view(shape) for flat in (self.values, self.ids))
+        return Candidates(values, ids, k)
+
+
 def shadow(rows_ND: Tensor, copy_ND: Tensor, norms_N: Tensor, errors_N: Tensor) -> None:
     """Write the bf16 copies of rows, their norms, and the norms of what the copies lost."""
     _library().sae_shadow(
@@ -194,6 +208,10 @@ def keep_topk_(pre_BN: Tensor, k: int) -> None:
 
 def group_pairs(ids_BK: Tensor, values_BK: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
     """Pairs (token * K + slot) of positive value grouped by latent: starts [N + 1], pairs."""
+    if ids_BK.numel() >= 2**31:
+        raise ValueError(
+            f"{ids_BK.numel():,} active pairs in a batch; at most 2^31 - 1 are grouped"
+        )
     starts = torch.empty(n_latents + 1, dtype=torch.int64)
     pairs = torch.empty(ids_BK.numel(), dtype=torch.int32)
     _library().sae_group_pairs(

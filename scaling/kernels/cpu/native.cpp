@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__AVX512F__) && !defined(SAE_PORTABLE)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && !defined(SAE_PORTABLE)
 #include <immintrin.h>
 #define SAE_AVX512 1
 #endif
@@ -21,6 +21,7 @@
 namespace {
 
 constexpr int kLanes = 16;
+constexpr float kSums = 0x1p-21f;  // a few roundings of float32: adding the bias, and the bounds
 constexpr int64_t kChunk = 64;  // latents that one thread takes at a time
 
 float from_bf16(uint16_t bits) {
@@ -128,8 +129,8 @@ int32_t id_of(uint64_t key) {
 
 }  // namespace
 
-// What a tile of pre-activations is compared with. An approximate score s of latent n for token b is
-// off by at most slack_token[b] * slack_latent[n] + relative * |s|; all zero for exact scores.
+// How far an approximate score may be off. For the product p of token b and latent n by at most
+// token[b] * latent[n] + relative * |p|, and where the bias is added by kSums * (|p| + |bias|) more.
 struct Slack {
   const float* token;
   const float* latent;
@@ -161,8 +162,11 @@ struct Scratch {
   std::vector<int32_t> likely, unlikely;
 };
 
+// Bound on the error of a score that is the approximate product plus the bias.
 float error_of(float score, int32_t id, const float* bias, const Slack& slack, float token_slack) {
-  return token_slack * slack.latent[id] + slack.relative * std::fabs(score - bias[id]);
+  const float size = std::fabs(score) + std::fabs(bias[id]);
+  return token_slack * slack.latent[id] + slack.relative * std::fabs(score - bias[id]) +
+         kSums * size;
 }
 
 // Exactly the k best remain, still in ascending id; a later latent must be strictly better than
@@ -191,9 +195,12 @@ void keep_possible(Row& row, int64_t k, const float* bias, const Slack& slack, f
                    Scratch& scratch) {
   auto& bounds = scratch.bounds;
   bounds.resize(row.count);
-  for (int32_t i = 0; i < row.count; ++i)
-    bounds[i] =
-        ordered(row.values[i] - error_of(row.values[i], row.ids[i], bias, slack, token_slack));
+  for (int32_t i = 0; i < row.count; ++i) {
+    const float lower =
+        row.values[i] - error_of(row.values[i], row.ids[i], bias, slack, token_slack);
+    // Infinities give NaN, which would count as the largest: it bounds nothing from below.
+    bounds[i] = ordered(lower == lower ? lower : -std::numeric_limits<float>::infinity());
+  }
   row.threshold = value_of(static_cast<uint64_t>(kth_largest(bounds.data(), row.count, k)) << 32);
   int32_t kept = 0;
   for (int32_t i = 0; i < row.count; ++i) {
@@ -228,7 +235,8 @@ int append_block(const void* scores, int64_t first, int width, const float* bias
 #ifdef SAE_AVX512
   const __mmask16 inside = static_cast<__mmask16>((1u << width) - 1);
   const __m512 raw = load_scores<kBf16>(scores, first, inside);
-  const __m512 score = _mm512_add_ps(raw, _mm512_maskz_loadu_ps(inside, bias + base_id + first));
+  const __m512 added = _mm512_maskz_loadu_ps(inside, bias + base_id + first);
+  const __m512 score = _mm512_add_ps(raw, added);
   __mmask16 hits;
   if constexpr (kExact) {
     hits = _mm512_mask_cmp_ps_mask(inside, score, _mm512_set1_ps(threshold), _CMP_NLE_UQ);
@@ -236,6 +244,8 @@ int append_block(const void* scores, int64_t first, int width, const float* bias
     const __m512 latent = _mm512_maskz_loadu_ps(inside, slack.latent + base_id + first);
     __m512 upper = _mm512_fmadd_ps(_mm512_set1_ps(token_slack), latent, score);
     upper = _mm512_fmadd_ps(_mm512_set1_ps(slack.relative), _mm512_abs_ps(raw), upper);
+    const __m512 size = _mm512_add_ps(_mm512_abs_ps(score), _mm512_abs_ps(added));
+    upper = _mm512_fmadd_ps(_mm512_set1_ps(kSums), size, upper);
     hits = _mm512_mask_cmp_ps_mask(inside, upper, _mm512_set1_ps(threshold), _CMP_NLT_UQ);
   }
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -255,7 +265,9 @@ int append_block(const void* scores, int64_t first, int width, const float* bias
     if constexpr (kExact) {
       if (score <= threshold) continue;
     } else {
-      const float upper = score + token_slack * slack.latent[id] + slack.relative * std::fabs(raw);
+      const float upper = score + token_slack * slack.latent[id] +
+                          slack.relative * std::fabs(raw) +
+                          kSums * (std::fabs(score) + std::fabs(bias[id]));
       if (upper < threshold) continue;
     }
     values[added] = score;
@@ -283,11 +295,14 @@ float first_threshold(const void* scores, int64_t width, const float* bias, cons
     for (int64_t block = group; block < blocks; block += groups) {
       const __m512 raw = load_scores<kBf16>(scores, block * kLanes, 0xFFFF);
       const int64_t id = base_id + block * kLanes;
-      __m512 lower = _mm512_add_ps(raw, _mm512_loadu_ps(bias + id));
+      const __m512 added = _mm512_loadu_ps(bias + id);
+      __m512 lower = _mm512_add_ps(raw, added);
       if constexpr (!kExact) {
         const __m512 latent = _mm512_loadu_ps(slack.latent + id);
+        const __m512 size = _mm512_add_ps(_mm512_abs_ps(lower), _mm512_abs_ps(added));
         lower = _mm512_fnmadd_ps(_mm512_set1_ps(token_slack), latent, lower);
         lower = _mm512_fnmadd_ps(_mm512_set1_ps(slack.relative), _mm512_abs_ps(raw), lower);
+        lower = _mm512_fnmadd_ps(_mm512_set1_ps(kSums), size, lower);
       }
       // A NaN first operand is dropped: max then returns the second.
       largest = _mm512_max_ps(lower, largest);

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scaling.kernels.cpu import library
-from scaling.kernels.cpu.library import Candidates, Slack
+from scaling.kernels.cpu.library import CandidateBuffers, Candidates, Slack
 from scaling.kernels.interface import Active
 
 MATMULS = ("float32", "onednn", "certified", "bf16")
@@ -28,6 +28,8 @@ TOKENS_PER_THREAD = 1024
 """Matmul libraries give a thread of its own to no less than this."""
 LATENT_TILE = 1024
 """A tile of scores takes 2 to 4 MB a thread: it stays in the cache from matmul to filter."""
+LANES = 16
+"""Scores that the filter appends at a time."""
 BF16_UNIT = 2.0**-8
 """Largest relative error of rounding to bf16 (8 significant bits)."""
 LEAST_NORM = 1e-12
@@ -68,8 +70,8 @@ class Selector:
         """Tokens with more candidates than fit, computed again in float32."""
         self.rescored = 0
         """Scores computed again in float32."""
-        self._tiles: dict[tuple[object, ...], Tensor] = {}
-        self._candidate_buffers: dict[tuple[int, int, int], Candidates] = {}
+        self._tiles: dict[torch.dtype, Tensor] = {}
+        self._candidates = CandidateBuffers()
 
     @property
     def needs_shadow(self) -> bool:
@@ -83,11 +85,16 @@ class Selector:
         k: int,
         shadow: Shadow | None = None,
     ) -> Active:
-        """The k largest pre-activations; see `Kernels.encode_topk` for order and ties."""
+        """The k largest pre-activations; see `Kernels.encode_topk` for order and ties.
+
+        Raises ValueError unless 1 <= k <= N.
+        """
+        if not 1 <= k <= len(w_enc_ND):
+            raise ValueError(f"k={k} must lie in 1..{len(w_enc_ND)}, the number of latents")
         found = Active(
             torch.empty(len(centered_BD), k), torch.empty(len(centered_BD), k, dtype=torch.int64)
         )
-        if not self.needs_shadow:
+        if not self.needs_shadow or not len(centered_BD):
             self._exact(centered_BD, w_enc_ND, b_enc_N, found)
             return found
         self._through_bf16(centered_BD, w_enc_ND, b_enc_N, found, shadow or make_shadow(w_enc_ND))
@@ -97,8 +104,9 @@ class Selector:
         k = found.values_BK.shape[1]
         for tokens in _token_tiles(len(centered_BD)):
             x_TD = centered_BD[tokens]
-            candidates = self._candidates(len(x_TD), k, 2 * k + 64)
-            for latents in _ranges(len(w_enc_ND), LATENT_TILE):
+            capacity = min(2 * k + 64, len(w_enc_ND) + LANES)
+            candidates = self._candidates.fresh(len(x_TD), k, capacity)
+            for latents in _latent_tiles(len(w_enc_ND)):
                 tile_TM = self._product(x_TD, w_enc_ND[latents])
                 candidates.filter_tile(tile_TM, b_enc_N, latents.start, None)
             candidates.finish_exact(found.values_BK[tokens], found.indices_BK[tokens])
@@ -115,8 +123,9 @@ class Selector:
         for tokens in _token_tiles(len(centered_BD)):
             x_TD = tokens_shadow.rows_ND[tokens]
             here = Slack(slack.token_B[tokens], slack.latent_N, slack.relative)
-            candidates = self._candidates(len(x_TD), k, 8 * k + 256)
-            for latents in _ranges(len(w_enc_ND), LATENT_TILE):
+            capacity = min(8 * k + 256, len(w_enc_ND) + LANES)
+            candidates = self._candidates.fresh(len(x_TD), k, capacity)
+            for latents in _latent_tiles(len(w_enc_ND)):
                 tile_TM = self._product(x_TD, shadow.rows_ND[latents])
                 candidates.filter_tile(tile_TM, b_enc_N, latents.start, here)
             out = Active(found.values_BK[tokens], found.indices_BK[tokens])
@@ -133,8 +142,9 @@ class Selector:
         if self.matmul == "bf16":
             return Slack(torch.zeros_like(tokens.norm_N), torch.zeros_like(latents.norm_N), 0.0)
         lost = float((tokens.error_N / tokens.norm_N.clamp_min(LEAST_NORM)).max())
-        # Both sums are accumulated in float32, in an order of their own.
-        accumulated = 2 * d_model * 2.0**-24
+        # Both sums are accumulated in float32, each in an order of its own; some matrix units
+        # round every addition to odd, which has twice the error of rounding to nearest.
+        accumulated = 4 * d_model * 2.0**-24
         latent_N = (lost + accumulated) * latents.norm_N + (1 + BF16_UNIT) * latents.error_N
         return Slack(
             1.001 * tokens.norm_N.clamp_min(LEAST_NORM),
@@ -153,28 +163,27 @@ class Selector:
         again = Active(
             torch.empty(len(overflowed), k), torch.empty(len(overflowed), k, dtype=torch.int64)
         )
-        self._exact(x_TD[overflowed], w_enc_ND, b_enc_N, again)
+        self._exact(x_TD[overflowed], w_enc_ND, b_enc_N, again)  # ends all use of `candidates`
         out.values_BK[overflowed], out.indices_BK[overflowed] = again
 
     def _product(self, x_TD: Tensor, w_MD: Tensor) -> Tensor:
         if self.matmul == "onednn" and x_TD.dtype == torch.float32:
             return torch.ops.mkldnn._linear_pointwise(x_TD, w_MD, None, "none", [], "")
-        key = (len(x_TD), len(w_MD), x_TD.dtype)
-        if key not in self._tiles:
-            self._tiles[key] = torch.empty(key[:2], dtype=x_TD.dtype)
-        return torch.mm(x_TD, w_MD.T, out=self._tiles[key])
-
-    def _candidates(self, n_tokens: int, k: int, capacity: int) -> Candidates:
-        key = (n_tokens, k, capacity)
-        if key not in self._candidate_buffers:
-            self._candidate_buffers[key] = Candidates(*key)
-        candidates = self._candidate_buffers[key]
-        candidates.restart()
-        return candidates
+        n_values = len(x_TD) * len(w_MD)
+        tile = self._tiles.get(x_TD.dtype)
+        if tile is None or len(tile) < n_values:
+            tile = self._tiles[x_TD.dtype] = torch.empty(n_values, dtype=x_TD.dtype)
+        return torch.mm(x_TD, w_MD.T, out=tile[:n_values].view(len(x_TD), len(w_MD)))
 
 
 def _token_tiles(n_tokens: int) -> list[slice]:
     return _ranges(n_tokens, TOKENS_PER_THREAD * torch.get_num_threads())
+
+
+def _latent_tiles(n_latents: int) -> list[slice]:
+    """Equal tiles: a last one of a few columns would be summed in another order than the rest."""
+    n_tiles = -(-n_latents // LATENT_TILE)
+    return _ranges(n_latents, -(-n_latents // (n_tiles * LANES)) * LANES)
 
 
 def _ranges(size: int, step: int) -> list[slice]:
