@@ -37,7 +37,14 @@ def n_steps(tokens: int, batch_tokens: int) -> int:
 
 
 def train_memory_bytes(
-    n_latents: int, d_model: int, batch_tokens: int, *, bytes_per_value: int, ema: bool
+    n_latents: int,
+    d_model: int,
+    batch_tokens: int,
+    *,
+    k: int,
+    threads: int,
+    bytes_per_value: int,
+    ema: bool,
 ) -> int:
     """Peak memory of one run on one process: state, gradients and the largest temporaries.
 
@@ -49,7 +56,14 @@ def train_memory_bytes(
     state = copies * n_params(n_latents, d_model) * bytes_per_value
     batch = 8 * batch_tokens * d_model * bytes_per_value
     start = 4 * INIT_SAMPLE_TOKENS * d_model * 4
-    return max(state + batch, start) + 2 * PRE_ACTIVATION_TILE_BYTES + PROCESS_BYTES
+    selection = _selection_bytes(n_latents, d_model, min(batch_tokens, 1024 * threads), k)
+    return max(state + batch, start) + selection + PROCESS_BYTES
+
+
+def _selection_bytes(n_latents: int, d_model: int, tile_tokens: int, k: int) -> int:
+    """A bf16 copy of the encoder, tiles of scores, and the candidates of a tile of tokens."""
+    tiles = max(2 * PRE_ACTIVATION_TILE_BYTES, 6 * 1024 * tile_tokens)
+    return 2 * n_latents * d_model + tiles + 8 * (8 * k + 256) * tile_tokens
 
 
 INIT_SAMPLE_TOKENS = 32_768

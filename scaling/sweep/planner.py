@@ -50,6 +50,8 @@ def memory_bytes(config: RunConfig, d_model: int, *, n_latents: int | None = Non
         n_latents or config.autoencoder.n_latents,
         d_model,
         max(config.train.batch_tokens, config.evaluation.batch_tokens),
+        k=config.autoencoder.k,
+        threads=config.launcher.threads,
         bytes_per_value=BYTES_PER_VALUE[config.numerics.precision],
         ema=config.train.ema_decay > 0,
     )
