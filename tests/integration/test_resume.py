@@ -134,7 +134,7 @@ def _edit(path: Path, was: str, becomes: str) -> None:
 def test_other_hardware_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = planned(tmp_path)
     attempt(folder, stop_after_rows=5)
-    monkeypatch.setattr(run, "fingerprint", lambda _: "another machine")
+    monkeypatch.setattr(run, "fingerprint", lambda *_: "another machine")
     outcome = attempt(folder)
     assert outcome.cost["bit_exact"] is False
     assert any("another machine" in warning for warning in outcome.warnings)
@@ -146,7 +146,7 @@ def test_what_follows_from_an_inexact_checkpoint_is_inexact(
     _, folder = planned(tmp_path)
     attempt(folder, stop_after_rows=5)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(run, "fingerprint", lambda _: "another machine")
+        elsewhere.setattr(run, "fingerprint", lambda *_: "another machine")
         attempt(folder, stop_after_rows=5)
     assert folder.status() is Status.planned  # a kill would leave no word of it in the record
     assert attempt(folder, stop_after_rows=1).cost["bit_exact"] is False
@@ -158,7 +158,7 @@ def test_a_failure_tells_how_far_the_attempt_came(
 ) -> None:
     plan, folder = planned(tmp_path)
     attempt(folder, stop_after_rows=5)
-    monkeypatch.setattr(run, "fingerprint", lambda _: "another machine")
+    monkeypatch.setattr(run, "fingerprint", lambda *_: "another machine")
 
     def fail(*_: object) -> None:
         raise UserError("the disk is full")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from scaling.kernels import load_kernels
-from scaling.kernels.cpu import build, library, select
+from scaling.kernels.cpu import build, candidates, passes, select
+from scaling.kernels.cpu.candidates import Slack
 from scaling.kernels.cpu.kernels import CpuKernels
-from scaling.kernels.cpu.library import Slack
 from scaling.kernels.interface import Active
 
 
@@ -125,10 +125,10 @@ def test_without_its_bound_the_filter_is_wrong(monkeypatch: pytest.MonkeyPatch) 
     x_BD, w_enc_ND, b_enc_N = near_ties()
     honest = select.Selector._slack
 
-    def narrow(*arguments: object) -> library.Slack:
+    def narrow(*arguments: object) -> Slack:
         slack = honest(*arguments)  # type: ignore[arg-type]
         assert slack is not None
-        return library.Slack(slack.token_B, slack.latent_N / 100, 0.0)
+        return Slack(slack.token_B, slack.latent_N / 100, 0.0)
 
     monkeypatch.setattr(select.Selector, "_slack", narrow)
     found = CpuKernels("certified").topk(x_BD, w_enc_ND, b_enc_N, 15)
@@ -262,10 +262,11 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @contextmanager
-def running_on(native: ctypes.CDLL) -> Iterator[None]:
-    native.sae_finish_rescored.restype = ctypes.c_int64
+def running_on(library: ctypes.CDLL) -> Iterator[None]:
+    library.sae_finish_rescored.restype = ctypes.c_int64
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "_library", lambda: native)
+        for module in (candidates, passes):
+            patch.setattr(module, "functions", lambda: library)
         yield
 
 
@@ -289,16 +290,16 @@ def test_the_portable_path_passes_the_same(portable: ctypes.CDLL) -> None:
     active = CpuKernels("float32").select(x_BD, w_dec_ND, b_enc_N, 9, None)
     pre_BN = x_BD @ w_dec_ND.T
 
-    def passes() -> tuple[Tensor, ...]:
+    def all_passes() -> tuple[Tensor, ...]:
         code_BN = pre_BN.clone()
-        library.keep_topk_(code_BN, 40)
-        starts, pairs = library.group_pairs(active.indices_BK, active.values_BK, 1500)
+        passes.keep_topk_(code_BN, 40)
+        starts, pairs = passes.group_pairs(active.indices_BK, active.values_BK, 1500)
         kept = pairs[: int(starts[-1])]
-        return (*library.token_pass(x_BD, *active, w_dec_ND, -0.3), code_BN, starts, kept)
+        return (*passes.token_pass(x_BD, *active, w_dec_ND, -0.3), code_BN, starts, kept)
 
-    expected = passes()
+    expected = all_passes()
     with running_on(portable):
-        found = passes()
+        found = all_passes()
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scaling.kernels.cpu import library
+from scaling.kernels.cpu import passes
 from scaling.kernels.fused import AuxiliaryPass, LatentState, RowGradients
 
 TILE_VALUES = 2**20
@@ -34,7 +34,7 @@ def dense_pass(
     tile = max(1, TILE_VALUES // len(ids_A))
     for x_TD, target_TD in zip(centered_BD.split(tile), target_BD.split(tile), strict=True):
         code_TA = torch.addmm(b_enc_A, x_TD, w_enc_AD.T)
-        library.keep_topk_(code_TA, k)
+        passes.keep_topk_(code_TA, k)
         error_TD = torch.addmm(target_TD, code_TA, w_dec_AD, alpha=-1)
         squared_error += error_TD.square().sum()
         error_TD *= residual_scale  # now the gradient with respect to the reconstruction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from scaling.kernels.cpu import library
+from scaling.kernels.cpu import passes
 from scaling.kernels.cpu.auxiliary import dense_pass
 from scaling.kernels.cpu.select import Selector, Shadow, make_shadow
 from scaling.kernels.fused import (
@@ -50,7 +50,7 @@ class CpuKernels(TorchKernels):
         residual_scale: float,
         shadow: Shadow | None,
     ) -> TokenPass:
-        residual_BD, grads_BK, squares_B = library.token_pass(
+        residual_BD, grads_BK, squares_B = passes.token_pass(
             centered_BD, active.values_BK, active.indices_BK, w_dec_ND, residual_scale
         )
         return TokenPass(residual_BD, grads_BK, squares_B.sum())
@@ -68,9 +68,9 @@ class CpuKernels(TorchKernels):
         return way(centered_BD, target_BD, state, ids_A, k, residual_scale)
 
     def summarize_gradients(self, state: LatentState, sums: LatentSums) -> GradientSummary:
-        return GradientSummary(*library.update_latents(state, sums, None, None))
+        return GradientSummary(*passes.update_latents(state, sums, None, None))
 
     def update_latents(
         self, state: LatentState, sums: LatentSums, adam: AdamStep
     ) -> GradientSummary:
-        return GradientSummary(*library.update_latents(state, sums, adam, state.shadow))
+        return GradientSummary(*passes.update_latents(state, sums, adam, state.shadow))

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scaling.kernels.cpu import library
-from scaling.kernels.cpu.library import CandidateBuffers, Candidates, Slack
+from scaling.kernels.cpu import passes
+from scaling.kernels.cpu.candidates import CandidateBuffers, Candidates, Slack
 from scaling.kernels.interface import Active
 
 MATMULS = ("float32", "onednn", "certified", "bf16")
@@ -55,7 +55,7 @@ def make_shadow(w_enc_ND: Tensor) -> Shadow:
         torch.empty(n_latents),
         torch.empty(n_latents),
     )
-    library.shadow(w_enc_ND, *made)
+    passes.shadow(w_enc_ND, *made)
     return made
 
 
