@@ -22,6 +22,7 @@ from scaling.kernels.cpu import (
     NativeUnavailableError,
     native_library,
 )
+from scaling.kernels.interface import BACKENDS
 from scaling.plan import ExecutionPlan
 from scaling.runs.store import RunFolder
 
@@ -46,7 +47,7 @@ def check_execution(config: RunConfig) -> None:
     if kernels == "triton" and (device != "cuda" or precision is Precision.float64):
         raise UserError(
             f"kernels=triton with device={device} and numerics.precision={precision}: it needs "
-            "device=cuda and float32 or bf16. Use kernels=auto."
+            "device=cuda, on a machine with a GPU, and float32 or bf16. Use kernels=auto."
         )
     if kernels not in FUSED and precision is Precision.bf16:
         why = f" ({native_problem()})" if config.kernels is KernelsName.auto else ""
@@ -55,9 +56,11 @@ def check_execution(config: RunConfig) -> None:
             f"{why}. Choose such kernels, or set numerics.precision=float32."
         )
     if config.engine is EngineName.fused and kernels not in FUSED:
+        problem = native_problem() if device == "cpu" else None
         raise UserError(
             f"engine=fused needs kernels=cpu or kernels=triton, not kernels={kernels} (precision "
-            f"{precision} on {device}). Use engine=auto."
+            f"{precision} on {device}{'; ' + problem if problem else ''}). Use engine=auto, or "
+            "kernels=auto with numerics.precision=float32 or bf16."
         )
 
 
@@ -85,6 +88,13 @@ def check_kept(folder: RunFolder) -> None:
     if not folder.plan_path.exists():
         return
     kept = folder.read_plan().get("execution", {})
+    if kept.get("kernels", "torch") not in BACKENDS or (
+        kept.get("kernels") == "cpu" and kept.get("matmul", "float32") not in MATMULS
+    ):
+        raise UserError(
+            f"{folder.plan_path} names kernels={kept['kernels']}, matmul={kept.get('matmul')}, "
+            f"which do not exist. Move {folder.path} away to have the run planned anew."
+        )
     problem = native_problem() if kept.get("kernels") == "cpu" else None
     if kept.get("device") == "cuda" and not torch.cuda.is_available():
         problem = "torch sees no CUDA device"
@@ -130,7 +140,7 @@ def _check_native(device: str, precision: Precision) -> None:
             "device=cpu and float32 or bf16. Use kernels=auto."
         )
     if problem := native_problem():
-        raise UserError(f"kernels=cpu cannot be had: {problem}.")
+        raise UserError(f"kernels=cpu cannot be had: {problem}; or use kernels=torch.")
 
 
 def _matmul(config: RunConfig, kernels: str, d_model: int) -> str:

@@ -72,7 +72,6 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         return 0
     started_s = time.monotonic()
     _tell_of_inert_auxk(wanted, console)
-    _tell_of_slow_kernels(shared, console)
     for found in descriptions.values():
         print_harvest(found, console)
     plans = _plans(wanted, _prepare_all(wanted, console))
@@ -81,6 +80,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     pending = {plan.run_id for plan in plans if store.folder(plan.run_id).status() not in FINAL}
     for run_id in sorted(pending):
         check_kept(store.folder(run_id))
+    _tell_of_slow_kernels(shared, console)
     plans = _estimated(plans, pending)
     _refuse_long(shared, [plan for plan in plans if plan.run_id in pending])
     summary = execute(plans, store, _options(shared, plans), console)

@@ -74,6 +74,8 @@ def check_shared(points: Sequence[RunConfig]) -> None:
                 )
 
 
+LARGEST_RATE = 1e15
+"""Rates beyond it, and their products, leave float32; long before, every run diverges."""
 LARGEST_NUMBER = 2**62
 MAX_NAME_LENGTH = 100
 
@@ -131,8 +133,10 @@ def _check_train(config: RunConfig) -> None:
             f"train.warmup_tokens={train.warmup_tokens} leaves nothing of train.tokens="
             f"{train.tokens}: the learning rate would never reach its peak. Lower it."
         )
-    _positive("train.lr", train.lr)
-    _positive("train.lr_scale", train.lr_scale)
+    for key, value in (("train.lr", train.lr), ("train.lr_scale", train.lr_scale)):
+        _positive(key, value)
+        if value is not None:
+            _within(key, value, lambda v: v <= LARGEST_RATE, f"at most {LARGEST_RATE:.0e}")
     _positive("train.clip_norm", train.clip_norm)
     _positive("train.adam_eps", train.adam_eps)
     _within("train.decay_fraction", train.decay_fraction, lambda v: 0 <= v <= 1, "0..1")

@@ -326,6 +326,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         ("/bin/true", "no output"),
         ("/bin/false", "exit status 1"),
         ("no-such-compiler", "no-such-compiler"),
+        ("'unbalanced", "is no command"),
         ("SCRIPT", "cannot be run"),
     ],
 )
@@ -362,3 +363,18 @@ def test_a_cache_that_cannot_be_written_is_said(fresh_cache: Path) -> None:
     (fresh_cache / "sae-scaling").write_text("")
     with pytest.raises(build.NativeUnavailableError, match="XDG_CACHE_HOME"):
         build.native_library()
+
+
+def test_a_damaged_library_is_built_again(fresh_cache: Path) -> None:
+    """One that is cut short may load, and end the process when it is used."""
+    path = build.library_path()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert build.library_path() == path
+    assert len(path.read_bytes()) > len(whole) // 2
+    assert build.native_library() is not None
+
+
+def test_a_blank_compiler_is_none_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", " ")
+    assert "+" in build._compiler()[0]

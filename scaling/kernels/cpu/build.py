@@ -62,9 +62,17 @@ def library_path() -> Path:
     compiler = _compiler()
     flags = (*FLAGS, *(X86_FLAGS if platform.machine() == "x86_64" else ()))
     path = cache_folder() / f"native-{_digest(compiler, flags)}.so"
-    if not path.exists():
+    if not _is_whole(path):
         _compile(compiler, flags, path)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there as it was built: loading a damaged one can end the process."""
+    checksum = path.with_suffix(".sha256")
+    if not (path.exists() and checksum.exists()):
+        return False
+    return hashlib.sha256(path.read_bytes()).hexdigest() == checksum.read_text()
 
 
 def cache_folder() -> Path:
@@ -75,14 +83,16 @@ def cache_folder() -> Path:
 
 def _compiler() -> tuple[str, ...]:
     """The command: $CXX (which may hold arguments, as "ccache g++"), or the first that is found."""
-    wanted = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else []
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise NativeUnavailableError(f"CXX={os.environ['CXX']} is no command: {error}") from error
+    wanted = [chosen] if chosen else []
     for name, *arguments in wanted or [[name] for name in COMPILERS]:
         if found := shutil.which(name):
             return (found, *arguments)
     names = ", ".join(" ".join(words) for words in wanted) or ", ".join(COMPILERS)
-    raise NativeUnavailableError(
-        f"no C++ compiler ({names}) is found: install g++ (or set CXX), or use kernels=torch"
-    )
+    raise NativeUnavailableError(f"no C++ compiler ({names}) is found: install g++ (or set CXX)")
 
 
 def _digest(compiler: tuple[str, ...], flags: tuple[str, ...]) -> str:
@@ -110,11 +120,14 @@ def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], path: Path) -> N
             fresh = Path(folder) / path.name
             _build_with_any_threading([*compiler, *flags], fresh)
             _load(fresh)
+            checksum = fresh.with_suffix(".sha256")
+            checksum.write_text(hashlib.sha256(fresh.read_bytes()).hexdigest())
             fresh.replace(path)
+            checksum.replace(path.with_suffix(".sha256"))
     except OSError as error:
         raise NativeUnavailableError(
             f"cannot write the compiled kernels to {path.parent}: {error}. "
-            "Set XDG_CACHE_HOME to a folder with space, or use kernels=torch"
+            "Set XDG_CACHE_HOME to a folder with space"
         ) from error
 
 
@@ -127,7 +140,7 @@ def _build_with_any_threading(command: list[str], output: Path) -> None:
             return
         complaint = done.stderr.strip()[:500] or f"exit status {done.returncode}, no output"
         problem = f"{' '.join(full)} failed: {complaint}"
-    raise NativeUnavailableError(f"{problem}. Set CXX to another compiler, or use kernels=torch")
+    raise NativeUnavailableError(f"{problem}. Set CXX to another compiler")
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -135,8 +148,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise NativeUnavailableError(
-            f"the C++ compiler {command[0]} cannot be run: {error}. "
-            "Set CXX to another one, or use kernels=torch"
+            f"the C++ compiler {command[0]} cannot be run: {error}. Set CXX to another one"
         ) from error
 
 
@@ -146,5 +158,5 @@ def _load(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise NativeUnavailableError(
             f"the compiled kernels cannot be loaded: {error}. Set CXX to a C++ compiler (g++, not "
-            "gcc), delete that file if it is old, or use kernels=torch"
+            "gcc)"
         ) from error

@@ -43,7 +43,7 @@ def test_autograd_may_run_on_native_kernels() -> None:
 @pytest.fixture
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
-        raise NativeUnavailableError("no C++ compiler: install g++, or use kernels=torch")
+        raise NativeUnavailableError("no C++ compiler: install g++")
 
     monkeypatch.setattr(execution, "native_library", missing)
 
@@ -130,3 +130,14 @@ def test_a_run_begun_with_a_compiler_is_not_resumed_without(tmp_path: Path) -> N
         execution.check_kept(folder)
     folder.plan_path.write_text(json.dumps({"execution": {"kernels": "torch", "device": "cpu"}}))
     execution.check_kept(folder)
+
+
+@pytest.mark.parametrize("wrong", [{"kernels": "numba"}, {"kernels": "cpu", "matmul": "fp8"}])
+def test_a_kept_plan_that_names_nothing_known_is_refused(
+    wrong: dict[str, str], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "abc")
+    folder.path.mkdir()
+    folder.plan_path.write_text(json.dumps({"execution": {"device": "cpu", **wrong}}))
+    with pytest.raises(UserError, match="which do not exist"):
+        execution.check_kept(folder)
