@@ -74,7 +74,7 @@ def check_shared(points: Sequence[RunConfig]) -> None:
                 )
 
 
-LARGEST_RATE = 1e15
+LARGEST_RATE = 1e30
 """Rates beyond it, and their products, leave float32; long before, every run diverges."""
 LARGEST_NUMBER = 2**62
 MAX_NAME_LENGTH = 100
