@@ -74,8 +74,9 @@ def check_shared(points: Sequence[RunConfig]) -> None:
                 )
 
 
-LARGEST_RATE = 1e30
-"""Rates beyond it, and their products, leave float32; long before, every run diverges."""
+LARGEST_RATE = 1e18
+"""Of train.lr and train.lr_scale each, so that a step stays within float32; long before it, every
+run diverges."""
 LARGEST_NUMBER = 2**62
 MAX_NAME_LENGTH = 100
 

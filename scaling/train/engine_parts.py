@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.topk import TopKAutoencoder
 from scaling.kernels import Active
+from scaling.train.weight_average import WeightAverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,29 @@ class ModelScorer:
     def reconstruct(self, x_BD: Tensor) -> tuple[Active, Tensor]:
         active = self.model.encode(x_BD.to(self.model.w_enc))
         return active, self.model.decode(active)
+
+
+class ModelHolder:
+    """What `scaling.train.engine.Engine` asks of the model, however it is trained."""
+
+    model: TopKAutoencoder
+    params: dict[str, nn.Parameter]
+    dead: DeadLatents
+    average: WeightAverage
+
+    def scorer(self, *, averaged: bool = False) -> ModelScorer:
+        model = self.model
+        if averaged:
+            model = TopKAutoencoder(model.spec, model.kernels, self.weights(averaged=True))
+        return ModelScorer(model)
+
+    def tokens_since_fired(self) -> Tensor:
+        return self.dead.tokens_since_fired_N
+
+    def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
+        if averaged:
+            return self.average.corrected()
+        return {name: param.detach().clone() for name, param in self.params.items()}
 
 
 def copy_all_checked(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

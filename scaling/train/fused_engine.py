@@ -29,7 +29,7 @@ from scaling.kernels.fused import (
     TokenPass,
 )
 from scaling.train.engine import StepStats
-from scaling.train.engine_parts import ModelScorer, OptimizerSpec, copy_all_checked
+from scaling.train.engine_parts import ModelHolder, OptimizerSpec, copy_all_checked
 from scaling.train.weight_average import WeightAverage
 
 CLIP_EPSILON = 1e-6
@@ -42,7 +42,7 @@ class Auxiliary(NamedTuple):
     gradients: RowGradients | None
 
 
-class FusedEngine:
+class FusedEngine(ModelHolder):
     """See `scaling.train.engine.Engine`."""
 
     def __init__(
@@ -163,20 +163,6 @@ class FusedEngine:
         denominator_D = exp_avg_sq_D.sqrt() / (1 - adam.beta2**adam.step) ** 0.5 + adam.eps
         step_size = adam.lr / (1 - adam.beta1**adam.step)
         self.model.b_pre.addcdiv_(exp_avg_D, denominator_D, value=-step_size)
-
-    def scorer(self, *, averaged: bool = False) -> ModelScorer:
-        model = self.model
-        if averaged:
-            model = TopKAutoencoder(model.spec, model.kernels, self.weights(averaged=True))
-        return ModelScorer(model)
-
-    def tokens_since_fired(self) -> Tensor:
-        return self.dead.tokens_since_fired_N
-
-    def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
-        if averaged:
-            return self.average.corrected()
-        return {name: param.detach().clone() for name, param in self.params.items()}
 
     def state(self) -> dict[str, Tensor]:
         counters = {"tokens_since_fired": self.dead.tokens_since_fired_N.clone()}

@@ -15,11 +15,11 @@ from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.decoder_norm import remove_parallel_gradient_, renormalize_rows_
 from scaling.autoencoder.topk import TopKAutoencoder
 from scaling.train.engine import StepStats
-from scaling.train.engine_parts import ModelScorer, OptimizerSpec, copy_all_checked
+from scaling.train.engine_parts import ModelHolder, OptimizerSpec, copy_all_checked
 from scaling.train.weight_average import WeightAverage
 
 
-class TorchEngine:
+class TorchEngine(ModelHolder):
     """See `scaling.train.engine.Engine`."""
 
     def __init__(
@@ -70,20 +70,6 @@ class TorchEngine:
         self.adam.step()
         renormalize_rows_(self.model.w_dec)
         self.average.update()
-
-    def scorer(self, *, averaged: bool = False) -> ModelScorer:
-        model = self.model
-        if averaged:
-            model = TopKAutoencoder(model.spec, model.kernels, self.weights(averaged=True))
-        return ModelScorer(model)
-
-    def tokens_since_fired(self) -> Tensor:
-        return self.dead.tokens_since_fired_N
-
-    def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
-        if averaged:
-            return self.average.corrected()
-        return {name: param.detach().clone() for name, param in self.params.items()}
 
     def state(self) -> dict[str, Tensor]:
         moments = {

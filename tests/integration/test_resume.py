@@ -175,7 +175,7 @@ def test_a_failure_tells_how_far_the_attempt_came(
 
 
 def test_divergence_is_a_result(tmp_path: Path) -> None:
-    _, folder = planned(tmp_path, "train.lr=1e30")
+    _, folder = planned(tmp_path, "train.lr=1e18")
     outcome = attempt(folder)
     assert outcome.status is Status.diverged
     assert outcome.result["normalized_mse"] is None

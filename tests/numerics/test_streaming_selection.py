@@ -367,10 +367,10 @@ def test_a_cache_that_cannot_be_written_is_said(fresh_cache: Path) -> None:
 
 def test_a_damaged_library_is_built_again(fresh_cache: Path) -> None:
     """One that is cut short may load, and end the process when it is used."""
-    path = build.library_path()
+    path = build.compiled_path()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert build.library_path() == path
+    assert build.compiled_path() == path
     assert len(path.read_bytes()) > len(whole) // 2
     assert build.native_library() is not None
 

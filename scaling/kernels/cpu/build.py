@@ -52,12 +52,12 @@ def native_name() -> str:
 def _library_or_problem() -> ctypes.CDLL | str:
     """A problem is kept too: a compiler that fails is not run again for every run of a sweep."""
     try:
-        return _load(library_path())
+        return _load(compiled_path())
     except NativeUnavailableError as error:
         return str(error)
 
 
-def library_path() -> Path:
+def compiled_path() -> Path:
     """Where the compiled library is, after compiling it if need be."""
     compiler = _compiler()
     flags = (*FLAGS, *(X86_FLAGS if platform.machine() == "x86_64" else ()))

@@ -520,6 +520,41 @@ void to_unit_norm(float* row, int64_t d) {
 
 }  // namespace
 
+// What one latent's visit needs beside its rows.
+struct Visit {
+  const Sums* sums;
+  const MatrixRows *enc, *dec, *bias;
+  const Adam* adam;  // null: only measure
+  uint16_t* copy;    // bf16 encoder rows with norms and errors; null = not kept
+  float *norms, *errors;
+  double* squares;
+};
+
+namespace {
+
+void visit_latent(const Visit& visit, int64_t n, int64_t d, float* grad_enc, float* grad_dec,
+                  float* bias_row) {
+  const MatrixRows &enc = *visit.enc, &dec = *visit.dec;
+  const float grad_bias = sum_gradients(*visit.sums, n, d, grad_enc, grad_dec);
+  const int64_t at = n * d;
+  add_scaled(grad_dec, -dot(grad_dec, dec.weight + at, d), dec.weight + at, d);
+  visit.squares[n] = static_cast<double>(dot(grad_enc, grad_enc, d)) +
+                     dot(grad_dec, grad_dec, d) + static_cast<double>(grad_bias) * grad_bias;
+  if (grad_bias != 0) add_scaled(bias_row, grad_bias, enc.weight + at, d);
+  if (!visit.adam) return;
+  adam_row(*visit.adam, enc, at, grad_enc, d);
+  average_row(*visit.adam, enc, at, d);
+  adam_row(*visit.adam, dec, at, grad_dec, d);
+  to_unit_norm(dec.weight + at, d);
+  average_row(*visit.adam, dec, at, d);
+  adam_row(*visit.adam, *visit.bias, n, &grad_bias, 1);
+  average_row(*visit.adam, *visit.bias, n, 1);
+  if (visit.copy)
+    shadow_row(enc.weight + at, d, visit.copy + at, visit.norms + n, visit.errors + n);
+}
+
+}  // namespace
+
 extern "C" {
 
 // bf16 copies of rows, with their norms and the norms of what the copies lost.
@@ -654,32 +689,20 @@ void sae_group_pairs(const int64_t* ids, const float* values, int64_t n_pairs, i
 // c-th kChunk latents of bias gradient times encoder row (before the update), for b_pre's gradient.
 void sae_update_latents(const Sums* sums, const MatrixRows* enc, const MatrixRows* dec,
                         const MatrixRows* bias, const Adam* adam, int64_t n_latents, int64_t d,
-                        uint16_t* copy, float* norms, float* errors, double* squares, float* bias_rows, int threads) {
+                        uint16_t* copy, float* norms, float* errors, double* squares,
+                        float* bias_rows, int threads) {
+  const Visit visit{sums, enc, dec, bias, adam, copy, norms, errors, squares};
+  const int64_t n_chunks = (n_latents + kChunk - 1) / kChunk;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> grads(2 * d);
-    float *grad_enc = grads.data(), *grad_dec = grads.data() + d;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t chunk = 0; chunk < (n_latents + kChunk - 1) / kChunk; ++chunk) {
-    float* bias_row = bias_rows + chunk * d;
-    std::memset(bias_row, 0, d * sizeof(float));
-    for (int64_t n = chunk * kChunk; n < std::min(n_latents, (chunk + 1) * kChunk); ++n) {
-      const float grad_bias = sum_gradients(*sums, n, d, grad_enc, grad_dec);
-      const int64_t at = n * d;
-      add_scaled(grad_dec, -dot(grad_dec, dec->weight + at, d), dec->weight + at, d);
-      squares[n] = static_cast<double>(dot(grad_enc, grad_enc, d)) + dot(grad_dec, grad_dec, d) +
-                   static_cast<double>(grad_bias) * grad_bias;
-      if (grad_bias != 0) add_scaled(bias_row, grad_bias, enc->weight + at, d);
-      if (!adam) continue;
-      adam_row(*adam, *enc, at, grad_enc, d);
-      average_row(*adam, *enc, at, d);
-      adam_row(*adam, *dec, at, grad_dec, d);
-      to_unit_norm(dec->weight + at, d);
-      average_row(*adam, *dec, at, d);
-      adam_row(*adam, *bias, n, &grad_bias, 1);
-      average_row(*adam, *bias, n, 1);
-      if (copy) shadow_row(enc->weight + at, d, copy + at, norms + n, errors + n);
-    }
+    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
+      float* bias_row = bias_rows + chunk * d;
+      std::memset(bias_row, 0, d * sizeof(float));
+      const int64_t end = std::min(n_latents, (chunk + 1) * kChunk);
+      for (int64_t n = chunk * kChunk; n < end; ++n)
+        visit_latent(visit, n, d, grads.data(), grads.data() + d, bias_row);
     }
   }
 }
