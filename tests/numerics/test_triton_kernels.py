@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,10 +18,12 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, at the import below
 
-from scaling.kernels import Active, Kernels, load_kernels, reference
+from scaling.kernels import Active, load_kernels, reference
 from scaling.kernels.gpu import TritonKernels
 from scaling.kernels.gpu.encode import plan
 from scaling.kernels.gpu.tuning import default_tuning
+from tests import kernel_cases
+from tests.kernel_cases import Case, Outcome, largest_difference, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = replace(
@@ -38,13 +39,6 @@ SMALL = replace(
 """Blocks so small that a tiny problem streams, on the card too."""
 
 
-class Case(NamedTuple):
-    n_tokens: int
-    d_model: int
-    n_latents: int
-    k: int
-
-
 CASES = {
     "streams": Case(11, 32, 256, 2),
     "streams, odd sizes": Case(7, 36, 531, 3),
@@ -55,60 +49,8 @@ CASES = {
 }
 
 
-class Outcome(NamedTuple):
-    """Everything a caller can observe of one forward and backward pass."""
-
-    values: Tensor
-    indices: Tensor
-    recon: Tensor
-    grad_x: Tensor
-    grad_w_enc: Tensor
-    grad_b_enc: Tensor
-    grad_b_pre: Tensor
-    grad_w_dec: Tensor
-
-
 def inputs(case: Case, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(DEVICE)
-
-    return {
-        "x": normal(case.n_tokens, case.d_model),
-        "w_enc": normal(case.n_latents, case.d_model),
-        "b_enc": 0.1 * normal(case.n_latents),
-        "b_pre": 0.1 * normal(case.d_model),
-        "w_dec": normal(case.n_latents, case.d_model),
-    }
-
-
-def run(kernels: Kernels, tensors: dict[str, Tensor], k: int) -> Outcome:
-    """One pass whose loss weighs every reconstruction and every value differently."""
-    leaf = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
-    code = kernels.encode_topk(leaf["x"], leaf["w_enc"], leaf["b_enc"], k, b_pre_D=leaf["b_pre"])
-    values = torch.relu(code.values_BK)
-    recon = kernels.decode(Active(values, code.indices_BK), leaf["w_dec"])
-    weights = torch.linspace(0.5, 1.5, recon.numel(), device=DEVICE).view_as(recon)
-    loss = (weights * (recon - tensors["x"]).square()).sum() + 0.1 * values.square().sum()
-    loss.backward()
-    grads = {name: tensor.grad for name, tensor in leaf.items()}
-    assert all(grad is not None for grad in grads.values())
-    return Outcome(
-        code.values_BK.detach(),
-        code.indices_BK,
-        recon.detach(),
-        *(grads[name] for name in ("x", "w_enc", "b_enc", "b_pre", "w_dec")),  # type: ignore[misc]
-    )
-
-
-def largest_difference(found: Outcome, expected: Outcome) -> float:
-    """Max difference over max value, the worst of all float tensors."""
-    return max(
-        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
-        for name, a, b in zip(Outcome._fields, found, expected, strict=True)
-        if name != "indices"
-    )
+    return kernel_cases.inputs(case, seed=seed, device=DEVICE)
 
 
 def assert_equal(found: Outcome, expected: Outcome) -> None:
