@@ -47,13 +47,13 @@ def inputs(
     }
 
 
-def run(kernels: Kernels, tensors: dict[str, Tensor], k: int, *, rectify: bool = True) -> Outcome:
+def run(kernels: Kernels, tensors: dict[str, Tensor], k: int) -> Outcome:
     """One pass whose loss weighs every reconstruction and every value differently."""
     leaf = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     candidates = kernels.encode_topk(
         leaf["x"], leaf["w_enc"], leaf["b_enc"], k, b_pre_D=leaf["b_pre"]
     )
-    values = torch.relu(candidates.values_BK) if rectify else candidates.values_BK
+    values = torch.relu(candidates.values_BK)
     recon = kernels.decode(Active(values, candidates.indices_BK), leaf["w_dec"])
     weights = torch.linspace(
         0.5, 1.5, recon.numel(), dtype=recon.dtype, device=recon.device
