@@ -5,6 +5,8 @@ No torch, no config: what a run costs can be said without starting anything.
 
 from __future__ import annotations
 
+from math import comb
+
 GIB = 2**30
 
 
@@ -81,3 +83,57 @@ def power_of_two_near(value: float) -> int:
     while 2 ** (exponent + 0.5) <= value:
         exponent += 1
     return 2**exponent
+
+
+# ---------------------------------------------------------------- the exchange between shards
+
+MAX_REDONE_SHARE = 0.01
+"""Of the tokens whose candidates may turn out too few."""
+
+
+def candidate_width(k: int, n_local: int, shards: int) -> int:
+    """Latents each shard offers per token so that under 1% of the tokens need a second look.
+
+    Where the k largest fall on the shards independently, a shard holds Binomial(k, 1 / shards) of
+    them; a token is redone when the last latent that some shard offered is among the k largest.
+    """
+    widest = min(k, n_local)
+    for width in range(1, widest):
+        if shards * _binomial_tail(k, 1 / shards, width) < MAX_REDONE_SHARE:
+            return width
+    return widest
+
+
+def exchange_bytes_per_token(exchange: str, k: int, n_local: int, shards: int) -> float:
+    """Bytes a shard sends per token (float32 values) to settle which latents are the k largest.
+
+    gather: a ring all-gather of min(k, n_local) values. candidates: of `candidate_width` values,
+    and of all again for the tokens that are redone. butterfly: in each of log2(shards) rounds k
+    values with their ids (int32).
+    """
+    widest = min(k, n_local)
+    match exchange:
+        case "gather":
+            return 4 * (shards - 1) * widest
+        case "candidates":
+            width = candidate_width(k, n_local, shards)
+            again = MAX_REDONE_SHARE * widest if width < widest else 0
+            return 4 * (shards - 1) * (width + again)
+        case "butterfly":
+            return 8.0 * sum(min(k, n_local * 2**step) for step in range(shards.bit_length() - 1))
+    raise ValueError(f"exchange={exchange} is not one of {', '.join(EXCHANGES)}")
+
+
+EXCHANGES = ("gather", "candidates", "butterfly")
+
+
+def choose_exchange(k: int, n_local: int, shards: int) -> str:
+    """The exact exchange with the fewest predicted bytes; the simplest of equals."""
+    able = [name for name in EXCHANGES if name != "butterfly" or shards & (shards - 1) == 0]
+    return min(able, key=lambda name: exchange_bytes_per_token(name, k, n_local, shards))
+
+
+def _binomial_tail(n: int, p: float, least: int) -> float:
+    """P(X >= least) for X ~ Binomial(n, p)."""
+    below = sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(least))
+    return max(0.0, 1 - below)

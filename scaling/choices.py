@@ -52,6 +52,27 @@ class EngineName(StrEnum):
     auto = "auto"
     fused = "fused"
     torch = "torch"
+    deepspeed = "deepspeed"
+
+
+class ExchangeName(StrEnum):
+    """How shards of latents agree on the k largest; all are exact. See docs/distributed.md."""
+
+    auto = "auto"
+    gather = "gather"
+    candidates = "candidates"
+    butterfly = "butterfly"
+
+
+class OnBadLoss(StrEnum):
+    stop = auto()
+    skip = auto()
+
+
+class LauncherName(StrEnum):
+    local = auto()
+    deepspeed = auto()
+    slurm = auto()
 
 
 class KernelsName(StrEnum):

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from scaling.config import (
     ActivationsConfig,
     AutoencoderConfig,
+    LauncherConfig,
     RunConfig,
     register,
     to_run_config,
@@ -30,6 +31,7 @@ _WHERE = "All keys: python launch.py --cfg job, or scaling/config.py."
 _GROUPS: dict[str, list[type]] = {
     "autoencoder": AutoencoderConfig.__subclasses__(),
     "activations": ActivationsConfig.__subclasses__(),
+    "launcher": LauncherConfig.__subclasses__(),
 }
 """The schemas that the options of a config group may have."""
 

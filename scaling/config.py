@@ -22,15 +22,23 @@ from scaling.choices import (
     DeviceName,
     EncoderInit,
     EngineName,
+    ExchangeName,
     KernelsName,
     LoggerName,
     LrRule,
     ModelDtype,
     Normalization,
+    OnBadLoss,
     Precision,
     StoreDtype,
 )
 from scaling.errors import UserError
+from scaling.launcher_config import (
+    DeepSpeedLauncherConfig,
+    LauncherConfig,
+    LocalLauncherConfig,
+    SlurmLauncherConfig,
+)
 
 
 @dataclass(kw_only=True)
@@ -161,6 +169,11 @@ class TrainConfig:
     shuffle_block: int = 1
     """Rows read together; 1 = every row drawn independently. Raise it for stores that do not
     fit in memory (their rows are globally shuffled already)."""
+    on_bad_loss: OnBadLoss = OnBadLoss.stop
+    """What to do with a step whose loss is not finite, or a spike: stop the run as `diverged`, or
+    skip the update and count it."""
+    spike_factor: float | None = None
+    """A loss above this multiple of the median of the last 100 steps is a spike; null = none is."""
 
 
 @dataclass(kw_only=True)
@@ -183,6 +196,13 @@ class MeshConfig:
     """Data-parallel replicas."""
     latent: int = 1
     """Shards of the latents."""
+    exchange: ExchangeName = ExchangeName.auto
+    """How shards agree on the k largest; auto = fewest predicted bytes. All are exact."""
+    capacity_factor: float | None = None
+    """Null = exact. Else each shard offers only ceil(k * this / shards) latents per token, the
+    paper's approximation (it used 2): part of the run's identity, its lost latents logged."""
+    zero_stage: int = 1
+    """DeepSpeed's ZeRO stage over dp: 1 shards optimizer states, 2 gradients too."""
 
 
 @dataclass(kw_only=True)
@@ -193,18 +213,6 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)
     every_tokens: int | None = None
     """Between rows of metrics.jsonl; null = a hundredth of the run."""
-
-
-@dataclass(kw_only=True)
-class LauncherConfig:
-    workers: int | None = None
-    """Runs at a time; null = as many as cores (or GPUs) and memory allow."""
-    threads: int = 1
-    """CPU threads per run."""
-    retries: int = 1
-    """Further attempts, from the last checkpoint, for a run whose process died."""
-    lease_timeout_s: float = 60.0
-    """A run whose holder gave no sign of life for this long may be taken over."""
 
 
 @dataclass(kw_only=True)
@@ -247,7 +255,7 @@ class RunConfig:
     kernels: KernelsName = KernelsName.auto
     device: DeviceName = DeviceName.auto
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    launcher: LauncherConfig = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
@@ -266,6 +274,9 @@ def register() -> None:
     store.store(group="activations", name="planted_schema", node=PlantedConfig)
     store.store(group="activations", name="harvest_schema", node=HarvestConfig)
     store.store(group="activations", name="store_schema", node=StoreConfig)
+    store.store(group="launcher", name="local_schema", node=LocalLauncherConfig)
+    store.store(group="launcher", name="deepspeed_schema", node=DeepSpeedLauncherConfig)
+    store.store(group="launcher", name="slurm_schema", node=SlurmLauncherConfig)
     OmegaConf.register_new_resolver("ladder", _from_ladder, replace=True)
 
 

@@ -47,6 +47,8 @@ class TrainPlan:
     ema_decay: float
     seed: int
     shuffle_block: int
+    on_bad_loss: str = "stop"
+    spike_factor: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -58,6 +60,23 @@ class TrainPlan:
 class NumericsPlan:
     precision: str
     """Dtype of weights, optimizer state and arithmetic."""
+    capacity_factor: float | None = None
+    """Of the approximate exchange between shards; None = exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshPlan:
+    """How many processes share a run: data-parallel replicas times shards of the latents.
+
+    Rank = replica * latent + shard, so that the shards of a replica are neighbours.
+    """
+
+    dp: int = 1
+    latent: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.dp * self.latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +92,10 @@ class ExecutionPlan:
     matmul: str = "float32"
     """How the encoder's matmul is computed (scaling/kernels): of those with the same result, the
     fastest at the first launch."""
+    exchange: str = "gather"
+    """How shards agree on the k largest (scaling/distributed)."""
+    zero_stage: int = 0
+    """Of the DeepSpeed engine; 0 elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +125,18 @@ class RunPlan:
     retries: int
     lease_timeout_s: float
     estimated_memory_bytes: int
+    """Of all its processes on this machine."""
     estimated_s: float | None = None
+    mesh: MeshPlan = MeshPlan()
+    collective_timeout_s: float = 600.0
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that determines the result, and nothing else."""
         return {
             "autoencoder": asdict(self.autoencoder),
-            "train": asdict(self.train),
-            "numerics": asdict(self.numerics),
+            "train": _but_defaults(asdict(self.train), _LATER_TRAIN_KEYS),
+            "numerics": _but_defaults(asdict(self.numerics), _LATER_NUMERICS_KEYS),
             "activations": self.source.content_hash,
             "eval": self.source.eval_hash,
             "numerics_version": NUMERICS_VERSION,
@@ -149,6 +175,8 @@ class RunPlan:
         or written under other numerics)."""
         plan = cls(
             **{key: data[key] for key in _PLAIN_FIELDS},
+            mesh=MeshPlan(**data.get("mesh", {})),
+            collective_timeout_s=data.get("collective_timeout_s", 600.0),
             autoencoder=AutoencoderPlan(**data["autoencoder"]),
             train=TrainPlan(**data["train"]),
             numerics=NumericsPlan(**data["numerics"]),
@@ -174,6 +202,16 @@ _PLAIN_FIELDS = (
     "estimated_memory_bytes",
     "estimated_s",
 )
+
+
+_LATER_TRAIN_KEYS = {"on_bad_loss": "stop", "spike_factor": None}
+_LATER_NUMERICS_KEYS = {"capacity_factor": None}
+"""Keys younger than some records, with the value that those records had without saying so."""
+
+
+def _but_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Without the younger keys that say nothing new, so that older run ids stay what they are."""
+    return {key: v for key, v in values.items() if key not in defaults or v != defaults[key]}
 
 
 def short(count: int) -> str:

@@ -26,7 +26,8 @@ from scaling.storage.lease import Lease, holder
 _WRITTEN_WITHOUT_LEASE = ("plan.json", "wandb.json")
 """By launches and by the W&B mirror, perhaps at this moment."""
 _SETTLED = ("execution",)
-"""Parts of a plan that its first launch fixes."""
+"""Parts of a plan that its first launch on a mesh fixes."""
+_ONE_PROCESS = {"dp": 1, "latent": 1}
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,15 @@ class RunFolder:
         is logged, checkpointed and retried.
 
         How it is computed stays as the first launch settled it, or a resume would end with other
-        bits. The plan of a run that somebody works on, or that has a result, stays as it is.
+        bits; on another mesh they differ anyway. The plan of a run that somebody works on, or that
+        has a result, stays as it is.
         """
         there = self.read_plan()
         if self.status() in FINAL or self.holder() is not None:
             return
-        write_json(self.plan_path, plan | {key: there[key] for key in _SETTLED if key in there})
+        same_mesh = there.get("mesh", _ONE_PROCESS) == plan.get("mesh", _ONE_PROCESS)
+        kept = {key: there[key] for key in _SETTLED if key in there} if same_mesh else {}
+        write_json(self.plan_path, plan | kept)
 
     def read_plan(self) -> dict[str, Any]:
         """Raises `UserError` when plan.json is damaged, `FileNotFoundError` when absent."""

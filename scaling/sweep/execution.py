@@ -12,7 +12,8 @@ from functools import cache
 import torch
 
 from scaling.autoencoder.init import unit_rows
-from scaling.choices import DeviceName, EngineName, KernelsName, Precision
+from scaling.budget import choose_exchange
+from scaling.choices import DeviceName, EngineName, ExchangeName, KernelsName, Precision
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.hardware import fingerprint
@@ -55,6 +56,7 @@ def check_execution(config: RunConfig) -> None:
             f"numerics.precision=bf16 needs kernels=cpu or kernels=triton, not kernels={kernels}"
             f"{why}. Choose such kernels, or set numerics.precision=float32."
         )
+    _check_engine_on_mesh(config)
     if config.engine is EngineName.fused and kernels not in FUSED:
         problem = native_problem() if device == "cpu" else None
         raise UserError(
@@ -64,18 +66,34 @@ def check_execution(config: RunConfig) -> None:
         )
 
 
+def _check_engine_on_mesh(config: RunConfig) -> None:
+    dp, engine = config.mesh.dp, config.engine
+    if engine is EngineName.fused and dp > 1:
+        raise UserError(
+            f"engine=fused with mesh.dp={dp}: it trains one replica, whose latents may be sharded. "
+            "Use engine=auto, or mesh.dp=1."
+        )
+    if engine is EngineName.deepspeed and config.numerics.precision is Precision.float64:
+        raise UserError(
+            "engine=deepspeed with numerics.precision=float64: DeepSpeed has no float64. Use "
+            "engine=torch."
+        )
+
+
 def plan_execution(config: RunConfig, d_model: int) -> ExecutionPlan:
     """Settle how a checked config is computed here."""
     check_execution(config)
     device, kernels = planned_device(config), _kernels(config)
-    engine = "fused" if kernels in FUSED else "torch"
+    engine = _engine(config, kernels)
     return ExecutionPlan(
-        engine=engine if config.engine is EngineName.auto else str(config.engine),
+        engine=engine,
         kernels=kernels,
         matmul=_matmul(config, kernels, d_model),
         device=device,
         threads=config.launcher.threads,
         fingerprint=fingerprint(device, kernels),
+        exchange=_exchange(config),
+        zero_stage=config.mesh.zero_stage if engine == "deepspeed" else 0,
     )
 
 
@@ -131,6 +149,23 @@ def _kernels(config: RunConfig) -> str:
     if planned_device(config) == "cuda":
         return "triton"
     return "torch" if native_problem() else "cpu"
+
+
+def _engine(config: RunConfig, kernels: str) -> str:
+    """The fastest engine that the mesh allows."""
+    if config.engine is not EngineName.auto:
+        return str(config.engine)
+    if config.mesh.dp > 1:
+        return "torch" if config.numerics.precision is Precision.float64 else "deepspeed"
+    return "fused" if kernels in FUSED else "torch"
+
+
+def _exchange(config: RunConfig) -> str:
+    """How shards agree on the k largest."""
+    mesh, ae = config.mesh, config.autoencoder
+    if mesh.exchange is not ExchangeName.auto:
+        return str(mesh.exchange)
+    return choose_exchange(ae.k, ae.n_latents // mesh.latent, mesh.latent)
 
 
 def _check_native(device: str, precision: Precision) -> None:

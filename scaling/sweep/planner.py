@@ -12,6 +12,7 @@ from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.plan import (
     AutoencoderPlan,
+    MeshPlan,
     NumericsPlan,
     ObservePlan,
     RunPlan,
@@ -33,7 +34,10 @@ def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
         tokens_requested=config.train.tokens,
         autoencoder=_autoencoder(config, source.d_model),
         train=_train(config),
-        numerics=NumericsPlan(precision=str(config.numerics.precision)),
+        numerics=NumericsPlan(
+            precision=str(config.numerics.precision),
+            capacity_factor=config.mesh.capacity_factor,
+        ),
         source=source,
         execution=plan_execution(config, source.d_model),
         observe=_observe(config),
@@ -41,6 +45,8 @@ def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
         retries=config.launcher.retries,
         lease_timeout_s=config.launcher.lease_timeout_s,
         estimated_memory_bytes=memory_bytes(config, source.d_model),
+        mesh=MeshPlan(dp=config.mesh.dp, latent=config.mesh.latent),
+        collective_timeout_s=config.launcher.collective_timeout_s,
     )
 
 
@@ -121,6 +127,8 @@ def _train(config: RunConfig) -> TrainPlan:
         ema_decay=train.ema_decay,
         seed=train.seed,
         shuffle_block=train.shuffle_block,
+        on_bad_loss=str(train.on_bad_loss),
+        spike_factor=train.spike_factor,
     )
 
 

@@ -9,8 +9,10 @@ from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from scaling.choices import ExchangeName
 from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
+from scaling.launcher_config import DeepSpeedLauncherConfig, LauncherConfig
 
 
 def validate(config: RunConfig, *, n_train: int | None) -> None:
@@ -140,6 +142,8 @@ def _check_train(config: RunConfig) -> None:
             _within(key, value, lambda v: v <= LARGEST_RATE, f"at most {LARGEST_RATE:.0e}")
     _positive("train.clip_norm", train.clip_norm)
     _positive("train.adam_eps", train.adam_eps)
+    if train.spike_factor is not None:
+        _within("train.spike_factor", train.spike_factor, lambda v: v > 1, "above 1")
     _within("train.decay_fraction", train.decay_fraction, lambda v: 0 <= v <= 1, "0..1")
     for key in ("adam_beta1", "adam_beta2", "ema_decay"):
         _within(f"train.{key}", getattr(train, key), lambda v: 0 <= v < 1, "0 up to below 1")
@@ -154,18 +158,15 @@ def _check_data(config: RunConfig, n_train: int | None) -> None:
 
 
 def _check_rest(config: RunConfig) -> None:
-    mesh = config.mesh
-    if (mesh.dp, mesh.latent) != (1, 1):
-        raise UserError(
-            f"mesh.dp={mesh.dp} mesh.latent={mesh.latent}: this version trains each run on one "
-            "process. Set both to 1."
-        )
+    _check_mesh(config)
+    _check_launcher(config.launcher)
     _at_least("evaluation.batch_tokens", config.evaluation.batch_tokens, 1)
     _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     cores = os.cpu_count() or 1
     _within("launcher.threads", config.launcher.threads, lambda v: 1 <= v <= cores, f"1..{cores}")
     _at_least("launcher.retries", config.launcher.retries, 0)
     _positive("launcher.lease_timeout_s", config.launcher.lease_timeout_s)
+    _positive("launcher.collective_timeout_s", config.launcher.collective_timeout_s)
     _positive("sweep.max_hours", config.sweep.max_hours)
     for key, value in (
         ("launcher.workers", config.launcher.workers),
@@ -180,6 +181,37 @@ def _check_rest(config: RunConfig) -> None:
         raise UserError(
             f"sweep_name={name!r} becomes a folder under runs_dir: use a plain name of at most "
             f"{MAX_NAME_LENGTH} characters, without slashes or a leading dot."
+        )
+
+
+def _check_launcher(launcher: LauncherConfig) -> None:
+    if isinstance(launcher, DeepSpeedLauncherConfig) and not launcher.hostfile:
+        raise UserError(
+            'launcher.hostfile is not set: launcher=deepspeed reads its hosts ("HOST slots=N", one '
+            "a line) from there. Give launcher.hostfile=FILE."
+        )
+
+
+def _check_mesh(config: RunConfig) -> None:
+    mesh, n_latents, batch = config.mesh, config.autoencoder.n_latents, config.train.batch_tokens
+    _at_least("mesh.dp", mesh.dp, 1)
+    _at_least("mesh.latent", mesh.latent, 1)
+    _positive("mesh.capacity_factor", mesh.capacity_factor)
+    _within("mesh.zero_stage", mesh.zero_stage, lambda v: v in (1, 2), "1 or 2")
+    if n_latents % mesh.latent:
+        raise UserError(
+            f"mesh.latent={mesh.latent} does not divide autoencoder.n_latents={n_latents}: every "
+            "shard holds the same number of latents. Change the one or the other."
+        )
+    if batch % mesh.dp:
+        raise UserError(
+            f"mesh.dp={mesh.dp} does not divide train.batch_tokens={batch}: every replica takes "
+            "the same number of tokens of a step. Change the one or the other."
+        )
+    if mesh.exchange is ExchangeName.butterfly and mesh.latent & (mesh.latent - 1):
+        raise UserError(
+            f"mesh.exchange=butterfly with mesh.latent={mesh.latent}: it needs a power of two. "
+            "Use mesh.exchange=auto."
         )
 
 

@@ -91,7 +91,7 @@ def test_unknown_keys_and_wrong_types_fail_at_compose_time(override: str) -> Non
         (["train.warmup_tokens=99_999"], "train.warmup_tokens=99999", "Lower it"),
         (["train.decay_fraction=1.5"], "train.decay_fraction=1.5", "0..1"),
         (["train.ema_decay=1"], "train.ema_decay=1", "below 1"),
-        (["mesh.dp=2"], "mesh.dp=2", "Set both to 1"),
+        (["mesh.dp=3"], "mesh.dp=3", "Change the one or the other"),
         (["checkpoint.keep=0"], "checkpoint.keep=0", "1 or more"),
         (["launcher.workers=0"], "launcher.workers=0", "1 or more"),
         (["sweep_name=a/b"], "sweep_name='a/b'", "plain name"),
