@@ -135,6 +135,7 @@ class Attempt:
 
             def log(row: Row) -> None:
                 self.last_step = int(row["step"] or 0)
+                row |= self.engine.report()
                 if logger is not None:
                     logger.log(row)
                     self.report(row)
@@ -246,6 +247,7 @@ class Attempt:
 
     def _save(self, step: int) -> None:
         self.lease.check()
+        self.engine.check_replicas()
         self.last_step = step
         origin = Origin(self.here, self.bit_exact)
         self.checkpoints.save(step, self.engine.state(), origin)

@@ -37,7 +37,7 @@ def select(
 
     def on_shard(mesh: Mesh) -> tuple[Tensor, MeshShard, Mesh]:
         shard = MeshShard(mesh, n_latents, exchange=exchange, capacity_factor=capacity_factor)
-        shard.counts_lost = True
+        shard.measures = True
         rows = mesh.local_rows(n_latents)
         widest = min(k, len(rows))
         # Distinct marks instead of the values, so that a kept value of 0 is seen as kept.
@@ -138,9 +138,8 @@ def test_512_shards(exchange: str) -> None:
     pre_BN = torch.randn(n_tokens, shards * n_local, generator=generator)
     selected, ranks, meshes = select(pre_BN, k, shards, exchange)
     assert torch.equal(selected, expected(pre_BN, k))
-    payloads = [
-        bytes_ for _, purpose, bytes_ in meshes[0].latent.sent if purpose == selection.PURPOSE
-    ]  # type: ignore[attr-defined]
+    calls = meshes[0].latent.sent  # type: ignore[attr-defined]
+    payloads = [payload for _, purpose, payload in calls if purpose == selection.PURPOSE]
     sent = sum(payloads) * (1 if exchange == "butterfly" else shards - 1)
     redone = ranks[0].counts.redone
     again = redone * 4 * min(k, n_local) * (shards - 1)
@@ -164,7 +163,7 @@ def test_limited_capacity_loses_latents_and_counts_them() -> None:
     wanted = expected(pre_BN, 8)
     lost = int((wanted & ~selected).sum())
     assert lost == 64 * (8 - capacity(8, 4, 2.0))
-    assert sum(shard.counts.lost_latents for shard in shards) == lost
+    assert shards[0].report()["select/lost_fraction"] == lost / (64 * 8)
     assert (selected.sum(dim=1) == 8).all()
 
 
