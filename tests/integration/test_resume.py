@@ -22,8 +22,9 @@ from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
 from scaling.sweep.planner import make_plan
 from scaling.train import run
-from scaling.train.checkpoint import Checkpoints, read_tensors, write_tensors
+from scaling.train.checkpoint import Checkpoints, write_tensors
 from scaling.train.run import train_run
+from scaling.train.shard_files import read_tensors
 from tests.compose import TINY, tiny
 from tests.unit.activations.stores import extend_store
 
@@ -71,7 +72,7 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path) -> None:
     assert found.result == expected.result
     assert found.cost["resumed_at_step"] > 0
     assert comparable(broken) == comparable(straight)
-    weights = [f.path / "weights" / "state.safetensors" for f in (straight, broken)]
+    weights = [f.path / "weights" / "rank_00000.safetensors" for f in (straight, broken)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert broken.checkpoints_path.exists()  # until the record says done
 
@@ -92,7 +93,8 @@ def _zero_moments(checkpoint: Path) -> None:
     for name in state:
         if name.endswith(".exp_avg"):
             state[name].zero_()
-    write_tensors(checkpoint, state, {"run_id": manifest["run_id"], "step": manifest["step"]})
+    facts = {"run_id": manifest["run_id"], "step": manifest["step"]}
+    write_tensors(checkpoint, state, facts, manifest["n_latents"])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
     expected = attempt(straight)
     attempt(broken, stop_after_rows=9)
     newest = sorted(broken.checkpoints_path.glob("step_*"))[-1]
-    state = newest / "state.safetensors"
+    state = newest / "rank_00000.safetensors"
     content = bytearray(state.read_bytes())
     match damage:
         case "flip":
@@ -118,7 +120,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
             _edit(newest / "manifest.json", '"step": ', '"step": 1')
         case "other run":
             manifest, tensors = read_tensors(newest)
-            write_tensors(newest, tensors, manifest | {"run_id": "ffffffffffff"})
+            facts = manifest | {"run_id": "ffffffffffff"}
+            write_tensors(newest, tensors, facts, manifest["n_latents"])
         case _:
             newest.rename(newest.with_name("step_00000999"))
     found = attempt(broken)
