@@ -7,7 +7,7 @@ The leading rank waits until every rank has given its word, writes the manifest,
 the folder. The token is drawn anew for each folder and agreed by all ranks beforehand, so nothing
 that a killed attempt left, or a process that outlived it still writes, is taken for a part. While
 they write, the ranks speak through the file system alone: training goes on beside it and has the
-process group for itself.
+process group for itself. What a failure leaves aside goes when the run is taken up again.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class SharedFolder:
     def _give_up(self, error: Exception) -> None:
         with suppress(OSError):
             (self.aside / part_name(self.rank)).unlink(missing_ok=True)
-        if self.rank == 0:
+        if self.world_size == 1:
             shutil.rmtree(self.aside, ignore_errors=True)
         else:
             with suppress(Exception):
@@ -111,8 +111,8 @@ class SharedFolder:
             PartsMissing: naming the ranks, after `timeout_s` or once `abandoned` is set.
             UserError: the disk is full, here or on another rank.
         """
+        files = self._entries(timeout_s, abandoned)  # who is late may still be writing: leave it
         try:
-            files = self._entries(timeout_s, abandoned)
             content = {"schema_version": SCHEMA_VERSION, **facts, "n_latents": self.n_latents}
             write_sealed(self.aside / MANIFEST, content | {"files": files})
             for rank in range(self.world_size):

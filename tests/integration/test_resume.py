@@ -143,6 +143,22 @@ def test_other_hardware_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert any("another machine" in warning for warning in outcome.warnings)
 
 
+def test_another_mesh_is_recorded(tmp_path: Path) -> None:
+    _, folder = planned(tmp_path)
+    attempt(folder, stop_after_rows=5)
+    newest = sorted(folder.checkpoints_path.glob("step_*"))[-1]
+    manifest, tensors = read_tensors(newest)
+    assert manifest["mesh"] == {"dp": 1, "latent": 1}
+    facts = manifest | {"mesh": {"dp": 2, "latent": 4}}
+    write_tensors(newest, tensors, facts, manifest["n_latents"])
+    outcome = attempt(folder)
+    assert outcome.status is Status.done
+    assert outcome.cost["bit_exact"] is False
+    (warning,) = outcome.warnings
+    assert "dp=1 latent=1" in warning
+    assert "dp=2 latent=4" in warning
+
+
 def test_what_follows_from_an_inexact_checkpoint_is_inexact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
