@@ -91,6 +91,18 @@ def test_a_done_run_in_one_file(
     assert config["activations"]["id"] == result["activations_id"]
 
 
+def test_the_formula_in_the_docs_scores_as_recorded(tmp_path: Path, done: RunFolder) -> None:
+    weights, config = exported(done, tmp_path / "out")
+    source = open_source(RunPlan.from_json(done.read_plan()).source)
+    x_BD = torch.cat(list(source.eval_batches(512)))
+    pre_acts_BN = (x_BD - weights["b_pre"]) @ weights["w_enc"].T + weights["b_enc"]
+    top = pre_acts_BN.topk(config["k"])
+    z_BN = torch.zeros_like(pre_acts_BN).scatter(1, top.indices, top.values.relu())
+    error = (x_BD - z_BN @ weights["w_dec"] - weights["b_pre"]).square().sum()
+    by_mean = (x_BD - source.calibration.mean_D).square().sum()
+    assert float(error / by_mean) == pytest.approx(config["normalized_mse"], rel=1e-5)
+
+
 def test_an_unfinished_run_by_its_newest_sound_checkpoint(
     tmp_path: Path, unfinished: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

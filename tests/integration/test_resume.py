@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
 from scaling.sweep.planner import make_plan
-from scaling.train import run
+from scaling.train import run, shared_folder
 from scaling.train.checkpoint import Checkpoints, write_tensors
 from scaling.train.run import train_run
 from scaling.train.shard_files import read_tensors
@@ -191,6 +192,27 @@ def test_a_failure_tells_how_far_the_attempt_came(
     assert outcome.cost["train_s"] > 0
     assert outcome.cost["bit_exact"] is False
     assert len(outcome.warnings) == 1
+
+
+def test_a_full_disk_in_the_background_fails_the_run_and_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = planned(tmp_path)
+    attempt(folder, stop_after_rows=5)
+    before = sorted(folder.checkpoints_path.iterdir())
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(shared_folder, "write_tensor_file", refuse)
+        outcome = attempt(folder)
+    assert outcome.status is Status.failed
+    assert outcome.error is not None
+    assert outcome.error.type == "UserError"
+    assert "the disk is full while writing" in outcome.error.message
+    assert sorted(folder.checkpoints_path.iterdir()) == before
+    assert attempt(folder).cost["resumed_at_step"] == int(before[-1].name[5:])
 
 
 def test_divergence_is_a_result(tmp_path: Path) -> None:
