@@ -41,4 +41,5 @@ def first_problem(mesh: Mesh, problem: str | None, purpose: str) -> str | None:
 
 
 def _max(mesh: Mesh, tensor: Tensor, purpose: str) -> Tensor:
-    return mesh.dp.max_(mesh.latent.max_(tensor, purpose), purpose)
+    ours = tensor.to(mesh.device)
+    return mesh.dp.max_(mesh.latent.max_(ours, purpose), purpose).cpu()

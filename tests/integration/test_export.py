@@ -26,7 +26,7 @@ from scaling.train.mesh import ALONE, Mesh
 from scaling.train.shard_files import read_tensors
 from tests.integration import end_phase
 from tests.integration.test_resume import attempt, planned
-from tests.thread_ranks import on_all_ranks
+from tests.ranks import run_threads
 from tests.unit.train.states import rows_of
 
 N = 64
@@ -59,7 +59,7 @@ def as_on(mesh: tuple[int, int], folder: Path) -> None:
     def work(here: Mesh) -> None:
         write_tensors(folder, rows_of(tensors, here.local_rows(N)), manifest, N, here)
 
-    on_all_ranks(*mesh, work)
+    run_threads(work, *mesh)
     assert len(read_sealed(folder / "manifest.json")["files"]) == mesh[0] * mesh[1]
 
 

@@ -17,7 +17,7 @@ from scaling.train import checkpoint
 from scaling.train.checkpoint import Checkpoints, Found, Origin, write_tensors
 from scaling.train.mesh import ALONE, Mesh
 from scaling.train.shard_files import is_per_latent, read_tensors
-from tests.thread_ranks import on_all_ranks
+from tests.ranks import run_threads
 from tests.unit.train.states import N, equal, full_state, local_state, rows_of
 
 MESHES = [(1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (4, 1)]
@@ -41,15 +41,15 @@ def save(folder: Path, shape: tuple[int, int], *steps: int, keep: int = 2) -> No
             there.save(step, local_state(mesh, step), origin(mesh))
         there.finish()
 
-    on_all_ranks(*shape, work)
+    run_threads(work, *shape)
 
 
 def load(folder: Path, shape: tuple[int, int]) -> list[Found]:
-    return on_all_ranks(*shape, lambda mesh: checkpoints(folder, mesh).load_newest())
+    return run_threads(lambda mesh: checkpoints(folder, mesh).load_newest(), *shape)
 
 
 def assert_holds(found: list[Found], shape: tuple[int, int], step: int) -> None:
-    states = on_all_ranks(*shape, lambda mesh: local_state(mesh, step))
+    states = run_threads(lambda mesh: local_state(mesh, step), *shape)
     for there, expected in zip(found, states, strict=True):
         assert there.step == step
         assert there.state is not None
@@ -79,7 +79,7 @@ def test_four_shards_to_one_to_two_and_back(tmp_path: Path) -> None:
             there.save(5, state, origin(mesh))
             there.finish()
 
-        on_all_ranks(*shape, carry_over)
+        run_threads(carry_over, *shape)
     first, last = tmp_path / "0" / "step_00000005", tmp_path / "4" / "step_00000005"
     for path in first.iterdir():
         assert path.read_bytes() == (last / path.name).read_bytes()
@@ -109,7 +109,7 @@ def test_fewer_latents_than_replicas(tmp_path: Path) -> None:
         there.save(1, local_state(mesh, n_latents=3), origin(mesh))
         there.finish()
 
-    on_all_ranks(4, 1, work)
+    run_threads(work, 4, 1)
     found = checkpoints(tmp_path, ALONE, n_latents=3).load_newest()
     assert found.state is not None
     assert equal(found.state, full_state(n_latents=3))
@@ -210,7 +210,7 @@ def test_only_the_last_are_kept_and_those_passed_over_do_not_count(tmp_path: Pat
         there.save(3, local_state(mesh, 3), origin(mesh))
         there.finish()
 
-    on_all_ranks(1, 2, resume)
+    run_threads(resume, 1, 2)
     assert load(tmp_path, (1, 1))[0].step == 3
 
 
@@ -244,9 +244,8 @@ def test_kept_tensors_of_any_mesh_are_read_whole(tmp_path: Path, written: tuple[
     final = tmp_path / "weights"
     final.mkdir()
     (final / "of another attempt").touch()
-    on_all_ranks(
-        *written,
-        lambda mesh: write_tensors(final, local_state(mesh), {"run_id": RUN}, N, mesh),
+    run_threads(
+        lambda mesh: write_tensors(final, local_state(mesh), {"run_id": RUN}, N, mesh), *written
     )
     manifest, tensors = read_tensors(final)
     assert manifest["run_id"] == RUN

@@ -17,7 +17,7 @@ from scaling.train import shared_folder
 from scaling.train.checkpoint import Checkpoints, write_tensors
 from scaling.train.mesh import ALONE, Mesh
 from scaling.train.shared_folder import PartsMissing, SharedFolder
-from tests.thread_ranks import on_all_ranks
+from tests.ranks import run_threads
 from tests.unit.train.states import N, full_state, local_state
 from tests.unit.train.test_checkpoints_reshard import (
     RUN,
@@ -93,7 +93,7 @@ def test_the_leading_rank_learns_of_a_full_disk_elsewhere(
             errors.append(f"{mesh.rank}: {error}")
 
     started_s = time.monotonic()
-    on_all_ranks(2, 2, work)
+    run_threads(work, 2, 2)
     assert time.monotonic() - started_s < 20  # and not the timeout
     errors.sort()
     assert len(errors) == 2
@@ -131,7 +131,7 @@ def test_a_rank_that_never_writes_is_named(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         silent(patch, 1, 3)
         with pytest.raises(PartsMissing, match=r"ranks 1, 3 have not .*step_00000002 within 0.3 s"):
-            on_all_ranks(2, 2, work)
+            run_threads(work, 2, 2)
     found = load(tmp_path, (1, 4))
     assert_holds(found, (1, 4), 1)
     assert not found[0].warnings
@@ -149,7 +149,7 @@ def test_a_run_that_is_over_waits_for_no_rank(
         there.abandon()
 
     started_s = time.monotonic()
-    on_all_ranks(1, 2, work)
+    run_threads(work, 1, 2)
     assert time.monotonic() - started_s < 10
     assert_nothing_is_there(tmp_path)
 
@@ -173,7 +173,7 @@ def test_what_killed_attempts_left_is_never_taken_for_a_part(
     with monkeypatch.context() as killed:
         silent(killed, 1)
         with pytest.raises(PartsMissing, match="rank 1 has not"):
-            on_all_ranks(1, 2, work)
+            run_threads(work, 1, 2)
     assert left.exists()
     assert_holds(load(tmp_path, (1, 2)), (1, 2), 1)
     assert not left.exists()  # taking up clears away
@@ -213,7 +213,7 @@ def test_killed_between_files_manifest_and_name_the_newest_is_the_one_before(
         # A kill cleans nothing up.
         killed.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
-            on_all_ranks(2, 1, work)
+            run_threads(work, 2, 1)
     assert len(list(tmp_path.glob(".step_*.tmp"))) == 1
     found = load(tmp_path, (1, 2))
     assert_holds(found, (1, 2), 1)
