@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.distributed.cases import LR, STEPS, B, Case, D, Differences, K, N
@@ -15,17 +16,19 @@ from tests.distributed.test_equality import MESHES, differences
 HEAD = f"""# How far a run on a mesh is from the run on one process
 
 {STEPS} steps (lr {LR}) of n={N} d={D} k={K} B={B} on planted data: a fifth of the latents dead and
-AuxK at work, clipping (a clip_norm of 0.05; "-" = off), weight average, and an eighth of the latents
-made hot by their bias. Each run is compared with the plain engine on one process that knows no mesh:
-largest difference over largest value, per tensor, the worst of all tensors (and steps). Gradients
-are those of the first step, before clipping is undone; weights and averages those after the last;
-scores are normalized MSE, L0 and silent fraction on held-out batches. Counters of dead latents are
-equal in every row, as are all ranks' curves, to the bit; "swapped" counts tokens of a last batch
-whose active latents differ. Real processes, gloo, one thread each. Written by `make equality`.
-
-| mesh (dp, latent) | engine | dtype | exchange | clip | losses | norms | gradients | weights | averages | scores | swapped |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+AuxK at work, clipping (a clip_norm of 0.05; "-" = off), weight average, and an eighth of the
+latents made hot by their bias. Each run is compared with the plain engine on one process that knows
+no mesh: largest difference over largest value, per tensor, the worst of all tensors (and steps).
+Gradients are those of the first step, before clipping is undone; weights and averages those after
+the last; scores are normalized MSE, L0 and silent fraction on held-out batches. Counters of dead
+latents are equal in every row, as are all ranks' curves, to the bit; "swapped" counts tokens of a
+last batch whose active latents differ. Real processes, gloo, one thread each. Written by
+`make equality`.
 """
+COLUMNS = (
+    *("mesh (dp, latent)", "engine", "dtype", "exchange", "clip"),
+    *("losses", "norms", "gradients", "weights", "averages", "scores", "swapped"),
+)
 
 
 def row(dp: int, latent: int, case: Case, found: Differences) -> str:
@@ -34,9 +37,11 @@ def row(dp: int, latent: int, case: Case, found: Differences) -> str:
     name = case.engine if case.engine != "deepspeed" else f"deepspeed ZeRO-{case.zero_stage}"
     resumed = "" if case.resumed_at is None else f", resumed at {case.resumed_at}"
     cells = [f"({dp}, {latent})", name + resumed, case.dtype, case.exchange, case.clip or "-"]
-    return " | ".join(
-        ["|", *map(str, cells), *(f"{value:.0e}" for value in found[:6]), f"{found.swapped} |"]
-    ).replace("| |", "|", 1)
+    return line([*map(str, cells), *(f"{value:.0e}" for value in found[:6]), str(found.swapped)])
+
+
+def line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -50,7 +55,8 @@ def main() -> None:
         rows += [row(dp, latent, case, one) for case, one in found.items()]
         print("\n".join(rows[-len(found) :]), flush=True)
     if options.out:
-        options.out.write_text(HEAD + "\n".join(rows) + "\n")
+        table = [line(COLUMNS), "|---" * len(COLUMNS) + "|", *rows]
+        options.out.write_text(HEAD + "\n" + "\n".join(table) + "\n")
 
 
 if __name__ == "__main__":
