@@ -76,9 +76,9 @@ def _mesh_of_one() -> ProcessMesh:
 def _head(threads: int) -> str:
     machine = f"{fingerprint('cpu', 'cpu')}; {threads} threads; float32"
     return (
-        f"# Cost of a step by engine, one process\n\n{machine}; no latent dead, no clipping, average "
-        f"kept. Milliseconds per step, median and range of {STEPS} steps, engines interleaved; "
-        "ratio to the fused engine's median.\n"
+        f"# Cost of a step by engine, one process\n\n{machine}; no latent dead, no clipping, "
+        f"average kept. Milliseconds per step, median and range of {STEPS} steps, engines "
+        "interleaved; ratio to the fused engine's median.\n"
     )
 
 
