@@ -133,9 +133,9 @@ def _transfer_table(shape: Shape, step: StepTime) -> Table:
 def _time_table(shape: Shape, step: StepTime) -> Table:
     table = _table("a step", "GFLOP per rank", "ms")
     flops = {
-        "encoder": encoderflops_per_rank(shape),
-        "tokens and latents": sparseflops_per_rank(shape),
-        "AuxK": auxiliaryflops_per_rank(shape),
+        "encoder": encoder_flops(shape),
+        "tokens and latents": sparse_flops(shape),
+        "AuxK": auxiliary_flops(shape),
     }
     for name, seconds in step.compute_s.items():
         work = f"{flops[name] / 1e9:,.1f}" if name in flops else ""
