@@ -27,7 +27,10 @@ from scaling.budget.shape import Shape
 from scaling.budget.step_time import (
     MODEL,
     StepTime,
+    auxiliary_flops,
+    encoder_flops,
     predict,
+    sparse_flops,
 )
 
 
