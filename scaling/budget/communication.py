@@ -90,7 +90,9 @@ def _between_shards(shape: Shape) -> list[Transfer]:
         times, both = 1 + shape.clip, d_bytes + shape.value_bytes
         return [*found, summed(purpose="gradient summary", payload_bytes=both, times=times)]
     found.append(summed(purpose="b_pre gradient", payload_bytes=d_bytes))
-    if shape.clip or shape.partitions > 1:
+    if shape.engine == "deepspeed":
+        found.append(summed(purpose="DeepSpeed norm", payload_bytes=SCALAR_BYTES))
+    elif shape.clip:
         found.append(summed(purpose="gradient norm", payload_bytes=shape.value_bytes))
     return found
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 from functools import cache
 from math import ceil, exp, lgamma, log, log1p
 
+import numpy as np
+from numpy.typing import NDArray
+
 MAX_REDONE_SHARE = 0.01
 """Of the tokens whose candidates may turn out too few."""
 EXCHANGES = ("gather", "candidates", "butterfly")
@@ -98,30 +101,21 @@ def crowded_share(k: int, shards: int, least: int) -> float:
         return 0.0
     mean = k / shards
     one_shard = [exp(j * log(mean) - mean - lgamma(j + 1)) for j in range(least)]
-    none_crowded = _power(one_shard, shards, k)[k] if least > 1 or k == 0 else 0.0
+    none_crowded = float(_power(one_shard, shards, k)[k])
     all_counts = exp(k * log(k) - k - lgamma(k + 1))
     return min(1.0, max(0.0, 1 - none_crowded / all_counts))
 
 
-def _power(polynomial: list[float], exponent: int, degree: int) -> list[float]:
-    """polynomial ** exponent, up to x ** degree."""
-    result, square = [1.0] + [0.0] * degree, polynomial
+def _power(polynomial: list[float], exponent: int, degree: int) -> NDArray[np.float64]:
+    """polynomial ** exponent, up to x ** degree; all terms are positive, so nothing cancels."""
+    result, square = np.ones(1), np.array(polynomial)
     while exponent:
         if exponent & 1:
-            result = _product(result, square, degree)
+            result = np.convolve(result, square)[: degree + 1]
         exponent >>= 1
         if exponent:
-            square = _product(square, square, degree)
-    return result
-
-
-def _product(a: list[float], b: list[float], degree: int) -> list[float]:
-    product = [0.0] * (degree + 1)
-    for i, left in enumerate(a):
-        if left:
-            for j, right in enumerate(b[: degree + 1 - i]):
-                product[i + j] += left * right
-    return product
+            square = np.convolve(square, square)[: degree + 1]
+    return np.pad(result, (0, degree + 1 - len(result)))
 
 
 def _binomial_chance(n: int, p: float, count: int) -> float:

@@ -80,14 +80,15 @@ def _state(shape: Shape) -> dict[str, int]:
 
 
 def _deepspeed(shape: Shape) -> dict[str, int]:
-    """What ZeRO keeps besides: its part of master weights and of reduced gradients, and a bucket
-    of gradients on their way."""
+    """What ZeRO keeps besides: its part of master weights and of reduced gradients (twice, for a
+    moment), and buckets of gradients on their way."""
     if shape.engine != "deepspeed" or not shape.zero_stage:
         return {}
     part = -(-shape.local_params // shape.partitions)
+    buckets = 2 if shape.device == "cuda" else 1  # one fills while the other is summed
     return {
         "ZeRO partition": 3 * part * shape.value_bytes,
-        "buckets": DEEPSPEED_BUCKET_VALUES * shape.value_bytes,
+        "buckets": buckets * DEEPSPEED_BUCKET_VALUES * shape.value_bytes,
     }
 
 
