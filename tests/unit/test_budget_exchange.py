@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from itertools import product
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scaling.budget import exchange
+
+DOCS = Path(__file__).parents[2] / "docs"
+TABLE = "| shards | k | candidate width |"
 
 
 def enumerated(k: int, shards: int, least: int) -> float:
@@ -81,3 +85,34 @@ def test_the_chosen_exchange_has_the_fewest_bytes() -> None:
     chosen = [exchange.choose_exchange(32, 2**20, shards) for shards in (2, 8, 64, 512, 500)]
     assert chosen == ["candidates", "candidates", "candidates", "butterfly", "candidates"]
     assert exchange.choose_exchange(2, 2**20, 2) == "gather"
+
+
+def table_rows() -> list[list[str]]:
+    """The table of docs/budget.md, and of any other page that shows it."""
+    pages = [page.read_text().splitlines() for page in DOCS.glob("*.md")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for lines in pages
+        for header in (i for i, line in enumerate(lines) if line.startswith(TABLE))
+        for line in lines[header + 2 : header + 11]
+    ]
+
+
+def test_the_documented_table_is_what_the_functions_say() -> None:
+    rows = table_rows()
+    assert len(rows) >= 9
+    for row in rows:
+        shards, k = int(row[0]), int(row[1])
+        n_local = 2**24 // shards
+        expected = [
+            str(exchange.candidate_width(k, n_local, shards)),
+            *(
+                f"{exchange.exchange_bytes_per_token(name, k, n_local, shards):,.0f}"
+                for name in exchange.EXCHANGES
+            ),
+            exchange.choose_exchange(k, n_local, shards),
+            f"{100 * exchange.redone_share(k, n_local, shards):.2f}%",
+            f"{exchange.capacity_bytes_per_token(k, n_local, shards, 2.0):,}",
+            f"{100 * exchange.truncated_share(k, n_local, shards, 2.0):.3g}%",
+        ]
+        assert row[2:] == expected
