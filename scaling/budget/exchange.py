@@ -46,7 +46,9 @@ def butterfly_widths(k: int, n_local: int, shards: int) -> list[int]:
     return [min(k, n_local * 2**step) for step in range(shards.bit_length() - 1)]
 
 
-def exchange_bytes_per_token(exchange: str, k: int, n_local: int, shards: int) -> float:
+def exchange_bytes_per_token(
+    exchange: str, k: int, n_local: int, shards: int, *, redone_share: float = MAX_REDONE_SHARE
+) -> float:
     """Bytes a shard sends per token (float32 values) to settle which latents are the k largest.
 
     gather: a ring all-gather of min(k, n_local) values. candidates: of `candidate_width` values,
@@ -59,7 +61,7 @@ def exchange_bytes_per_token(exchange: str, k: int, n_local: int, shards: int) -
             return VALUE_BYTES * (shards - 1) * widest
         case "candidates":
             width = candidate_width(k, n_local, shards)
-            again = MAX_REDONE_SHARE * widest if width < widest else 0
+            again = redone_share * widest if width < widest else 0
             return VALUE_BYTES * (shards - 1) * (width + again)
         case "butterfly":
             pair_bytes = float(VALUE_BYTES + ID_BYTES)
