@@ -85,10 +85,12 @@ def _deepspeed(shape: Shape) -> dict[str, int]:
     if shape.engine != "deepspeed" or not shape.zero_stage:
         return {}
     part = -(-shape.local_params // shape.partitions)
-    buckets = 2 if shape.device == "cuda" else 1  # one fills while the other is summed
+    # On a GPU one fills while the other is summed; in main memory only what is touched is there.
+    in_main_memory = min(DEEPSPEED_BUCKET_VALUES, shape.local_params)
+    values = in_main_memory if shape.device == "cpu" else 2 * DEEPSPEED_BUCKET_VALUES
     return {
         "ZeRO partition": 3 * part * shape.value_bytes,
-        "buckets": buckets * DEEPSPEED_BUCKET_VALUES * shape.value_bytes,
+        "buckets": values * shape.value_bytes,
     }
 
 

@@ -132,3 +132,9 @@ def test_zero_divides_the_moments_and_nothing_else_does() -> None:
 def test_the_start_may_take_more_than_the_training() -> None:
     small = Shape(n_latents=8, d_model=4096, k=2, batch_tokens=2)
     assert rank_bytes(small) == 4 * 32_768 * 4096 * 4 + PROCESS_BYTES
+
+
+def test_buckets_are_touched_only_as_far_as_there_are_gradients() -> None:
+    small = replace(BASE, engine="deepspeed", zero_stage=1, dp=2)
+    assert memory_parts(small)["buckets"] == memory_parts(small)["gradients"]
+    assert memory_parts(SIXTEEN_M)["buckets"] == 2 * 500_000_000 * 4
