@@ -160,12 +160,3 @@ class Pool:
             environment=environment,
             runner=self._runner,
         )
-
-
-def how_it_ended(returncode: int) -> str:
-    """The exit of a process in words: "was killed by SIGSEGV"."""
-    if returncode >= 0:
-        return f"exited with code {returncode}"
-    name = signal.Signals(-returncode).name
-    hint = " (often: out of memory)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"

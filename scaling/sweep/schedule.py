@@ -17,9 +17,10 @@ from scaling.runs.provenance import now
 from scaling.runs.record import FINAL, Record, RunError, Status
 from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
+from scaling.storage.process import how_it_ended
 from scaling.sweep.interrupt import Interrupts
 from scaling.sweep.mirror import WandbOptions
-from scaling.sweep.pool import Event, Pool, Worker, how_it_ended
+from scaling.sweep.pool import Event, Pool, Worker
 from scaling.sweep.progress import Job, Tally, display_on
 from scaling.sweep.table import RunRow
 from scaling.worker import DEFAULT_RUNNER
