@@ -11,7 +11,7 @@ import signal
 from dataclasses import dataclass
 
 from scaling.distributed.attempt_folder import AttemptFolder, RankFailure
-from scaling.distributed.ranks import Ended
+from scaling.distributed.ranks import NODE_LOST, Ended
 from scaling.distributed.watchdog import ABORTED, TIMED_OUT
 from scaling.runs.record import RunError
 from scaling.storage.process import how_it_ended
@@ -29,8 +29,8 @@ _LOST_CONNECTION = re.compile(
 class Cause:
     error: RunError
     may_pass: bool
-    """Whether another try may do better: a process died or hung. What Python raised by itself, it
-    would raise again."""
+    """Whether another try may do better: a process died or hung. What Python raised by itself it
+    would raise again, and a machine that is gone does not come back."""
 
 
 def root_cause(attempt: AttemptFolder, ended: Ended) -> Cause:
@@ -43,11 +43,11 @@ def root_cause(attempt: AttemptFolder, ended: Ended) -> Cause:
     silent = {rank: code for rank, code in ended.exits.items() if rank not in told}
     if deaths := [rank for rank, code in silent.items() if _is_own_death(code)]:
         return Cause(_death(attempt, min(deaths), silent[min(deaths)]), may_pass=True)
+    if ended.problem is not None:
+        return Cause(ended.problem, may_pass=ended.problem.type != NODE_LOST)
     if failures:
         timeouts = [f for f in failures if f.error.type == TIMED_OUT]
         return Cause((timeouts or failures)[0].error, may_pass=True)
-    if ended.problem is not None:
-        return Cause(RunError("RanksNotStarted", ended.problem), may_pass=True)
     if silent:
         return Cause(_death(attempt, min(silent), silent[min(silent)]), may_pass=True)
     return Cause(RunError(DIED, "all ranks ended, and left no outcome"), may_pass=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import psutil
-import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
@@ -30,7 +30,9 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from scaling.distributed.attempt_folder import AttemptFolder
-from scaling.distributed.ranks import Ended
+from scaling.distributed.board import serve
+from scaling.distributed.ranks import NOT_STARTED, Ended
+from scaling.runs.record import RunError
 
 MONITOR_EVERY_S = 0.2
 GRACE_S = 5.0
@@ -43,7 +45,7 @@ NODES_PART_WITHIN_S = 10.0
 class Nodes:
     """The machines of a run, and this one's place among them."""
 
-    store: dist.TCPStore
+    store: Store
     """Kept by the first node, for as long as the run is in hand."""
     address: str
     """Of this node, as the others reach it."""
@@ -57,7 +59,7 @@ class Nodes:
 
 def this_node() -> Nodes:
     """A run on this machine alone."""
-    return Nodes(dist.TCPStore("127.0.0.1", 0, is_master=True), "127.0.0.1")
+    return Nodes(serve(0), "127.0.0.1")
 
 
 class ElasticGroup:
@@ -70,7 +72,7 @@ class ElasticGroup:
         self._handler: RendezvousHandler | None = None
         self._thread: threading.Thread | None = None
         self._result: RunResult | None = None
-        self._problem: str | None = None
+        self._problem: RunError | None = None
         self._killed: set[int] = set()
         self._incomplete_since_s: float | None = None
 
@@ -139,7 +141,7 @@ class ElasticGroup:
             assert isinstance(result, RunResult)
             self._result = result
         except Exception as error:
-            self._problem = f"{type(error).__name__}: {error}"
+            self._problem = RunError(NOT_STARTED, f"{type(error).__name__}: {error}")
         finally:
             with suppress(Exception):
                 self._handler.shutdown()

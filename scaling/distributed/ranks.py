@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from scaling.distributed.attempt_folder import AttemptFolder
+from scaling.runs.record import RunError
 
 DEFAULT_BODY = "scaling.distributed.rank:train"
 LEASE_LOST = 4
 """Exit code of a rank whose run was taken over: not an error of the run."""
+NOT_STARTED = "RanksNotStarted"
+NODE_LOST = "NodeLost"
+"""`type`s of errors that are no rank's."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Ended:
     exits: dict[int, int] = field(default_factory=dict)
     """Exit codes other than 0, by rank, a signal as its negative number. Those that were killed
     by the group itself, once the try had failed, are left out."""
-    problem: str | None = None
+    problem: RunError | None = None
     """What kept the ranks from being started, or from being watched further."""
 
     @property

@@ -42,17 +42,17 @@ def supervise(
     """
     plan = RunPlan.from_json(folder.read_plan())
     nodes = this_node()
-    ranks = partial(local_ranks, plan, folder, lease, nodes)
+    ranks = partial(local_ranks, plan, folder, lease.token, nodes)
     return Supervisor(folder, lease, report, stop, ranks).carry_out()
 
 
 def local_ranks(
-    plan: RunPlan, folder: RunFolder, lease: Witness, nodes: Nodes, *, body: str = DEFAULT_BODY
+    plan: RunPlan, folder: RunFolder, token: int, nodes: Nodes, *, body: str = DEFAULT_BODY
 ) -> RankGroup:
     """This node's ranks of a run, not started yet."""
     # The ranks inherit it; set here as torch reads it when it is imported.
     os.environ["OMP_NUM_THREADS"] = str(plan.execution.threads)
-    return ElasticGroup(nodes, plan.mesh.world_size, rank_arguments(folder, lease.token, body=body))
+    return ElasticGroup(nodes, plan.mesh.world_size, rank_arguments(folder, token, body=body))
 
 
 def rank_arguments(folder: RunFolder, token: int, *, body: str = DEFAULT_BODY) -> list[str]:
