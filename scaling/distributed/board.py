@@ -13,16 +13,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import (
-    Store,
-    TCPStore,  # type: ignore[reportPrivateImportUsage]
-)
+from torch.distributed import Store, TCPStore  # type: ignore[reportPrivateImportUsage]
 
 from scaling.distributed.ranks import Ended
 from scaling.errors import UserError
 from scaling.runs.record import RunError
 
 MEET_WITHIN = timedelta(seconds=300)
+ANSWER_WITHIN = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -116,17 +114,19 @@ def connect(host: str, port: int) -> TCPStore:
         UserError: there is no store to connect to.
     """
     try:
-        return TCPStore(host, port, is_master=False, timeout=MEET_WITHIN)
+        store = TCPStore(host, port, is_master=False, timeout=MEET_WITHIN)
     except RuntimeError as error:
         raise UserError(
             f"--rendezvous {host}:{port} cannot be reached ({error}). Start node 0 there, within "
             f"{MEET_WITHIN.total_seconds():.0f} s of the others."
         ) from error
+    store.set_timeout(ANSWER_WITHIN)
+    return store
 
 
 def serve(port: int) -> TCPStore:
     """The store, for as long as what is returned is kept. Port 0: any that is free."""
-    return TCPStore("127.0.0.1", port, is_master=True, timeout=MEET_WITHIN)
+    return TCPStore("127.0.0.1", port, is_master=True, timeout=ANSWER_WITHIN)
 
 
 def _plain(ended: Ended) -> dict[str, Any]:

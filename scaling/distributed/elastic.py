@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +37,8 @@ from scaling.runs.record import RunError
 MONITOR_EVERY_S = 0.2
 GRACE_S = 5.0
 """Between the end of one rank and the death of the others. They end together, or one has failed."""
+ABANDON_AFTER_S = 5.0
+"""A stopped agent without ranks that still waits for other nodes."""
 NODES_MEET_WITHIN_S = 300.0
 NODES_PART_WITHIN_S = 10.0
 
@@ -74,6 +76,7 @@ class ElasticGroup:
         self._result: RunResult | None = None
         self._problem: RunError | None = None
         self._killed: set[int] = set()
+        self._stopped = False
         self._incomplete_since_s: float | None = None
 
     def start(self, attempt: AttemptFolder) -> None:
@@ -90,14 +93,14 @@ class ElasticGroup:
             monitor_interval=MONITOR_EVERY_S,
         )
         self._agent = LocalElasticAgent(
-            spec, _LogsInAttempt(attempt), exit_barrier_timeout=NODES_PART_WITHIN_S
+            spec, _LogsInAttempt(attempt, self._check), exit_barrier_timeout=NODES_PART_WITHIN_S
         )
         self._thread = threading.Thread(target=self._run, name="elastic agent", daemon=True)
         self._thread.start()
 
     def poll(self) -> Ended | None:
         assert self._thread is not None
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._stopped:
             self._hurry()
             return None
         failures = self._result.failures if self._result else {}
@@ -109,14 +112,19 @@ class ElasticGroup:
         return Ended(exits, self._problem)
 
     def stop(self) -> None:
-        if self._thread is None or self._handler is None:
+        if self._thread is None or self._handler is None or self._stopped:
             return
+        self._stopped = True
+        deadline = time.monotonic() + ABANDON_AFTER_S
         if self._thread.is_alive():
-            with suppress(Exception):  # an agent that still waits for other nodes
+            with suppress(Exception):
                 self._handler.set_closed()
-        while self._thread.is_alive():
-            self._kill(self._living())
+        # An agent that waits for a node that is gone does so for minutes, with no rank started.
+        while (living := self._living()) or time.monotonic() < deadline:
+            self._kill(living)
             self._thread.join(0.05)
+            if not self._thread.is_alive():
+                return
 
     def _rendezvous(self, name: str) -> DynamicRendezvousHandler:
         store, count = self._nodes.store, self._nodes.count
@@ -146,6 +154,11 @@ class ElasticGroup:
             with suppress(Exception):
                 self._handler.shutdown()
 
+    def _check(self) -> None:
+        """Last thing before the ranks are started."""
+        if self._stopped:
+            raise RuntimeError("stopped before its ranks were started")
+
     def _pids(self) -> list[int]:
         assert self._agent is not None
         workers = self._agent.get_worker_group().workers
@@ -173,15 +186,16 @@ class ElasticGroup:
 class _LogsInAttempt(LogsSpecs):
     """What each rank prints goes to two files in the folder of its try."""
 
-    def __init__(self, attempt: AttemptFolder) -> None:
+    def __init__(self, attempt: AttemptFolder, check: Callable[[], None]) -> None:
         super().__init__(str(attempt.path))
-        self._attempt = attempt
+        self._attempt, self._check = attempt, check
 
     @property
     def root_log_dir(self) -> str:
         return str(self._attempt.path)
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        self._check()
         ranks = {local: int(env["RANK"]) for local, env in envs.items()}
 
         def paths(stream: str) -> dict[int, str]:
