@@ -19,6 +19,7 @@ from torch import Tensor
 from scaling.activations.planted import PlantedSource, planted_spec
 from scaling.choices import LrRule
 from scaling.config import PlantedConfig, RunConfig, TopKConfig, TrainConfig
+from scaling.launcher_config import LocalLauncherConfig
 from scaling.plan import RunPlan
 from scaling.schedule import lr_at
 from scaling.sweep.planner import make_plan
@@ -31,6 +32,7 @@ HELD_OUT_TOKENS = 16_384
 
 def config(seed: int) -> RunConfig:
     return RunConfig(
+        launcher=LocalLauncherConfig(),
         autoencoder=TopKConfig(n_latents=512, k=8, dead_after_tokens=5_000),
         activations=PlantedConfig(max_tokens=1, eval_tokens=HELD_OUT_TOKENS),
         train=TrainConfig(

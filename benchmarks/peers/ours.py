@@ -38,7 +38,7 @@ class Ours:
     @torch.no_grad()
     def score(self, batch_BD: Tensor) -> Score:
         dead = (self.engine.tokens_since_fired() >= DEAD_AFTER_TOKENS).nonzero().flatten()
-        losses = self.model.losses(batch_BD, self.model.encode(batch_BD), dead)
+        _, losses = self.model.encode_with_losses(batch_BD, dead)
         mean_square = float(losses.normalized_mse) * self.model.spec.mean_predictor_mse
         return Score(mean_square * self.model.spec.d_model, float(losses.aux), len(dead))
 

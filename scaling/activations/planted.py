@@ -97,9 +97,19 @@ class PlantedSource:
         """The planted directions, float32 [n_true, D] with unit rows."""
         return torch.from_numpy(self._directions)
 
-    def train_batch(self, *, seed: int, step: int, batch_tokens: int, shuffle_block: int) -> Tensor:
+    def train_batch(
+        self,
+        *,
+        seed: int,
+        step: int,
+        batch_tokens: int,
+        shuffle_block: int,
+        replica: int = 0,
+        replicas: int = 1,
+    ) -> Tensor:
         del shuffle_block  # every vector is drawn independently already
-        return self.train_truth(seed=seed, step=step, batch_tokens=batch_tokens).x_BD
+        whole = self.train_truth(seed=seed, step=step, batch_tokens=batch_tokens).x_BD
+        return whole.chunk(replicas)[replica]
 
     def train_truth(self, *, seed: int, step: int, batch_tokens: int) -> PlantedBatch:
         """The training batch together with its true codes."""

@@ -69,10 +69,20 @@ class ActivationSource(Protocol):
     @property
     def calibration(self) -> Calibration: ...
 
-    def train_batch(self, *, seed: int, step: int, batch_tokens: int, shuffle_block: int) -> Tensor:
+    def train_batch(
+        self,
+        *,
+        seed: int,
+        step: int,
+        batch_tokens: int,
+        shuffle_block: int,
+        replica: int = 0,
+        replicas: int = 1,
+    ) -> Tensor:
         """Batch `step` of the stream that `seed` orders: float32 [B, D], a pure function.
 
         `shuffle_block` rows are read together; it is part of the order, hence of the result.
+        Of `replicas` (a divisor of batch_tokens), `replica` gets its consecutive part.
         """
         ...
 

@@ -36,9 +36,19 @@ class StoreSource:
         self.calibration = _read_calibration(folder, manifest)
         self._orders: dict[tuple[int, int], RowOrder] = {}
 
-    def train_batch(self, *, seed: int, step: int, batch_tokens: int, shuffle_block: int) -> Tensor:
-        order = self._order(seed, shuffle_block)
-        return self._train.read(order.rows(step * batch_tokens, batch_tokens))
+    def train_batch(
+        self,
+        *,
+        seed: int,
+        step: int,
+        batch_tokens: int,
+        shuffle_block: int,
+        replica: int = 0,
+        replicas: int = 1,
+    ) -> Tensor:
+        order, part_tokens = self._order(seed, shuffle_block), batch_tokens // replicas
+        start = step * batch_tokens + replica * part_tokens
+        return self._train.read(order.rows(start, part_tokens))
 
     def eval_batches(self, batch_tokens: int) -> Iterator[Tensor]:
         for start in range(0, self.spec.n_eval, batch_tokens):

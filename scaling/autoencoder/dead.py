@@ -15,11 +15,16 @@ class DeadLatents:
         self.dead_after_tokens = dead_after_tokens
         self.tokens_since_fired_N = torch.zeros(n_latents, dtype=torch.int64, device=device)
 
-    def update(self, active: Active, batch_tokens: int) -> None:
-        """Count one batch: `batch_tokens` is the global batch, whatever part of it is here."""
+    def fired(self, active: Active) -> Tensor:
+        """Which latents fired in this part of a batch, [N] uint8: 1 or 0."""
+        fired_N = torch.zeros_like(self.tokens_since_fired_N, dtype=torch.uint8)
+        fired_N[active.indices_BK[active.values_BK > 0]] = 1
+        return fired_N
+
+    def update(self, fired_N: Tensor, batch_tokens: int) -> None:
+        """Count one batch: of `batch_tokens` over all replicas, in which `fired_N` fired."""
         self.tokens_since_fired_N += batch_tokens
-        fired = active.indices_BK[active.values_BK > 0]
-        self.tokens_since_fired_N[fired] = 0
+        self.tokens_since_fired_N *= 1 - fired_N.long()
 
     def ids(self) -> Tensor:
         """Ids of the dead latents, ascending, [A] int64."""

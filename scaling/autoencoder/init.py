@@ -11,29 +11,48 @@ ROWS_PER_DRAW = 4096
 """Latents drawn from one generator, so that a shard of rows can draw its own and no others."""
 
 
-def unit_rows(n_rows: int, d_model: int, *, seed: int, stream: int) -> Tensor:
-    """Random unit vectors, [n_rows, d_model] float32; `stream` tells independent uses apart."""
-    blocks = [
-        torch.randn(
-            min(ROWS_PER_DRAW, n_rows - start),
-            d_model,
-            generator=_generator(seed, stream, start // ROWS_PER_DRAW),
+def unit_rows(
+    n_rows: int, d_model: int, *, seed: int, stream: int, rows: range | None = None
+) -> Tensor:
+    """Random unit vectors, [n_rows, d_model] float32; `stream` tells independent uses apart.
+
+    With `rows`, those of the n_rows alone, [len(rows), d_model].
+    """
+    wanted = rows or range(n_rows)
+    drawn = []
+    for start in range(wanted.start - wanted.start % ROWS_PER_DRAW, wanted.stop, ROWS_PER_DRAW):
+        # As many as the whole matrix has there: a shorter draw could end in other numbers.
+        n_block = min(ROWS_PER_DRAW, n_rows - start)
+        block = torch.randn(
+            n_block, d_model, generator=_generator(seed, stream, start // ROWS_PER_DRAW)
         )
-        for start in range(0, n_rows, ROWS_PER_DRAW)
-    ]
-    return torch.nn.functional.normalize(torch.cat(blocks), dim=1)
+        drawn.append(block[max(0, wanted.start - start) : wanted.stop - start])
+    return torch.nn.functional.normalize(torch.cat(drawn), dim=1)
 
 
 def initial_weights(
-    n_latents: int, b_pre_D: Tensor, *, tied: bool, seed: int, dtype: torch.dtype
+    n_latents: int,
+    b_pre_D: Tensor,
+    *,
+    tied: bool,
+    seed: int,
+    dtype: torch.dtype,
+    rows: range | None = None,
 ) -> dict[str, Tensor]:
-    """Decoder rows random and unit, encoder equal to it (or independent), b_enc zero."""
-    w_dec_ND = unit_rows(n_latents, len(b_pre_D), seed=seed, stream=0)
-    w_enc_ND = w_dec_ND if tied else unit_rows(n_latents, len(b_pre_D), seed=seed, stream=1)
+    """Decoder rows random and unit, encoder equal to it (or independent), b_enc zero.
+
+    With `rows`, of these latents alone.
+    """
+
+    def drawn(stream: int) -> Tensor:
+        return unit_rows(n_latents, len(b_pre_D), seed=seed, stream=stream, rows=rows)
+
+    w_dec_ND = drawn(0)
+    w_enc_ND = w_dec_ND if tied else drawn(1)
     return {
         "w_enc": w_enc_ND.to(dtype, copy=True),
         "w_dec": w_dec_ND.to(dtype, copy=True),
-        "b_enc": torch.zeros(n_latents, dtype=dtype),
+        "b_enc": torch.zeros(len(w_dec_ND), dtype=dtype),
         "b_pre": b_pre_D.to(dtype, copy=True),
     }
 

@@ -1,4 +1,4 @@
-"""How an autoencoder meets the rest of its latents, when it holds only some of them.
+"""How an autoencoder meets the rest of its latents, and of its batch, when it holds only a part.
 
 The model speaks to this protocol and never to a process group. On one process `Unsharded` makes
 every exchange the identity, so the model has a single code path.
@@ -14,37 +14,59 @@ from scaling.kernels import Active
 
 
 class LatentShard(Protocol):
-    """Rows [first_latent, first_latent + n_local) of an autoencoder of n_latents."""
+    """Rows [first_latent, first_latent + n_local) of an autoencoder of n_latents.
+
+    All calls are collective: every shard makes them, in the same order.
+    """
 
     first_latent: int
 
-    def select(self, candidates: Active, k: int) -> Active:
+    def select(self, candidates: Active, k: int, widest: int) -> Active:
         """Of each token's local candidates, those among its k largest over all shards.
 
-        `candidates` carry global ids, so that a tie goes to the lowest id wherever it lives. The
-        layout stays: values of candidates that do not make it become zero (with zero gradient).
+        `candidates` are ordered by value, then id, and carry global ids, so that a tie goes to the
+        lowest id wherever it lives; some shard offers `widest` of them, none more. Those selected
+        are the first of their row: what is returned is as wide as the longest such part, with
+        value zero (and zero gradient) where a row's ends sooner.
         """
         ...
 
-    def sum_counts(self, n_local: int) -> int:
-        """A count over all shards, the same on each: what collectives may be decided by."""
+    def gather_counts(self, n_local: int) -> tuple[int, ...]:
+        """A count of every shard, the same on each: what collectives may be decided by."""
         ...
 
     def sum_over_shards(self, partial_BD: Tensor) -> Tensor:
         """Add the shards' partial reconstructions; the gradient passes through unchanged."""
         ...
 
+    def replicated(self, parameter: Tensor) -> Tensor:
+        """A parameter that all shards hold, for use with local latents.
+
+        The identity, whose gradient is summed over the shards: use it once a step.
+        """
+        ...
+
+    def mean_over_replicas(self, statistic: Tensor) -> Tensor:
+        """The mean of a statistic of this replica's tokens over all replicas; no gradient."""
+        ...
+
 
 class Unsharded:
-    """All latents are here."""
+    """All latents are here, and all tokens."""
 
     first_latent = 0
 
-    def select(self, candidates: Active, k: int) -> Active:
+    def select(self, candidates: Active, k: int, widest: int) -> Active:
         return candidates
 
-    def sum_counts(self, n_local: int) -> int:
-        return n_local
+    def gather_counts(self, n_local: int) -> tuple[int, ...]:
+        return (n_local,)
 
     def sum_over_shards(self, partial_BD: Tensor) -> Tensor:
         return partial_BD
+
+    def replicated(self, parameter: Tensor) -> Tensor:
+        return parameter
+
+    def mean_over_replicas(self, statistic: Tensor) -> Tensor:
+        return statistic

@@ -53,6 +53,8 @@ class Losses(NamedTuple):
     """Reconstruction loss over the calibration mean predictor's; not the held-out metric."""
     aux: Tensor
     """AuxK loss before its weight; 0 when no latent is dead."""
+    n_dead: int
+    """Dead latents, of all shards."""
 
 
 class TopKAutoencoder(nn.Module):
@@ -77,41 +79,65 @@ class TopKAutoencoder(nn.Module):
 
     def encode(self, x_BD: Tensor) -> Active:
         """The k active latents of each token, values after the ReLU, ids local to this shard."""
-        candidates = self.kernels.encode_topk(
-            x_BD, self.w_enc, self.b_enc, min(self.spec.k, len(self.w_enc)), b_pre_D=self.b_pre
-        )
-        ids_BK = candidates.indices_BK + self.shard.first_latent
-        return self._selected(candidates, ids_BK, self.spec.k)
+        return self._encode(x_BD, self.shard.replicated(self.b_pre))
 
     def decode(self, active: Active) -> Tensor:
         """The reconstruction xhat, [B, D]."""
         return self.shard.sum_over_shards(self.kernels.decode(active, self.w_dec)) + self.b_pre
 
-    def losses(self, x_BD: Tensor, active: Active, dead: Tensor) -> Losses:
-        """Loss of a batch, given its code and the (local) ids of the dead latents ([A], int64)."""
+    def encode_with_losses(self, x_BD: Tensor, dead: Tensor) -> tuple[Active, Losses]:
+        """Code and loss of a batch, given the (local) ids of the dead latents ([A], int64)."""
+        # Once for both encodings: its gradient is a collective, which every shard makes once.
+        b_pre_D = self.shard.replicated(self.b_pre)
+        active = self._encode(x_BD, b_pre_D)
         residual_BD = x_BD - self.decode(active)
         mse = reconstruction_loss(residual_BD, self.spec.mean_predictor_mse)
-        if not self.spec.aux_coef or not self.shard.sum_counts(len(dead)):
-            return Losses(mse, mse.detach(), torch.zeros_like(mse).detach())
+        n_dead = self.shard.gather_counts(len(dead))
+        if not self.spec.aux_coef or not sum(n_dead):
+            zero = torch.zeros_like(mse).detach()
+            return active, Losses(mse, mse.detach(), zero, sum(n_dead))
         # Detached: dead latents learn to model the residual, not the residual to please them.
         target_BD = residual_BD.detach()
-        aux = auxiliary_loss(target_BD, self._aux_reconstruction(x_BD, dead))
-        return Losses(mse + self.spec.aux_coef * aux, mse.detach(), aux.detach())
+        recon_BD = self._aux_reconstruction(x_BD, b_pre_D, dead, max(n_dead))
+        aux = auxiliary_loss(target_BD, recon_BD, self.shard.mean_over_replicas)
+        total = mse + self.spec.aux_coef * aux
+        return active, Losses(total, mse.detach(), aux.detach(), sum(n_dead))
 
-    def _aux_reconstruction(self, x_BD: Tensor, dead: Tensor) -> Tensor:
-        """W_dec z_aux over the k_aux largest dead latents; no b_pre, since it models a residual."""
+    def _encode(self, x_BD: Tensor, b_pre_D: Tensor) -> Active:
+        k = min(self.spec.k, len(self.w_enc))
+        candidates = self.kernels.encode_topk(x_BD, self.w_enc, self.b_enc, k, b_pre_D=b_pre_D)
+        ids_BK = candidates.indices_BK + self.shard.first_latent
+        return self._selected(candidates, ids_BK, self.spec.k, k)
+
+    def _aux_reconstruction(
+        self, x_BD: Tensor, b_pre_D: Tensor, dead: Tensor, most_dead: int
+    ) -> Tensor:
+        """W_dec z_aux over the k_aux largest dead latents; no b_pre, since it models a residual.
+
+        `most_dead` is the largest number of dead latents that a shard holds.
+        """
         k_aux = min(self.spec.k_aux, len(dead))
-        candidates = self.kernels.encode_topk(
-            x_BD, _rows(self.w_enc, dead), self.b_enc[dead], k_aux, b_pre_D=self.b_pre
-        )
+        if k_aux:
+            w_enc_AD, b_enc_A = _rows(self.w_enc, dead), self.b_enc[dead]
+            candidates = self.kernels.encode_topk(x_BD, w_enc_AD, b_enc_A, k_aux, b_pre_D=b_pre_D)
+        else:
+            candidates = _no_candidates(x_BD)
         ids_BK = dead[candidates.indices_BK] + self.shard.first_latent
-        active = self._selected(candidates, ids_BK, self.spec.k_aux)
+        widest = min(self.spec.k_aux, most_dead)
+        active = self._selected(candidates, ids_BK, self.spec.k_aux, widest)
+        if not k_aux:
+            return self.shard.sum_over_shards(torch.zeros_like(x_BD))
         return self.shard.sum_over_shards(self.kernels.decode(active, _rows(self.w_dec, dead)))
 
-    def _selected(self, candidates: Active, ids_BK: Tensor, k: int) -> Active:
-        """The candidates (global ids `ids_BK`), rectified, with 0 for those not kept."""
-        kept = self.shard.select(Active(candidates.values_BK, ids_BK), k)
-        return Active(torch.relu(kept.values_BK), candidates.indices_BK)
+    def _selected(self, candidates: Active, ids_BK: Tensor, k: int, widest: int) -> Active:
+        """The candidates (global ids `ids_BK`) that are selected, rectified."""
+        kept_BK = self.shard.select(Active(candidates.values_BK, ids_BK), k, widest).values_BK
+        return Active(torch.relu(kept_BK), candidates.indices_BK[:, : kept_BK.shape[1]])
+
+
+def _no_candidates(x_BD: Tensor) -> Active:
+    empty_BK = x_BD.new_zeros(len(x_BD), 0)
+    return Active(empty_BK, empty_BK.long())
 
 
 def _rows(weight_ND: Tensor, ids: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ COST_FIELDS: dict[str, Field] = {
     "engine": Field(_STR, "", "that trained"),
     "kernels": Field(_STR, "", "that computed, and the encoder's matmul: cpu/certified"),
     "threads": Field(_INT, "threads", "CPU threads of the run"),
+    "mesh": Field((list,), "processes", "data-parallel replicas and latent shards, [dp, latent]"),
     "attempts": Field(_INT, "", "times the run was begun or gone on with"),
     "resumed_at_step": Field(_INT, "steps", "where the last attempt went on; 0 = from the start"),
 }

@@ -9,8 +9,10 @@ import torch
 
 from scaling.autoencoder.init import initial_weights
 from scaling.plan import RunPlan
-from scaling.train.build import DTYPES, build_model, engine_for
+from scaling.train.build import DTYPES, ENGINES, build_model, optimizer_spec
 from scaling.train.engine import Engine
+from scaling.train.mesh import ALONE
+from scaling.train.torch_engine import TorchEngine
 
 TIMED_STEPS = 3
 OVERHEAD_S = 1.5
@@ -107,7 +109,8 @@ def _random_engine(plan: RunPlan) -> Engine:
         dtype=DTYPES[plan.numerics.precision],
     )
     model = build_model(plan, weights, mean_predictor_mse=1.0)
-    return engine_for(plan, model, dead_after_tokens=2**62)
+    engine = ENGINES.get(plan.execution.engine, TorchEngine)
+    return engine(model, optimizer_spec(plan), 2**62, ALONE)
 
 
 def _timed(engine: Engine, batch_BD: torch.Tensor) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
 from scaling.activations.source import ActivationSource
 from scaling.autoencoder.init import geometric_median, initial_weights, scale_encoder_
+from scaling.autoencoder.shard import LatentShard
 from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
 from scaling.budget import INIT_SAMPLE_TOKENS
 from scaling.kernels import load_kernels
@@ -14,41 +17,55 @@ from scaling.plan import RunPlan
 from scaling.train.engine import Engine
 from scaling.train.engine_parts import OptimizerSpec
 from scaling.train.fused_engine import FusedEngine
+from scaling.train.mesh import ALONE, Mesh
 from scaling.train.torch_engine import TorchEngine
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 """Of weights, optimizer state and batches, by numerics.precision."""
 
 
-def build_engine(plan: RunPlan, source: ActivationSource) -> Engine:
-    """The planned engine at step 0; a pure function of plan and source."""
+ENGINES: dict[str, Callable[[TopKAutoencoder, OptimizerSpec, int, Mesh], Engine]] = {
+    "torch": TorchEngine,
+    "fused": FusedEngine,
+}
+
+
+def build_engine(
+    plan: RunPlan,
+    source: ActivationSource,
+    mesh: Mesh = ALONE,
+    shard: LatentShard | None = None,
+    engines: Mapping[str, Callable[..., Engine]] = ENGINES,
+) -> Engine:
+    """The planned engine at step 0; a pure function of plan and source, for a rank of `mesh`.
+
+    `shard` is how the latents here meet the others; None = all are here.
+    """
     ae, train = plan.autoencoder, plan.train
     weights = initial_weights(
         ae.n_latents,
-        _initial_b_pre(ae.b_pre_init, source),
+        mesh.from_leader(_initial_b_pre(ae.b_pre_init, source)),
         tied=ae.encoder_init == "tied",
         seed=train.seed,
         dtype=DTYPES[plan.numerics.precision],
+        rows=mesh.local_rows(ae.n_latents),
     )
-    model = build_model(plan, weights, source.calibration.mean_predictor_mse)
+    model = build_model(plan, weights, source.calibration.mean_predictor_mse, shard)
     if ae.scale_encoder:
         scale_encoder_(model, seed=train.seed)
-    return engine_for(plan, model, ae.dead_after_tokens)
+    return engines[plan.execution.engine](model, optimizer_spec(plan), ae.dead_after_tokens, mesh)
 
 
 def build_model(
-    plan: RunPlan, weights: dict[str, Tensor], mean_predictor_mse: float
+    plan: RunPlan,
+    weights: dict[str, Tensor],
+    mean_predictor_mse: float,
+    shard: LatentShard | None = None,
 ) -> TopKAutoencoder:
     """The planned autoencoder with these weights, on the planned device."""
     kernels = load_kernels(plan.execution.kernels, plan.execution.matmul)
     on_device = {name: tensor.to(plan.execution.device) for name, tensor in weights.items()}
-    return TopKAutoencoder(topk_spec(plan, mean_predictor_mse), kernels, on_device)
-
-
-def engine_for(plan: RunPlan, model: TopKAutoencoder, dead_after_tokens: int) -> Engine:
-    """The planned engine around a model of `build_model`."""
-    kind = {"torch": TorchEngine, "fused": FusedEngine}[plan.execution.engine]
-    return kind(model, optimizer_spec(plan), dead_after_tokens)
+    return TopKAutoencoder(topk_spec(plan, mean_predictor_mse), kernels, on_device, shard)
 
 
 def topk_spec(plan: RunPlan, mean_predictor_mse: float) -> TopKSpec:

@@ -1,10 +1,13 @@
 """What the training loop asks of an engine. The loop sees no gradient and no optimizer.
 
-Engines: `scaling.train.torch_engine` (autograd and torch.optim on one process).
+Engines: `scaling.train.torch_engine` (autograd and torch.optim; on many processes the oracle),
+`scaling.train.fused_engine` (one replica, no gradient matrices) and
+`scaling.distributed.deepspeed_engine` (many replicas). All may hold a shard of the latents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -13,7 +16,10 @@ from scaling.kernels import Active
 
 
 class StepStats(NamedTuple):
-    """One optimizer step, measured before its update. Scalars (0-d tensors: reading one waits)."""
+    """One optimizer step, measured before its update. Scalars (0-d tensors: reading one waits).
+
+    Losses are of the global batch where the step was measured, else of this replica's part.
+    """
 
     loss: Tensor
     normalized_mse: Tensor
@@ -23,6 +29,12 @@ class StepStats(NamedTuple):
     """Share of latents dead at the start of the step."""
     grad_norm: Tensor | None
     """Global norm before clipping; None where it was not asked for."""
+    skipped: bool = False
+    """The loss was refused: nothing was updated."""
+
+
+Accept = Callable[[float], bool]
+"""Whether a step with this loss (of the global batch) may change the weights."""
 
 
 class Reconstructor(Protocol):
@@ -34,10 +46,18 @@ class Reconstructor(Protocol):
 
 
 class Engine(Protocol):
-    """Owns forward, backward, update, renormalization and the weight average of one run."""
+    """Owns forward, backward, update, renormalization and the weight average of one run.
 
-    def step(self, batch_BD: Tensor, lr: float, *, measure_norm: bool = False) -> StepStats:
-        """Train on one global batch, [B, D]."""
+    On a mesh every method is collective: all ranks call it, in the same order.
+    """
+
+    def step(
+        self, batch_BD: Tensor, lr: float, *, measure: bool = False, accept: Accept | None = None
+    ) -> StepStats:
+        """Train on this replica's part of a global batch, [B, D].
+
+        `measure` the global norm and losses; with `accept`, skip the update where it says so.
+        """
         ...
 
     def scorer(self, *, averaged: bool = False) -> Reconstructor:
@@ -45,11 +65,11 @@ class Engine(Protocol):
         ...
 
     def tokens_since_fired(self) -> Tensor:
-        """Tokens each latent has been silent for, [n_latents] int64."""
+        """Tokens each latent held here has been silent for, [N] int64."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resume needs, by name; per-latent tensors are full rows [n_latents, ...]."""
+        """Everything a resume needs, by name; of per-latent tensors the rows held here."""
         ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -57,5 +77,5 @@ class Engine(Protocol):
         ...
 
     def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
-        """w_enc, w_dec [n_latents, d_model], b_enc [n_latents], b_pre [d_model]."""
+        """w_enc, w_dec [N, d_model], b_enc [N] of the latents held here, b_pre [d_model]."""
         ...

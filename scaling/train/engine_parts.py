@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from scaling.autoencoder.dead import DeadLatents
-from scaling.autoencoder.topk import TopKAutoencoder
+from scaling.autoencoder.topk import Losses, TopKAutoencoder
 from scaling.kernels import Active
+from scaling.train.engine import StepStats
+from scaling.train.mesh import Mesh
 from scaling.train.weight_average import WeightAverage
 
 
@@ -45,11 +47,13 @@ class ModelHolder:
     params: dict[str, nn.Parameter]
     dead: DeadLatents
     average: WeightAverage
+    mesh: Mesh
 
     def scorer(self, *, averaged: bool = False) -> ModelScorer:
         model = self.model
         if averaged:
-            model = TopKAutoencoder(model.spec, model.kernels, self.weights(averaged=True))
+            weights = self.weights(averaged=True)
+            model = TopKAutoencoder(model.spec, model.kernels, weights, model.shard)
         return ModelScorer(model)
 
     def tokens_since_fired(self) -> Tensor:
@@ -59,6 +63,15 @@ class ModelHolder:
         if averaged:
             return self.average.corrected()
         return {name: param.detach().clone() for name, param in self.params.items()}
+
+    def stats(self, losses: Losses, *, measured: bool) -> StepStats:
+        """Of a step's losses: the global batch's if measured, else this replica's."""
+        scalars = torch.stack([losses.total.detach(), losses.normalized_mse, losses.aux])
+        if measured:
+            scalars = self.mesh.dp.sum_(scalars, "losses") / self.mesh.dp.size
+        loss, mse, aux = scalars
+        dead_fraction = losses.n_dead / self.model.spec.n_latents
+        return StepStats(loss, mse, aux, dead_fraction, grad_norm=None)
 
 
 def copy_all_checked(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scaling.kernels import Active
 from scaling.train.engine import Reconstructor
+from scaling.train.mesh import ALONE, Mesh
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,51 @@ def evaluate(
     batches: Iterable[Tensor],
     mean_D: Tensor,
     n_latents: int,
+    mesh: Mesh = ALONE,
 ) -> Evaluation:
-    """Score `model` on all `batches` ([B, D] each). ValueError when there are none."""
-    squared_error, squared_distance, n_active, n_tokens = 0.0, 0.0, 0, 0
-    fired_N = torch.zeros(n_latents, dtype=torch.bool)
-    for x_BD in batches:
-        active, recon_BD = model.reconstruct(x_BD)
-        squared_error += _sum_of_squares(x_BD.to(recon_BD) - recon_BD)
-        squared_distance += _sum_of_squares(x_BD - mean_D)
+    """Score `model` on all `batches` ([B, D] each), which replicas take in turn.
+
+    Raises:
+        ValueError: there are none.
+    """
+    totals = _Totals(n_latents // mesh.latent.size)
+    for turn, x_BD in enumerate(batches):
+        if turn % mesh.dp.size == mesh.dp.index:
+            totals.add(x_BD, *model.reconstruct(x_BD), mean_D)
+    return totals.over(mesh, n_latents)
+
+
+class _Totals:
+    """Sums over the batches of this replica and the latents of this shard."""
+
+    def __init__(self, n_local: int) -> None:
+        self.squared_error = self.squared_distance = 0.0
+        self.n_tokens = self.n_active = 0
+        self.fired_N = torch.zeros(n_local, dtype=torch.uint8)
+
+    def add(self, x_BD: Tensor, active: Active, recon_BD: Tensor, mean_D: Tensor) -> None:
+        self.squared_error += _sum_of_squares(x_BD.to(recon_BD) - recon_BD)
+        self.squared_distance += _sum_of_squares(x_BD - mean_D)
         on_BK = active.values_BK > 0
-        n_active += int(on_BK.sum())
-        fired_N[active.indices_BK[on_BK].cpu()] = True
-        n_tokens += len(x_BD)
-    if not n_tokens:
-        raise ValueError("the held-out set is empty")
-    return Evaluation(
-        normalized_mse=squared_error / squared_distance,
-        l0=n_active / n_tokens,
-        silent_fraction=1 - float(fired_N.double().mean()),
-        n_tokens=n_tokens,
-    )
+        self.n_active += int(on_BK.sum())
+        self.fired_N[active.indices_BK[on_BK].cpu()] = 1
+        self.n_tokens += len(x_BD)
+
+    def over(self, mesh: Mesh, n_latents: int) -> Evaluation:
+        """The scores over all replicas and shards."""
+        tokens = [self.squared_error, self.squared_distance, self.n_tokens]
+        squared_error, squared_distance, n_tokens = mesh.sum_numbers(tokens, mesh.dp)
+        if not n_tokens:
+            raise ValueError("the held-out set is empty")
+        n_active = mesh.sum_numbers(mesh.sum_numbers([self.n_active], mesh.dp), mesh.latent)[0]
+        fired_N = mesh.dp.max_(self.fired_N.to(mesh.device), "latents that fired")
+        n_fired = mesh.sum_numbers([int(fired_N.sum())], mesh.latent)[0]
+        return Evaluation(
+            normalized_mse=squared_error / squared_distance,
+            l0=n_active / n_tokens,
+            silent_fraction=1 - n_fired / n_latents,
+            n_tokens=int(n_tokens),
+        )
 
 
 def _sum_of_squares(x_BD: Tensor) -> float:

@@ -5,6 +5,9 @@ gradients, and projection, Adam, renormalization and averaging each read and wri
 size again. Here a latent's gradient rows are summed, used and forgotten in one visit.
 
 Clipping by the global norm needs that norm before the first update, so it costs a second pass.
+
+The replica's latents may be sharded: then the pass over tokens stops in the middle, for the shards'
+partial reconstructions to be added up.
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ from torch import Tensor
 
 from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.losses import auxiliary_scale
-from scaling.autoencoder.topk import TopKAutoencoder
+from scaling.autoencoder.topk import Losses, TopKAutoencoder
 from scaling.kernels import Active
 from scaling.kernels.fused import (
     AdamStep,
-    FusedKernels,
+    AuxiliaryPass,
     GradientSummary,
     LatentState,
     LatentSums,
@@ -28,8 +31,16 @@ from scaling.kernels.fused import (
     Rows,
     TokenPass,
 )
-from scaling.train.engine import StepStats
+from scaling.train.engine import Accept, StepStats
 from scaling.train.engine_parts import ModelHolder, OptimizerSpec, copy_all_checked
+from scaling.train.fused_sharded import (
+    AuxiliaryTask,
+    ShardedKernels,
+    auxiliary_pass_over_shards,
+    selected_over_shards,
+    token_pass_over_shards,
+)
+from scaling.train.mesh import ALONE, Mesh
 from scaling.train.weight_average import WeightAverage
 
 CLIP_EPSILON = 1e-6
@@ -50,10 +61,14 @@ class FusedEngine(ModelHolder):
         model: TopKAutoencoder,
         optimizer: OptimizerSpec,
         dead_after_tokens: int,
+        mesh: Mesh = ALONE,
     ) -> None:
-        """`model.kernels` must be `FusedKernels`."""
+        """`model.kernels` must be `FusedKernels`; ValueError where `mesh` has several replicas."""
+        if mesh.dp.size > 1:
+            raise ValueError(f"the fused engine trains one replica, not {mesh.dp.size}")
+        self.mesh = mesh
         self.model = model.requires_grad_(False)
-        self.kernels: FusedKernels = model.kernels  # type: ignore[assignment]
+        self.kernels: ShardedKernels = model.kernels  # type: ignore[assignment]
         self.spec = optimizer
         self.params = dict(model.named_parameters())
         self.moments = {
@@ -66,11 +81,21 @@ class FusedEngine(ModelHolder):
         self.shadow = self.kernels.make_shadow(model.w_enc, model.w_dec)
 
     @torch.no_grad()
-    def step(self, batch_BD: Tensor, lr: float, *, measure_norm: bool = False) -> StepStats:
+    def step(
+        self, batch_BD: Tensor, lr: float, *, measure: bool = False, accept: Accept | None = None
+    ) -> StepStats:
         dead_ids = self.dead.ids()
+        n_dead = self.model.shard.gather_counts(len(dead_ids))
         centered_BD = batch_BD - self.model.b_pre
         active, passed, residual_scale = self._pass_tokens(centered_BD)
-        auxiliary = self._auxiliary(centered_BD, passed.residual_BD, dead_ids)
+        auxiliary = self._auxiliary(centered_BD, passed.residual_BD, dead_ids, n_dead)
+        mse = passed.squared_error / (batch_BD.numel() * self.model.spec.mean_predictor_mse)
+        total = mse + self.model.spec.aux_coef * auxiliary.loss
+        scalars = [scalar.to(batch_BD.dtype) for scalar in (total, mse, auxiliary.loss)]
+        losses = Losses(scalars[0], scalars[1], scalars[2], sum(n_dead))
+        stats = self.stats(losses, measured=True)
+        if accept is not None and not accept(float(stats.loss)):
+            return stats._replace(skipped=True)
         sums = LatentSums(
             active=active,
             grad_values_BK=passed.grad_values_BK,
@@ -80,46 +105,52 @@ class FusedEngine(ModelHolder):
             extra=auxiliary.gradients,
         )
         grad_norm = self._update(sums, lr)
-        self.dead.update(active, len(batch_BD))
-        spec = self.model.spec
-        mse = passed.squared_error / (batch_BD.numel() * spec.mean_predictor_mse)
-        return StepStats(
-            loss=(mse + spec.aux_coef * auxiliary.loss).to(batch_BD.dtype),
-            normalized_mse=mse.to(batch_BD.dtype),
-            aux_loss=auxiliary.loss,
-            dead_fraction=len(dead_ids) / spec.n_latents,
-            grad_norm=grad_norm if measure_norm or self.spec.clip_norm is not None else None,
-        )
+        self.dead.update(self.dead.fired(active), len(batch_BD))
+        if not measure and self.spec.clip_norm is None:
+            return stats
+        return stats._replace(grad_norm=grad_norm)
 
     def _pass_tokens(self, centered_BD: Tensor) -> tuple[Active, TokenPass, float]:
         model = self.model
-        active = self.kernels.select(
-            centered_BD, model.w_enc, model.b_enc, model.spec.k, self.shadow
-        )
+        k = min(model.spec.k, len(model.w_enc))
+        found = self.kernels.select(centered_BD, model.w_enc, model.b_enc, k, self.shadow)
         # d/dxhat of the mean of (x - xhat)^2 over the mean predictor's.
         scale = -2 / (centered_BD.numel() * model.spec.mean_predictor_mse)
-        passed = self.kernels.token_pass(centered_BD, active, model.w_dec, scale, self.shadow)
+        if self.mesh.latent.size == 1:
+            passed = self.kernels.token_pass(centered_BD, found, model.w_dec, scale, self.shadow)
+            return found, passed, scale
+        active = selected_over_shards(model.shard, found, model.spec.k, k)
+        passed = token_pass_over_shards(
+            self.kernels, model.shard, centered_BD, active, model.w_dec, scale
+        )
         return active, passed, scale
 
-    def _auxiliary(self, centered_BD: Tensor, target_BD: Tensor, dead: Tensor) -> Auxiliary:
-        """AuxK; see `TopKAutoencoder.losses` and `scaling.autoencoder.losses.auxiliary_loss`."""
+    def _auxiliary(
+        self, centered_BD: Tensor, target_BD: Tensor, dead: Tensor, n_dead: tuple[int, ...]
+    ) -> Auxiliary:
+        """AuxK; see `scaling.autoencoder.losses.auxiliary_loss`."""
         spec = self.model.spec
         undefined = Auxiliary(torch.zeros((), device=dead.device), None)
-        if not spec.aux_coef or not len(dead):
+        if not spec.aux_coef or not sum(n_dead):
             return undefined
         per_value = float(auxiliary_scale(target_BD))
         if not per_value:
             return undefined
-        passed = self.kernels.auxiliary_pass(
-            centered_BD,
-            target_BD,
-            self._latent_state(),
-            dead,
-            min(spec.k_aux, len(dead)),
-            -2 * spec.aux_coef * per_value,
+        passed = self._auxiliary_pass(
+            centered_BD, target_BD, dead, max(n_dead), -2 * spec.aux_coef * per_value
         )
         loss = (passed.squared_error * per_value).to(target_BD.dtype)
         return Auxiliary(loss, passed.gradients) if loss.isfinite() else undefined
+
+    def _auxiliary_pass(
+        self, centered_BD: Tensor, target_BD: Tensor, dead: Tensor, most_dead: int, scale: float
+    ) -> AuxiliaryPass:
+        state, k_aux = self._latent_state(), self.model.spec.k_aux
+        if self.mesh.latent.size == 1:
+            k = min(k_aux, len(dead))
+            return self.kernels.auxiliary_pass(centered_BD, target_BD, state, dead, k, scale)
+        task = AuxiliaryTask(centered_BD, target_BD, dead, most_dead, k_aux, scale)
+        return auxiliary_pass_over_shards(self.kernels, self.model.shard, state, task)
 
     def _update(self, sums: LatentSums, lr: float) -> Tensor:
         """Update everything; returns the global gradient norm before clipping."""
@@ -135,7 +166,7 @@ class FusedEngine(ModelHolder):
             ema_decay=self.spec.ema_decay,
             grad_factor=factor,
         )
-        summary = self.kernels.update_latents(state, sums, adam)
+        summary = self._over_shards(self.kernels.update_latents(state, sums, adam))
         grad_b_pre_D = _b_pre_gradient(summary, sums)
         self._update_b_pre(factor * grad_b_pre_D, adam)
         self.average.update(("b_pre",))
@@ -144,10 +175,17 @@ class FusedEngine(ModelHolder):
     def _clip_factor(self, state: LatentState, sums: LatentSums) -> float:
         if self.spec.clip_norm is None:
             return 1.0
-        summary = self.kernels.summarize_gradients(state, sums)
+        summary = self._over_shards(self.kernels.summarize_gradients(state, sums))
         norm = _global_norm(summary, _b_pre_gradient(summary, sums))
         factor = self.spec.clip_norm / (float(norm) + CLIP_EPSILON)
         return 1.0 if factor >= 1 else factor  # NaN stays, as in torch: nothing hides a bad batch
+
+    def _over_shards(self, summary: GradientSummary) -> GradientSummary:
+        """The summary of all latents, from that of the latents here."""
+        squared_norm_1 = summary.squared_norm.reshape(1).to(summary.b_pre_D.dtype)
+        both = torch.cat([squared_norm_1, summary.b_pre_D])
+        both = self.mesh.latent.sum_(both, "gradient summary")
+        return GradientSummary(both[0], both[1:])
 
     def _latent_state(self) -> LatentState:
         def rows(name: str) -> Rows:

@@ -62,7 +62,7 @@ def fit(
         done = step + 1
         logs = done % observe.log_every_steps == 0 or _evaluates(observe, train, done)
         with observers.profiled_step(step):
-            stats = engine.step(batches(step), _lr(train, step), measure_norm=logs)
+            stats = engine.step(batches(step), _lr(train, step), measure=logs)
         if logs:
             row = _row(train, done, stats) | _perf(pace.tokens_per_s(done), observers)
             if not math.isfinite(float(stats.loss)):

@@ -7,9 +7,11 @@ there is one code path. `scaling.distributed` has the axes of many processes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -95,6 +97,8 @@ class Mesh:
 
     dp: Axis = field(default_factory=Alone)
     latent: Axis = field(default_factory=Alone)
+    device: str = "cpu"
+    """Of the tensors that its axes exchange."""
 
     @property
     def world_size(self) -> int:
@@ -109,6 +113,16 @@ class Mesh:
     def leads(self) -> bool:
         """Whether this rank speaks for the run."""
         return self.rank == 0
+
+    def sum_numbers(self, numbers: Sequence[float], axis: Axis) -> list[float]:
+        """Sums over an axis in float64, the same on all its ranks."""
+        both = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        return axis.sum_(both, "totals").tolist()
+
+    def from_leader(self, tensor: Tensor) -> Tensor:
+        """The leading rank's tensor, on all ranks; float, of one shape."""
+        ours = (tensor if self.leads else torch.zeros_like(tensor)).to(self.device)
+        return self.latent.sum_(self.dp.sum_(ours, "leader's tensor"), "leader's tensor")
 
     def local_rows(self, n_latents: int) -> range:
         """The latents held here, of `n_latents` (a multiple of the shards)."""

@@ -11,6 +11,7 @@ from scaling.plan import NUMERICS_VERSION, RunPlan
 from scaling.train.engine import Engine, Reconstructor
 from scaling.train.evaluate import Evaluation, evaluate
 from scaling.train.loop import Row
+from scaling.train.mesh import ALONE, Mesh
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,19 @@ class Scores:
         }
 
 
-def held_out(plan: RunPlan, engine: Engine, source: ActivationSource) -> Scores:
+def held_out(plan: RunPlan, engine: Engine, source: ActivationSource, mesh: Mesh = ALONE) -> Scores:
     """Score the present weights on the fixed held-out set."""
     return Scores(
-        raw=_evaluate(plan, engine.scorer(), source),
-        averaged=_evaluate(plan, engine.scorer(averaged=True), source)
+        raw=_evaluate(plan, engine.scorer(), source, mesh),
+        averaged=_evaluate(plan, engine.scorer(averaged=True), source, mesh)
         if plan.train.ema_decay
         else None,
     )
 
 
-def on_training_set(plan: RunPlan, engine: Engine, source: ActivationSource) -> Evaluation:
+def on_training_set(
+    plan: RunPlan, engine: Engine, source: ActivationSource, mesh: Mesh = ALONE
+) -> Evaluation:
     """The same score on the first training vectors, as many as are held out: the overfit alarm."""
     sample = source.sample(plan.source.n_eval)
     return evaluate(
@@ -47,15 +50,19 @@ def on_training_set(plan: RunPlan, engine: Engine, source: ActivationSource) -> 
         sample.split(plan.observe.eval_batch_tokens),
         source.calibration.mean_D,
         plan.autoencoder.n_latents,
+        mesh,
     )
 
 
-def _evaluate(plan: RunPlan, model: Reconstructor, source: ActivationSource) -> Evaluation:
+def _evaluate(
+    plan: RunPlan, model: Reconstructor, source: ActivationSource, mesh: Mesh
+) -> Evaluation:
     return evaluate(
         model,
         source.eval_batches(plan.observe.eval_batch_tokens),
         source.calibration.mean_D,
         plan.autoencoder.n_latents,
+        mesh,
     )
 
 
@@ -92,16 +99,16 @@ def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
 
 
 def measured_results(
-    plan: RunPlan, scores: Scores, engine: Engine, source: ActivationSource
+    plan: RunPlan, scores: Scores, engine: Engine, source: ActivationSource, mesh: Mesh = ALONE
 ) -> dict[str, Any]:
     """The result fields of a finished run that its weights decide."""
     return {
         "normalized_mse": scores.raw.normalized_mse,
         "normalized_mse_ema": scores.averaged.normalized_mse if scores.averaged else None,
         "l0": scores.raw.l0,
-        "dead_fraction": dead_fraction(plan, engine),
+        "dead_fraction": dead_fraction(plan, engine, mesh),
         "silent_fraction_eval": scores.raw.silent_fraction,
-        "train_normalized_mse": on_training_set(plan, engine, source).normalized_mse,
+        "train_normalized_mse": on_training_set(plan, engine, source, mesh).normalized_mse,
     }
 
 
@@ -118,9 +125,10 @@ UNMEASURED: dict[str, Any] = dict.fromkeys(
 """The measured fields of a run that did not finish."""
 
 
-def dead_fraction(plan: RunPlan, engine: Engine) -> float | None:
+def dead_fraction(plan: RunPlan, engine: Engine, mesh: Mesh = ALONE) -> float | None:
     """Share of latents silent for the window; None when the run was shorter than the window."""
     window = plan.autoencoder.dead_after_tokens
     if plan.tokens < window:
         return None
-    return float((engine.tokens_since_fired() >= window).double().mean())
+    n_dead = int((engine.tokens_since_fired() >= window).sum())
+    return mesh.sum_numbers([n_dead], mesh.latent)[0] / plan.autoencoder.n_latents

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scaling import budget
 from scaling.activations.build import open_source
+from scaling.activations.source import ActivationSource
 from scaling.hardware import (
     device_name,
     fingerprint,
@@ -26,13 +27,16 @@ from scaling.hardware import (
     reset_peak_memory,
 )
 from scaling.plan import RunPlan
+from scaling.runs.logger import JsonlLogger
 from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder
 from scaling.storage.atomic import atomic_folder
 from scaling.storage.lease import Lease, LeaseLost
 from scaling.train.build import DTYPES, build_engine
 from scaling.train.checkpoint import Checkpoints, Origin, write_tensors
+from scaling.train.engine import Engine
 from scaling.train.loop import Ending, Observers, Row, fit
+from scaling.train.mesh import ALONE, Mesh
 from scaling.train.profile import StepProfiler
 from scaling.train.results import (
     UNMEASURED,
@@ -70,6 +74,9 @@ def train_run(
         return attempt.outcome(Status.failed, error=RunError.of(error))
 
 
+Build = Callable[[RunPlan, ActivationSource, Mesh], Engine]
+
+
 class Attempt:
     """One try at a run, going on from its newest sound checkpoint."""
 
@@ -80,11 +87,14 @@ class Attempt:
         lease: Lease,
         report: Report,
         stop: Callable[[], bool],
+        mesh: Mesh = ALONE,
+        build: Build = build_engine,
     ) -> None:
-        self.plan, self.folder, self.lease = plan, folder, lease
+        """On a mesh every rank makes the same attempt; the leading rank alone writes it down."""
+        self.plan, self.folder, self.lease, self.mesh = plan, folder, lease, mesh
         self.report, self.stop = report, stop
         self.source = open_source(plan.source)
-        self.engine = build_engine(plan, self.source)
+        self.engine = build(plan, self.source, mesh)
         self.checkpoints = Checkpoints(
             folder.checkpoints_path, plan.run_id, plan.observe.keep_checkpoints
         )
@@ -119,14 +129,15 @@ class Attempt:
         plan = self.plan
         with (
             self._timed(),
-            self.folder.metrics_logger(self.lease, resume_at_step=self.first_step) as logger,
-            StepProfiler(plan.observe.profile, self.folder.path, self.first_step) as profiler,
+            self._logger() as logger,
+            StepProfiler(self._profiles(), self.folder.path, self.first_step) as profiler,
         ):
 
             def log(row: Row) -> None:
                 self.last_step = int(row["step"] or 0)
-                logger.log(row)
-                self.report(row)
+                if logger is not None:
+                    logger.log(row)
+                    self.report(row)
 
             observers = Observers(
                 row=log,
@@ -146,6 +157,14 @@ class Attempt:
             )
         return ending
 
+    def _logger(self) -> AbstractContextManager[JsonlLogger | None]:
+        if not self.mesh.leads:
+            return nullcontext()
+        return self.folder.metrics_logger(self.lease, resume_at_step=self.first_step)
+
+    def _profiles(self) -> bool:
+        return self.plan.observe.profile and self.mesh.leads
+
     @contextmanager
     def _timed(self) -> Iterator[None]:
         started_s = time.perf_counter()
@@ -157,7 +176,7 @@ class Attempt:
     def measured(self) -> dict[str, Any]:
         """The result fields that only a finished run has."""
         assert self.scores is not None  # the last step always evaluates
-        return measured_results(self.plan, self.scores, self.engine, self.source)
+        return measured_results(self.plan, self.scores, self.engine, self.source, self.mesh)
 
     def keep_weights(self) -> None:
         """weights/: raw and averaged weights of the finished run."""
@@ -184,6 +203,7 @@ class Attempt:
             "engine": execution.engine,
             "kernels": f"{execution.kernels}/{execution.matmul}",
             "threads": execution.threads,
+            "mesh": [self.mesh.dp.size, self.mesh.latent.size],
             "resumed_at_step": self.first_step,
         }
 
@@ -215,11 +235,13 @@ class Attempt:
             step=step,
             batch_tokens=train.batch_tokens,
             shuffle_block=train.shuffle_block,
+            replica=self.mesh.dp.index,
+            replicas=self.mesh.dp.size,
         )
         return batch_BD.to(self.plan.execution.device, DTYPES[self.plan.numerics.precision])
 
     def _evaluation(self) -> Row:
-        self.scores = held_out(self.plan, self.engine, self.source)
+        self.scores = held_out(self.plan, self.engine, self.source, self.mesh)
         return self.scores.as_row()
 
     def _save(self, step: int) -> None:

@@ -1,9 +1,12 @@
-"""The engine of one process: autograd, torch's fused Adam, and the published order of a step.
+"""The plain engine: autograd, torch's fused Adam, and the published order of a step.
 
     remove the decoder gradient's component along each row -> (clip) -> Adam -> unit rows -> EMA
 
 The released code renormalizes and projects before the step and averages before it too; here the
 average is of weights that a user could load: unit rows, after the update.
+
+On a mesh it is the oracle of the others: gradients are averaged over replicas, nothing is sharded
+but the latents.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from torch import Tensor
 from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.decoder_norm import remove_parallel_gradient_, renormalize_rows_
 from scaling.autoencoder.topk import TopKAutoencoder
-from scaling.train.engine import StepStats
+from scaling.train.engine import Accept, StepStats
 from scaling.train.engine_parts import ModelHolder, OptimizerSpec, copy_all_checked
+from scaling.train.mesh import ALONE, Mesh
 from scaling.train.weight_average import WeightAverage
 
 
@@ -23,10 +27,15 @@ class TorchEngine(ModelHolder):
     """See `scaling.train.engine.Engine`."""
 
     def __init__(
-        self, model: TopKAutoencoder, optimizer: OptimizerSpec, dead_after_tokens: int
+        self,
+        model: TopKAutoencoder,
+        optimizer: OptimizerSpec,
+        dead_after_tokens: int,
+        mesh: Mesh = ALONE,
     ) -> None:
         self.model = model
         self.spec = optimizer
+        self.mesh = mesh
         self.params = dict(model.named_parameters())
         self.adam = torch.optim.Adam(
             self.params.values(),
@@ -38,32 +47,50 @@ class TorchEngine(ModelHolder):
         self.dead = DeadLatents(len(model.w_enc), dead_after_tokens, model.w_enc.device)
         self.average = WeightAverage(self.params, optimizer.ema_decay)
 
-    def step(self, batch_BD: Tensor, lr: float, *, measure_norm: bool = False) -> StepStats:
-        dead_ids = self.dead.ids()
-        active = self.model.encode(batch_BD)
-        losses = self.model.losses(batch_BD, active, dead_ids)
+    def step(
+        self, batch_BD: Tensor, lr: float, *, measure: bool = False, accept: Accept | None = None
+    ) -> StepStats:
+        active, losses = self.model.encode_with_losses(batch_BD, self.dead.ids())
+        fired = self.mesh.dp.begin_max_(self.dead.fired(active), "fired latents")
+        stats = self.stats(losses, measured=measure or accept is not None)
+        if accept is not None and not accept(float(stats.loss)):
+            fired.wait()
+            return stats._replace(skipped=True)
         self.adam.zero_grad(set_to_none=True)
         losses.total.backward()
-        grad_norm = self._finish_gradients(measure_norm)
+        grad_norm = self._finish_gradients(measure)
         self._update(lr)
-        self.dead.update(active, len(batch_BD))
-        return StepStats(
-            loss=losses.total.detach(),
-            normalized_mse=losses.normalized_mse,
-            aux_loss=losses.aux,
-            dead_fraction=len(dead_ids) / self.model.spec.n_latents,
-            grad_norm=grad_norm,
-        )
+        self.dead.update(fired.wait(), len(batch_BD) * self.mesh.dp.size)
+        return stats._replace(grad_norm=grad_norm)
 
-    def _finish_gradients(self, measure_norm: bool) -> Tensor | None:
-        assert self.model.w_dec.grad is not None
-        remove_parallel_gradient_(self.model.w_dec.grad, self.model.w_dec)
-        if self.spec.clip_norm is not None:
-            return torch.nn.utils.clip_grad_norm_(self.params.values(), self.spec.clip_norm)
-        if measure_norm:
-            grads = [param.grad for param in self.params.values() if param.grad is not None]
-            return torch.nn.utils.get_total_norm(grads)
-        return None
+    def _finish_gradients(self, measure: bool) -> Tensor | None:
+        """Average over replicas, project, clip; the norm before that, where it is asked for."""
+        grads = {name: param.grad for name, param in self.params.items()}
+        under_way = {
+            name: self.mesh.dp.begin_sum_(grad, f"{name} gradient")
+            for name, grad in grads.items()
+            if grad is not None
+        }
+        for pending in under_way.values():
+            pending.wait().div_(self.mesh.dp.size)
+        assert grads["w_dec"] is not None
+        remove_parallel_gradient_(grads["w_dec"], self.model.w_dec)
+        if self.spec.clip_norm is None:
+            return self._global_norm() if measure else None
+        norm = self._global_norm()
+        torch.nn.utils.clip_grads_with_norm_(self.params.values(), self.spec.clip_norm, norm)
+        return norm
+
+    def _global_norm(self) -> Tensor:
+        """Of the gradients of all latents, and of b_pre's, which every shard holds, once."""
+        squares = {
+            name: torch.linalg.vector_norm(param.grad).square()
+            for name, param in self.params.items()
+            if param.grad is not None
+        }
+        replicated = squares.pop("b_pre")
+        local = torch.stack(list(squares.values())).sum()
+        return (self.mesh.latent.sum_(local, "gradient norm") + replicated).sqrt()
 
     def _update(self, lr: float) -> None:
         self.adam.param_groups[0]["lr"] = lr

@@ -53,7 +53,7 @@ def batch(step: int) -> Tensor:
 
 
 def train(engine: Engine, steps: int = STEPS, first: int = 0) -> list[StepStats]:
-    return [engine.step(batch(i), LR, measure_norm=True) for i in range(first, first + steps)]
+    return [engine.step(batch(i), LR, measure=True) for i in range(first, first + steps)]
 
 
 def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

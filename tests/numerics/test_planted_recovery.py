@@ -8,6 +8,7 @@ import torch
 from scaling.activations.planted import PlantedSource, planted_spec
 from scaling.choices import LrRule
 from scaling.config import PlantedConfig, RunConfig, TopKConfig, TrainConfig
+from scaling.launcher_config import LocalLauncherConfig
 from scaling.sweep.planner import make_plan
 from scaling.train.build import build_engine
 from scaling.train.evaluate import evaluate
@@ -19,6 +20,7 @@ def test_every_direction_of_an_easy_dictionary_is_found(seed: int) -> None:
         max_tokens=1, eval_tokens=2048, d_model=32, n_true=48, k_true=2, frequency_exponent=0.0
     )
     config = RunConfig(
+        launcher=LocalLauncherConfig(),
         autoencoder=TopKConfig(n_latents=96, k=2, dead_after_tokens=4_000),
         activations=activations,
         train=TrainConfig(

@@ -74,7 +74,7 @@ def dense_total_loss(x: Tensor, weights: dict[str, Tensor], dead: list[int]) -> 
 def test_loss_and_every_gradient_follow_the_formulas(kernels: str, dead: list[int]) -> None:
     model = random_model(kernels)
     x = batch()
-    losses = model.losses(x, model.encode(x), torch.tensor(dead, dtype=torch.int64))
+    _, losses = model.encode_with_losses(x, torch.tensor(dead, dtype=torch.int64))
     losses.total.backward()
     leaves = {
         name: param.detach().clone().requires_grad_() for name, param in model.named_parameters()
@@ -90,23 +90,23 @@ def test_auxk_reaches_both_rows_of_dead_latents() -> None:
     model, x = random_model(), batch()
     model.b_enc.data[DEAD["some"]] = -100.0  # never chosen by the main path
     model.b_enc.data[DEAD["some"][:3]] = -1.0
-    model.losses(x, model.encode(x), DEAD["some"]).total.backward()
+    model.encode_with_losses(x, DEAD["some"])[1].total.backward()
     for grad in (model.w_enc.grad, model.w_dec.grad):
         assert grad is not None
         assert bool((grad[DEAD["some"][:3]].abs().sum(dim=1) > 0).all())
     without = random_model()
     without.b_enc.data.copy_(model.b_enc.data)
-    without.losses(x, without.encode(x), DEAD["some"][:0]).total.backward()
+    without.encode_with_losses(x, DEAD["some"][:0])[1].total.backward()
     assert not torch.equal(without.w_enc.grad, model.w_enc.grad)
 
 
 def test_auxk_does_not_pull_the_main_reconstruction() -> None:
     """The residual is detached: no gradient of L_aux reaches latents that are alive."""
     model, x = random_model(), batch()
-    losses = model.losses(x, model.encode(x), DEAD["some"])
+    _, losses = model.encode_with_losses(x, DEAD["some"])
     (aux_only,) = torch.autograd.grad(losses.total, [model.w_dec], retain_graph=True)
     (main_only,) = torch.autograd.grad(
-        model.losses(x, model.encode(x), DEAD["some"][:0]).total, [model.w_dec]
+        model.encode_with_losses(x, DEAD["some"][:0])[1].total, [model.w_dec]
     )
     alive = torch.ones(N, dtype=torch.bool)
     alive[DEAD["some"]] = False
@@ -133,11 +133,12 @@ def test_l0_is_exactly_k_when_enough_are_positive() -> None:
 def test_dead_latents_count_global_tokens_and_recover() -> None:
     tracker = DeadLatents(4, dead_after_tokens=20, device=torch.device("cpu"))
     fires = Active(torch.tensor([[1.0, 0.0]]), torch.tensor([[2, 3]]))
-    tracker.update(fires, batch_tokens=10)
+    tracker.update(tracker.fired(fires), batch_tokens=10)
     assert tracker.tokens_since_fired_N.tolist() == [10, 10, 0, 10]  # a zero value is no firing
-    tracker.update(fires, batch_tokens=10)
+    tracker.update(tracker.fired(fires), batch_tokens=10)
     assert tracker.ids().tolist() == [0, 1, 3]
-    tracker.update(Active(torch.tensor([[1.0]]), torch.tensor([[0]])), batch_tokens=10)
+    revived = Active(torch.tensor([[1.0]]), torch.tensor([[0]]))
+    tracker.update(tracker.fired(revived), batch_tokens=10)
     assert tracker.ids().tolist() == [1, 3]
 
 
@@ -201,7 +202,7 @@ def test_bad_spec_is_refused(change: dict[str, float], match: str) -> None:
 def _adds_b_pre(model: TopKAutoencoder) -> None:
     """Known defect: the AuxK reconstruction gets b_pre, though its target is a residual."""
     honest = model._aux_reconstruction
-    model._aux_reconstruction = lambda x, dead: honest(x, dead) + model.b_pre  # type: ignore[method-assign]
+    model._aux_reconstruction = lambda *a: honest(*a) + model.b_pre  # type: ignore[method-assign]
 
 
 def _selects_one_more(model: TopKAutoencoder) -> None:
@@ -220,7 +221,7 @@ def test_the_comparison_with_the_formulas_notices(
 ) -> None:
     model, x, dead = random_model(), batch(), DEAD["some"].tolist()
     defect(model)
-    losses = model.losses(x, model.encode(x), torch.tensor(dead))
+    _, losses = model.encode_with_losses(x, torch.tensor(dead))
     leaves = {name: param.detach().clone() for name, param in model.named_parameters()}
     expected = dense_total_loss(x, leaves, dead)
     assert abs(losses.total.item() / expected.item() - 1) > 1e-6  # honest: below 1e-12

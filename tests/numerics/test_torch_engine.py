@@ -48,8 +48,7 @@ def restated_steps(
     silent, norms = torch.zeros(N, dtype=torch.int64), []
     for t in range(1, n_steps + 1):
         x = batch(t - 1)
-        active = model.encode(x)
-        losses = model.losses(x, active, (silent >= 64).nonzero().flatten())
+        active, losses = model.encode_with_losses(x, (silent >= 64).nonzero().flatten())
         grads = dict(
             zip(
                 source.params,
@@ -87,7 +86,7 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
 def test_twenty_steps_equal_the_restatement(clip_norm: float | None) -> None:
     trained = engine(optimizer=replace(OPTIMIZER, clip_norm=clip_norm))
-    stats = [trained.step(batch(step), 3e-3, measure_norm=True) for step in range(20)]
+    stats = [trained.step(batch(step), 3e-3, measure=True) for step in range(20)]
     weights, averaged, norms = restated_steps(20, 3e-3, clip_norm)
     assert any(s.dead_fraction > 0 for s in stats)  # AuxK was at work
     assert largest_difference(trained.weights(), weights) < 1e-10
@@ -136,7 +135,7 @@ def test_the_comparison_notices(
 def test_gradients_are_fresh_each_step() -> None:
     """At lr 0 a second identical step sees the same norm, not twice the gradient."""
     trained = engine()
-    norms = [trained.step(batch(0), 0.0, measure_norm=True).grad_norm for _ in range(2)]
+    norms = [trained.step(batch(0), 0.0, measure=True).grad_norm for _ in range(2)]
     assert norms[0] is not None
     assert norms[1] is not None
     # Renormalization rounds the unit rows once more; nothing else moves.

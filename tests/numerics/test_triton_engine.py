@@ -50,7 +50,7 @@ def train(trained: Engine) -> list[StepStats]:
         generator = torch.Generator().manual_seed(100 + step)
         scale = torch.linspace(0.2, 2.0, D)  # uneven, so that latents do die
         batch = torch.randn(B, D, generator=generator) * scale + 0.1
-        stats.append(trained.step(batch.to(DEVICE), 1e-3, measure_norm=True))
+        stats.append(trained.step(batch.to(DEVICE), 1e-3, measure=True))
     return stats
 
 

@@ -1,0 +1,146 @@
+"""A shard of the latents: `scaling.autoencoder.shard.LatentShard` over the axes of a mesh."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scaling.budget import candidate_width
+from scaling.distributed import selection
+from scaling.kernels import Active
+from scaling.train.mesh import Axis, Mesh
+
+
+@dataclass
+class SelectionCounts:
+    """Since they were last read."""
+
+    tokens: int = 0
+    redone: int = 0
+    """Tokens whose candidates had to be exchanged again."""
+    counted_latents: int = 0
+    """Selected latents of the tokens in which lost ones were counted."""
+    lost_latents: int = 0
+    """Of those, how many a limited capacity left out."""
+
+
+class MeshShard:
+    """See `scaling.autoencoder.shard.LatentShard`."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        n_latents: int,
+        *,
+        exchange: str = "gather",
+        capacity_factor: float | None = None,
+    ) -> None:
+        self.mesh = mesh
+        self.n_local = len(mesh.local_rows(n_latents))
+        self.first_latent = mesh.local_rows(n_latents).start
+        self.exchange = exchange
+        self.capacity_factor = capacity_factor
+        self.counts = SelectionCounts()
+        self.counts_lost = False
+        """Whether to find out what a limited capacity loses, which costs an exact exchange."""
+
+    def select(self, candidates: Active, k: int, widest: int) -> Active:
+        if self.mesh.latent.size == 1:
+            return candidates
+        values_BW, ids_BW = _padded(candidates, widest)
+        exchange = self._exchange(k, widest)
+        kept_B, n_redone = exchange(values_BW, ids_BW, k, self.mesh.latent)
+        self.counts.tokens += len(kept_B)
+        self.counts.redone += n_redone
+        if self.capacity_factor is not None and self.counts_lost:
+            self._count_lost(values_BW, ids_BW, k, kept_B)
+        return _first(candidates, kept_B)
+
+    def gather_counts(self, n_local: int) -> tuple[int, ...]:
+        count = torch.tensor([n_local], device=self.mesh.device)
+        return tuple(self.mesh.latent.gather(count, "dead counts").flatten().tolist())
+
+    def sum_over_shards(self, partial_BD: Tensor) -> Tensor:
+        return _SumForward.apply(partial_BD, self.mesh.latent)  # type: ignore[return-value]
+
+    def replicated(self, parameter: Tensor) -> Tensor:
+        return _SumBackward.apply(parameter, self.mesh.latent)  # type: ignore[return-value]
+
+    def mean_over_replicas(self, statistic: Tensor) -> Tensor:
+        total = self.mesh.dp.sum_(statistic.detach().clone(), "AuxK statistics")
+        return total / self.mesh.dp.size
+
+    def read_counts(self) -> SelectionCounts:
+        counts, self.counts = self.counts, SelectionCounts()
+        return counts
+
+    def _exchange(self, k: int, widest: int) -> selection.Exchange:
+        shards = self.mesh.latent.size
+        if self.capacity_factor is not None:
+            return selection.limited(capacity(k, shards, self.capacity_factor))
+        match self.exchange:
+            case "gather":
+                return selection.gather
+            case "candidates":
+                return selection.candidates(candidate_width(k, widest, shards))
+            case "butterfly":
+                return selection.butterfly
+        raise ValueError(f"exchange={self.exchange} is unknown")
+
+    def _count_lost(self, values_BW: Tensor, ids_BW: Tensor, k: int, kept_B: Tensor) -> None:
+        exact_B, _ = selection.gather(values_BW, ids_BW, k, self.mesh.latent)
+        self.counts.counted_latents += int(exact_B.sum())
+        self.counts.lost_latents += int((exact_B - kept_B).clamp_min(0).sum())
+
+
+def capacity(k: int, shards: int, factor: float) -> int:
+    """Latents a shard may offer per token; at least one, however many shards there are."""
+    return max(1, math.ceil(k * factor / shards))
+
+
+def _padded(candidates: Active, widest: int) -> tuple[Tensor, Tensor]:
+    """Values and ids as wide as the widest shard's; a NaN is the largest of all, as in topk."""
+    values_BW = candidates.values_BK.detach().nan_to_num(
+        nan=math.inf, posinf=math.inf, neginf=-math.inf
+    )
+    short = widest - values_BW.shape[1]
+    values_BW = torch.nn.functional.pad(values_BW, (0, short), value=-math.inf)
+    ids_BW = torch.nn.functional.pad(candidates.indices_BK, (0, short), value=selection.NO_ID)
+    return values_BW, ids_BW
+
+
+def _first(candidates: Active, kept_B: Tensor) -> Active:
+    """The first `kept_B` candidates of each row, as wide as the longest (at least one, if any)."""
+    width = min(max(1, int(kept_B.max())), candidates.values_BK.shape[1])
+    values_BP, ids_BP = candidates.values_BK[:, :width], candidates.indices_BK[:, :width]
+    inside_BP = torch.arange(width, device=kept_B.device) < kept_B[:, None]
+    return Active(torch.where(inside_BP, values_BP, torch.zeros_like(values_BP)), ids_BP)
+
+
+class _SumForward(torch.autograd.Function):
+    """Partial sums of the shards become the whole, which every shard then uses alike."""
+
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, axis: Axis) -> Tensor:
+        return axis.sum_(partial.clone(), "reconstruction")
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
+class _SumBackward(torch.autograd.Function):
+    """What every shard holds meets latents that differ: each has a part of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
+        return ctx.axis.sum_(grad_outputs[0].contiguous().clone(), "b_pre gradient"), None
