@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> Never:
 
 def train(seat: Seat) -> RunOutcome:
     """The body of real runs."""
-    from scaling.distributed.build import build_engine
+    from scaling.distributed.build import build_on_mesh
     from scaling.train.run import Attempt
 
     attempt = Attempt(
@@ -84,7 +84,7 @@ def train(seat: Seat) -> RunOutcome:
         lambda _row: None,  # the supervisor reads metrics.jsonl
         seat.stop,
         mesh=seat.mesh,
-        build=build_engine,
+        build=build_on_mesh,
     )
     seat.begin_at(attempt.first_step)
     return attempt.carry_out()

@@ -31,10 +31,11 @@ from scaling.runs.logger import JsonlLogger
 from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder
 from scaling.storage.atomic import atomic_folder
-from scaling.storage.lease import Lease, LeaseLost
+from scaling.storage.lease import Lease, LeaseLost, Witness
 from scaling.train.build import DTYPES, build_engine
 from scaling.train.checkpoint import Checkpoints, Origin, write_tensors
 from scaling.train.engine import Engine
+from scaling.train.guard import LossGuard
 from scaling.train.loop import Ending, Observers, Row, fit
 from scaling.train.mesh import ALONE, Mesh
 from scaling.train.profile import StepProfiler
@@ -84,7 +85,7 @@ class Attempt:
         self,
         plan: RunPlan,
         folder: RunFolder,
-        lease: Lease,
+        lease: Witness,
         report: Report,
         stop: Callable[[], bool],
         mesh: Mesh = ALONE,
@@ -99,6 +100,7 @@ class Attempt:
             folder.checkpoints_path, plan.run_id, plan.observe.keep_checkpoints
         )
         self.here = fingerprint(plan.execution.device, plan.execution.kernels)
+        self.guard = LossGuard.of(plan.train)
         self.warnings: list[str] = []
         self.bit_exact = True
         self.train_s = 0.0
@@ -123,7 +125,8 @@ class Attempt:
     ) -> RunOutcome:
         """What this attempt has come to by now."""
         result = planned_results(self.plan, self.last_step) | measured
-        return RunOutcome(status, result, self.cost(), self.warnings, error)
+        warnings = self.warnings + (self.guard.warnings if self.guard else [])
+        return RunOutcome(status, result, self.cost(), warnings, error)
 
     def train(self) -> Ending:
         plan = self.plan
@@ -154,6 +157,7 @@ class Attempt:
                 plan.observe,
                 observers,
                 first_step=self.first_step,
+                guard=self.guard,
             )
         return ending
 
@@ -214,6 +218,8 @@ class Attempt:
         if found.state is None:
             return 0
         self.engine.load_state(found.state)
+        if self.guard is not None:
+            self.guard.load_state(found.state)
         self._compare_with(found.origin or Origin(self.plan.execution.fingerprint, True))
         return found.step
 
@@ -248,7 +254,8 @@ class Attempt:
         self.lease.check()
         self.last_step = step
         origin = Origin(self.here, self.bit_exact)
-        self.checkpoints.save(step, self.engine.state(), origin)
+        guarded = self.guard.state() if self.guard else {}
+        self.checkpoints.save(step, self.engine.state() | guarded, origin)
 
     def _utilization(self, tokens_per_s: float) -> float:
         """Sparse-convention FLOPs over the machine's measured matmul rate."""
