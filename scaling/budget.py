@@ -104,7 +104,9 @@ def candidate_width(k: int, n_local: int, shards: int) -> int:
     return widest
 
 
-def exchange_bytes_per_token(exchange: str, k: int, n_local: int, shards: int) -> float:
+def exchange_bytes_per_token(
+    exchange: str, k: int, n_local: int, shards: int, *, redone_share: float = MAX_REDONE_SHARE
+) -> float:
     """Bytes a shard sends per token (float32 values) to settle which latents are the k largest.
 
     gather: a ring all-gather of min(k, n_local) values. candidates: of `candidate_width` values,
@@ -117,7 +119,7 @@ def exchange_bytes_per_token(exchange: str, k: int, n_local: int, shards: int) -
             return 4 * (shards - 1) * widest
         case "candidates":
             width = candidate_width(k, n_local, shards)
-            again = MAX_REDONE_SHARE * widest if width < widest else 0
+            again = redone_share * widest if width < widest else 0
             return 4 * (shards - 1) * (width + again)
         case "butterfly":
             return 8.0 * sum(min(k, n_local * 2**step) for step in range(shards.bit_length() - 1))

@@ -78,6 +78,9 @@ class MeshPlan:
     def world_size(self) -> int:
         return self.dp * self.latent
 
+    def __str__(self) -> str:
+        return f"dp={self.dp} latent={self.latent}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionPlan:

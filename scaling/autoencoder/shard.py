@@ -20,6 +20,8 @@ class LatentShard(Protocol):
     """
 
     first_latent: int
+    measures: bool
+    """Set by the engine where the step is logged: figures that cost something are taken then."""
 
     def select(self, candidates: Active, k: int, widest: int) -> Active:
         """Of each token's local candidates, those among its k largest over all shards.
@@ -50,11 +52,16 @@ class LatentShard(Protocol):
         """The mean of a statistic of this replica's tokens over all replicas; no gradient."""
         ...
 
+    def report(self) -> dict[str, float]:
+        """Figures for the log about the selections since the last call, the same on all shards."""
+        ...
+
 
 class Unsharded:
     """All latents are here, and all tokens."""
 
     first_latent = 0
+    measures = False
 
     def select(self, candidates: Active, k: int, widest: int) -> Active:
         return candidates
@@ -70,3 +77,6 @@ class Unsharded:
 
     def mean_over_replicas(self, statistic: Tensor) -> Tensor:
         return statistic
+
+    def report(self) -> dict[str, float]:
+        return {}

@@ -57,6 +57,7 @@ class DeepSpeedEngine(ModelHolder):
     def step(
         self, batch_BD: Tensor, lr: float, *, measure: bool = False, accept: Accept | None = None
     ) -> StepStats:
+        self.model.shard.measures = measure
         active, losses = self.engine(batch_BD, self.dead.ids())
         fired = self.mesh.dp.begin_max_(self.dead.fired(active), "fired latents")
         stats = self.stats(losses, measured=measure or accept is not None)

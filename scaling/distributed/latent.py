@@ -23,7 +23,7 @@ class SelectionCounts:
     redone: int = 0
     """Tokens whose candidates had to be exchanged again."""
     counted_latents: int = 0
-    """Selected latents of the tokens in which lost ones were counted."""
+    """Latents, of all shards, that an exact selection holds where lost ones were counted."""
     lost_latents: int = 0
     """Of those, how many a limited capacity left out."""
 
@@ -45,8 +45,7 @@ class MeshShard:
         self.exchange = exchange
         self.capacity_factor = capacity_factor
         self.counts = SelectionCounts()
-        self.counts_lost = False
-        """Whether to find out what a limited capacity loses, which costs an exact exchange."""
+        self.measures = False
 
     def select(self, candidates: Active, k: int, widest: int) -> Active:
         if self.mesh.latent.size == 1:
@@ -56,8 +55,8 @@ class MeshShard:
         kept_B, n_redone = exchange(values_BW, ids_BW, k, self.mesh.latent)
         self.counts.tokens += len(kept_B)
         self.counts.redone += n_redone
-        if self.capacity_factor is not None and self.counts_lost:
-            self._count_lost(values_BW, ids_BW, k, kept_B)
+        if self.capacity_factor is not None and self.measures:
+            self._count_lost(values_BW, k, capacity(k, self.mesh.latent.size, self.capacity_factor))
         return _first(candidates, kept_B)
 
     def gather_counts(self, n_local: int) -> tuple[int, ...]:
@@ -74,9 +73,14 @@ class MeshShard:
         total = self.mesh.dp.sum_(statistic.detach().clone(), "AuxK statistics")
         return total / self.mesh.dp.size
 
-    def read_counts(self) -> SelectionCounts:
+    def report(self) -> dict[str, float]:
         counts, self.counts = self.counts, SelectionCounts()
-        return counts
+        shares = {}
+        if counts.tokens:
+            shares["select/redone_fraction"] = counts.redone / counts.tokens
+        if counts.counted_latents:
+            shares["select/lost_fraction"] = counts.lost_latents / counts.counted_latents
+        return shares
 
     def _exchange(self, k: int, widest: int) -> selection.Exchange:
         shards = self.mesh.latent.size
@@ -91,10 +95,13 @@ class MeshShard:
                 return selection.butterfly
         raise ValueError(f"exchange={self.exchange} is unknown")
 
-    def _count_lost(self, values_BW: Tensor, ids_BW: Tensor, k: int, kept_B: Tensor) -> None:
-        exact_B, _ = selection.gather(values_BW, ids_BW, k, self.mesh.latent)
-        self.counts.counted_latents += int(exact_B.sum())
-        self.counts.lost_latents += int((exact_B - kept_B).clamp_min(0).sum())
+    def _count_lost(self, values_BW: Tensor, k: int, width: int) -> None:
+        """What the limited capacity loses of this batch, which takes an exact exchange to know."""
+        values_SBW = self.mesh.latent.gather(values_BW, "lost latents")
+        exact_SB = selection.kept(values_SBW, k)
+        found_SB = selection.kept(values_SBW[:, :, :width], k)
+        self.counts.counted_latents += int(exact_SB.sum())
+        self.counts.lost_latents += int((exact_SB - found_SB).clamp_min(0).sum())
 
 
 def capacity(k: int, shards: int, factor: float) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+import psutil
 import torch
 
 from scaling.autoencoder.init import initial_weights
@@ -22,7 +24,7 @@ MAX_CALIBRATION_FLOPS = 2e11
 """Batches whose timed steps would cost more are timed in part."""
 
 Shape = tuple[int, int, int, int]
-"""n_latents, k, batch_tokens, d_model."""
+"""n_latents, k, batch_tokens, d_model, of one rank."""
 
 
 def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
@@ -30,14 +32,15 @@ def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
 
     The smallest and the largest k of each n are timed, and other k lie between them.
     No latent is dead in these steps: AuxK can nearly double a step where 40% are.
-    Evaluation is not in it either: an estimate, not a promise.
+    Evaluation is not in it either, nor what ranks exchange: an estimate, not a promise.
     """
     shapes = sorted({_shape(plan) for plan in plans})
     times_s = {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
-    return [
-        plan.with_estimate(OVERHEAD_S + plan.train.steps * _between(_shape(plan), times_s))
-        for plan in plans
-    ]
+    return [plan.with_estimate(OVERHEAD_S + _training_s(plan, times_s)) for plan in plans]
+
+
+def _training_s(plan: RunPlan, times_s: dict[Shape, float]) -> float:
+    return plan.train.steps * _crowding(plan) * _between(_shape(plan), times_s)
 
 
 def makespan_s(plans: Iterable[RunPlan], workers: int, slots: int | None = None) -> float:
@@ -63,8 +66,17 @@ def makespan_s(plans: Iterable[RunPlan], workers: int, slots: int | None = None)
 
 
 def _shape(plan: RunPlan) -> Shape:
-    ae = plan.autoencoder
-    return ae.n_latents, ae.k, plan.train.batch_tokens, plan.source.d_model
+    mesh, ae = plan.mesh, plan.autoencoder
+    n_local, part_tokens = ae.n_latents // mesh.latent, plan.train.batch_tokens // mesh.dp
+    return n_local, min(ae.k, n_local), part_tokens, plan.source.d_model
+
+
+def _crowding(plan: RunPlan) -> float:
+    """How many ranks share a core, where there are more ranks than cores."""
+    if plan.execution.device == "cuda":
+        return 1.0
+    cores = len(psutil.Process().cpu_affinity())
+    return max(1.0, plan.mesh.world_size * plan.execution.threads / cores)
 
 
 def _example(plans: Sequence[RunPlan], shape: Shape) -> RunPlan:
@@ -115,9 +127,12 @@ def _median_step_s(engine: Engine, plan: RunPlan, batch_tokens: int) -> float:
 
 
 def _random_engine(plan: RunPlan) -> Engine:
+    """An engine of one rank's share, which it trains as if it were all."""
+    n_local, k, _, d_model = _shape(plan)
+    plan = replace(plan, autoencoder=replace(plan.autoencoder, n_latents=n_local, k=k))
     weights = initial_weights(
-        plan.autoencoder.n_latents,
-        torch.zeros(plan.source.d_model),
+        n_local,
+        torch.zeros(d_model),
         tied=True,
         seed=0,
         dtype=DTYPES[plan.numerics.precision],

@@ -60,6 +60,14 @@ class Engine(Protocol):
         """
         ...
 
+    def report(self) -> dict[str, float]:
+        """Figures for the log about the exchanges since the last call."""
+        ...
+
+    def check_replicas(self) -> None:
+        """RuntimeError where ranks that hold the same weights hold others."""
+        ...
+
     def scorer(self, *, averaged: bool = False) -> Reconstructor:
         """The model under the raw weights, or their bias-corrected average as it is now."""
         ...

@@ -28,6 +28,9 @@ class OptimizerSpec:
     """Per step; 0 = no average is kept."""
 
 
+DRIFT_TOLERANCE = 1e-4
+
+
 class ModelScorer:
     """See `scaling.train.engine.Reconstructor`."""
 
@@ -64,6 +67,22 @@ class ModelHolder:
             return self.average.corrected()
         return {name: param.detach().clone() for name, param in self.params.items()}
 
+    def report(self) -> dict[str, float]:
+        return self.model.shard.report()
+
+    def check_replicas(self) -> None:
+        """All replicas hold the same rows, and all shards the same b_pre, or something is broken.
+
+        Sums are compared, to a tolerance that the rounding of unlike processors stays within.
+        """
+        sums = {
+            name: torch.stack([param.detach().double().sum(), param.detach().double().norm()])
+            for name, param in self.params.items()
+        }
+        everything = torch.cat(list(sums.values()))
+        _check_alike(self.mesh.dp.gather(everything, "replica check"), "replicas")
+        _check_alike(self.mesh.latent.gather(sums["b_pre"], "replica check"), "shards (b_pre)")
+
     def stats(self, losses: Losses, *, measured: bool) -> StepStats:
         """Of a step's losses: the global batch's if measured, else this replica's."""
         scalars = torch.stack([losses.total.detach(), losses.normalized_mse, losses.aux])
@@ -72,6 +91,15 @@ class ModelHolder:
         loss, mse, aux = scalars
         dead_fraction = losses.n_dead / self.model.spec.n_latents
         return StepStats(loss, mse, aux, dead_fraction, grad_norm=None)
+
+
+def _check_alike(sums_RS: Tensor, who: str) -> None:
+    spread_S = sums_RS.amax(dim=0) - sums_RS.amin(dim=0)
+    if (spread_S > DRIFT_TOLERANCE * (1 + sums_RS.abs().amax(dim=0))).any():
+        raise RuntimeError(
+            f"{who} have drifted apart: sums of weights that should be equal are "
+            f"{sums_RS.tolist()}. A rank computed something else; nothing was saved."
+        )
 
 
 def copy_all_checked(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

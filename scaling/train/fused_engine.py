@@ -84,6 +84,7 @@ class FusedEngine(ModelHolder):
     def step(
         self, batch_BD: Tensor, lr: float, *, measure: bool = False, accept: Accept | None = None
     ) -> StepStats:
+        self.model.shard.measures = measure
         dead_ids = self.dead.ids()
         n_dead = self.model.shard.gather_counts(len(dead_ids))
         centered_BD = batch_BD - self.model.b_pre

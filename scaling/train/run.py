@@ -7,10 +7,10 @@ that a kill at any point in between costs no training.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ from scaling.plan import RunPlan
 from scaling.runs.logger import JsonlLogger
 from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder
-from scaling.storage.atomic import atomic_folder
 from scaling.storage.lease import Lease, LeaseLost, Witness
 from scaling.train.build import DTYPES, build_engine
 from scaling.train.checkpoint import Checkpoints, Origin, write_tensors
@@ -73,6 +72,8 @@ def train_run(
         raise
     except Exception as error:
         return attempt.outcome(Status.failed, error=RunError.of(error))
+    finally:
+        attempt.checkpoints.abandon()
 
 
 Build = Callable[[RunPlan, ActivationSource, Mesh], Engine]
@@ -97,7 +98,13 @@ class Attempt:
         self.source = open_source(plan.source)
         self.engine = build(plan, self.source, mesh)
         self.checkpoints = Checkpoints(
-            folder.checkpoints_path, plan.run_id, plan.observe.keep_checkpoints
+            folder.checkpoints_path,
+            plan.run_id,
+            plan.observe.keep_checkpoints,
+            plan.autoencoder.n_latents,
+            mesh,
+            guard=lease.check,
+            timeout_s=plan.collective_timeout_s,
         )
         self.here = fingerprint(plan.execution.device, plan.execution.kernels)
         self.guard = LossGuard.of(plan.train)
@@ -138,6 +145,7 @@ class Attempt:
 
             def log(row: Row) -> None:
                 self.last_step = int(row["step"] or 0)
+                row |= self.engine.report()
                 if logger is not None:
                     logger.log(row)
                     self.report(row)
@@ -159,6 +167,7 @@ class Attempt:
                 first_step=self.first_step,
                 guard=self.guard,
             )
+            self.checkpoints.finish()
         return ending
 
     def _logger(self) -> AbstractContextManager[JsonlLogger | None]:
@@ -185,15 +194,23 @@ class Attempt:
     def keep_weights(self) -> None:
         """weights/: raw and averaged weights of the finished run."""
         self.lease.check()
-        final = self.folder.path / "weights"
-        shutil.rmtree(final, ignore_errors=True)
         tensors = self.engine.weights()
         if self.plan.train.ema_decay:
             averaged = self.engine.weights(averaged=True)
             tensors |= {f"{name}.ema": tensor for name, tensor in averaged.items()}
-        facts = {"run_id": self.plan.run_id, "identity": self.plan.identity}
-        with atomic_folder(final) as temp:
-            write_tensors(temp, tensors, facts)
+        write_tensors(
+            self.folder.path / "weights",
+            tensors,
+            {
+                "run_id": self.plan.run_id,
+                "identity": self.plan.identity,
+                "mesh": asdict(self.plan.mesh),
+            },
+            self.plan.autoencoder.n_latents,
+            self.mesh,
+            guard=self.lease.check,
+            timeout_s=self.plan.collective_timeout_s,
+        )
 
     def cost(self) -> dict[str, Any]:
         execution, batch_tokens = self.plan.execution, self.plan.train.batch_tokens
@@ -233,6 +250,11 @@ class Attempt:
             self.warnings.append(
                 f"resumed on {self.here}, begun on {origin.fingerprint}: bits may differ"
             )
+        if origin.mesh != self.plan.mesh:
+            self.bit_exact = False
+            self.warnings.append(
+                f"resumed on a mesh of {self.plan.mesh}, begun on {origin.mesh}: bits may differ"
+            )
 
     def _batch(self, step: int) -> Tensor:
         train = self.plan.train
@@ -252,8 +274,10 @@ class Attempt:
 
     def _save(self, step: int) -> None:
         self.lease.check()
+        self.engine.check_replicas()
         self.last_step = step
-        origin = Origin(self.here, self.bit_exact)
+        self.checkpoints.finish()  # before a second snapshot takes up memory
+        origin = Origin(self.here, self.bit_exact, self.plan.mesh)
         guarded = self.guard.state() if self.guard else {}
         self.checkpoints.save(step, self.engine.state() | guarded, origin)
 

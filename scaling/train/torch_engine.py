@@ -50,6 +50,7 @@ class TorchEngine(ModelHolder):
     def step(
         self, batch_BD: Tensor, lr: float, *, measure: bool = False, accept: Accept | None = None
     ) -> StepStats:
+        self.model.shard.measures = measure
         active, losses = self.model.encode_with_losses(batch_BD, self.dead.ids())
         fired = self.mesh.dp.begin_max_(self.dead.fired(active), "fired latents")
         stats = self.stats(losses, measured=measure or accept is not None)

@@ -25,6 +25,7 @@ def count(seat: Seat) -> RunOutcome:
     """Sums what the ranks give at each step; the sum so far is the state that is checkpointed."""
     wishes = json.loads((seat.folder.path / "wishes.json").read_text())
     checkpoint = seat.folder.checkpoints_path / "state.json"
+    checkpoint.parent.mkdir(exist_ok=True)
     state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "sum": 0.0}
     first, total = state["step"], state["sum"]
     seat.begin_at(first)

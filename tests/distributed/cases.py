@@ -5,18 +5,23 @@ All meshes and engines train it; what they come to is compared with the plain en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from scaling.autoencoder import TopKAutoencoder, TopKSpec
 from scaling.autoencoder.init import initial_weights
 from scaling.autoencoder.shard import LatentShard, Unsharded
-from scaling.kernels import load_kernels
+from scaling.distributed.latent import MeshShard
+from scaling.kernels import Active, load_kernels
 from scaling.train.engine import Engine, StepStats
 from scaling.train.engine_parts import OptimizerSpec
+from scaling.train.evaluate import Evaluation, evaluate
 from scaling.train.fused_engine import FusedEngine
 from scaling.train.mesh import ALONE, Mesh
 from scaling.train.torch_engine import TorchEngine
@@ -37,6 +42,8 @@ class Case:
     steps: int = STEPS
     zero_stage: int = 1
     clip: float | None = 0.05
+    resumed_at: int | None = None
+    """A step before which the state goes into a new engine."""
 
 
 def batch(step: int, dtype: torch.dtype) -> Tensor:
@@ -88,19 +95,37 @@ def part(mesh: Mesh, step: int, dtype: torch.dtype) -> Tensor:
     return batch(step, dtype).chunk(mesh.dp.size)[mesh.dp.index]
 
 
-def train(engine: Engine, case: Case, mesh: Mesh = ALONE) -> dict[str, Any]:
-    """What is compared: curves, final state, averaged weights, the code of a batch."""
+def train(case: Case, mesh: Mesh, shard: LatentShard) -> dict[str, Any]:
+    """What is compared: curves, gradients, states, averages, scores, the code of a batch."""
     dtype = DTYPES[case.dtype]
-    stats = [engine.step(part(mesh, step, dtype), LR, measure=True) for step in range(case.steps)]
-    active, recon = engine.scorer().reconstruct(batch(99, dtype))
+    engine = make_engine(case, mesh, shard)
+    stats = []
+    for step in range(case.steps):
+        if step == case.resumed_at:
+            state, engine = engine.state(), make_engine(case, mesh, shard)
+            engine.load_state(state)
+        stats.append(engine.step(part(mesh, step, dtype), LR, measure=True))
+        if step == 0:  # Adam's first moment of a first step is the gradient, times 1 - beta1
+            gradients = {k: v for k, v in engine.state().items() if k.endswith(".exp_avg")}
+    active, _ = engine.scorer().reconstruct(batch(99, dtype))
+    held_out = [(index + 1) * batch(50 + index, dtype) for index in range(4)]
+    mean_D = torch.zeros(D, dtype=dtype)
     return {
         "curves": curves(stats),
         "dead": [one.dead_fraction for one in stats],
+        "gradients": gradients,
         "state": engine.state(),
         "averaged": engine.weights(averaged=True),
-        "recon": recon.detach(),
-        "code": (active.values_BK.detach(), active.indices_BK),
+        "scores": evaluate(engine.scorer(), held_out, mean_D, N, mesh),
+        "code": code(active, shard.first_latent),
     }
+
+
+def code(active: Active, first_latent: int) -> Tensor:
+    """The active latents' values at their global ids, [B, N]."""
+    dense_BN = active.values_BK.new_zeros(len(active.values_BK), N)
+    ids_BK = (active.indices_BK + first_latent).clamp_max(N - 1)
+    return dense_BN.scatter_add(1, ids_BK, active.values_BK.detach())
 
 
 def curves(stats: list[StepStats]) -> dict[str, Tensor]:
@@ -111,15 +136,19 @@ def curves(stats: list[StepStats]) -> dict[str, Tensor]:
     }
 
 
-def on_rank(mesh: Mesh, case: Case) -> dict[str, Any]:
-    from scaling.distributed.latent import MeshShard
+def on_rank(mesh: Mesh, cases: list[Case], defect: str | None = None) -> list[dict[str, Any]]:
+    from tests.distributed import defects
 
-    shard = MeshShard(mesh, N, exchange=case.exchange)
-    return train(make_engine(case, mesh, shard), case, mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        if defect is not None:
+            getattr(defects, defect)(patch)
+        return [train(case, mesh, MeshShard(mesh, N, exchange=case.exchange)) for case in cases]
 
 
+@cache
 def alone(case: Case) -> dict[str, Any]:
-    return train(make_engine(case, ALONE, Unsharded()), case)
+    """The oracle: the plain engine on one process, which knows nothing of a mesh."""
+    return train(replace(case, engine="torch", exchange="gather"), ALONE, Unsharded())
 
 
 def is_per_latent(name: str) -> bool:
@@ -139,3 +168,76 @@ def difference(found: Tensor, expected: Tensor) -> float:
     """Largest difference over largest value."""
     scale = expected.double().abs().max().clamp_min(1e-30)
     return float((found.double() - expected.double()).abs().max() / scale)
+
+
+class Differences(NamedTuple):
+    """Of a run on a mesh from the oracle, each the largest difference over the largest value."""
+
+    losses: float
+    norms: float
+    gradients: float
+    weights: float
+    averaged: float
+    scores: float
+    same: bool
+    """Whether all ranks saw the same curves, to the bit, and all latents' counters are the same."""
+    swapped: int
+    """Tokens whose active latents are others."""
+    narrowest: float
+    """Of those tokens, the widest gap between the k-th and the next pre-activation."""
+
+    @property
+    def largest(self) -> float:
+        return max(*self[:6], 0.0 if self.same else 1.0, self.narrowest)
+
+
+def compare(results: list[dict[str, Any]], dp: int, latent: int, case: Case) -> Differences:
+    """All ranks' results of one case with the oracle's."""
+    expected, leader = alone(case), results[0]
+    agree = all(
+        torch.equal(ours, theirs)
+        for other in results[1:]
+        for ours, theirs in _pairs(other["curves"], leader["curves"])
+    )
+
+    def worst(key: str, *names: str) -> float:
+        pairs = _pairs(whole(results, dp, latent, key), expected[key], names)
+        return max(difference(found, wanted) for found, wanted in pairs)
+
+    state = whole(results, dp, latent, "state")
+    codes = torch.stack([result["code"] for result in results[:latent]]).sum(dim=0)
+    swapped = ((codes > 0) != (expected["code"] > 0)).any(dim=1)
+    counters = torch.equal(state["tokens_since_fired"], expected["state"]["tokens_since_fired"])
+    return Differences(
+        losses=worst("curves", "loss", "normalized_mse", "aux_loss"),
+        norms=worst("curves", "grad_norm"),
+        gradients=worst("gradients"),
+        weights=worst("state", "w_enc", "w_dec", "b_enc", "b_pre"),
+        averaged=worst("averaged"),
+        scores=_relative(leader["scores"], expected["scores"]),
+        same=agree and counters and leader["dead"] == expected["dead"],
+        swapped=int(swapped.sum()),
+        narrowest=_widest_gap(codes[swapped], expected["code"][swapped]),
+    )
+
+
+def _relative(found: Evaluation, expected: Evaluation) -> float:
+    pairs = zip(vars(found).values(), vars(expected).values(), strict=True)
+    return max(abs(ours - theirs) / max(abs(theirs), 1e-30) for ours, theirs in pairs)
+
+
+def _widest_gap(codes_BN: Tensor, expected_BN: Tensor) -> float:
+    """Between the values of latents that only one of two codes holds."""
+    gaps = [0.0]
+    for ours, theirs in zip(codes_BN, expected_BN, strict=True):
+        strays = torch.cat([ours[theirs == 0], theirs[ours == 0]])
+        strays = strays[strays > 0]
+        gaps.append(float(strays.max() - strays.min() if len(strays) > 1 else strays.max()))
+    return max(gaps)
+
+
+def _pairs(
+    found: dict[str, Tensor], expected: dict[str, Tensor], names: Sequence[str] = ()
+) -> list[tuple[Tensor, Tensor]]:
+    assert found.keys() == expected.keys()
+    return [(found[name], expected[name]) for name in names or expected]

@@ -9,15 +9,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import scaling.storage.atomic
 from scaling import worker
 from scaling.runs.store import RunFolder
-from scaling.train import run
+from scaling.train import run, shared_folder
 
 POINTS = {
-    "checkpoint half written": (scaling.storage.atomic, "commit_folder", 2),
+    "checkpoint half written": (shared_folder, "commit_folder", 2),
     "last step": (run, "measured_results", 1),
-    "weights half written": (scaling.storage.atomic, "commit_folder", -1),
+    "weights half written": (shared_folder, "commit_folder", -1),
     "weights kept": (run.Attempt, "cost", 1),
 }
 """Where it dies: before the n-th call of that function (-1: the first for the weights)."""

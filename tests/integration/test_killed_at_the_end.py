@@ -65,7 +65,7 @@ def test_the_next_attempt_completes_from_a_checkpoint(
     assert record.cost["attempts"] == 2
     assert record.result == undisturbed.read_record().result
     assert files_of(folder) == files_of(undisturbed)
-    weights = [f.path / "weights" / "state.safetensors" for f in (folder, undisturbed)]
+    weights = [f.path / "weights" / "rank_00000.safetensors" for f in (folder, undisturbed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -21,9 +22,10 @@ from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
 from scaling.sweep.planner import make_plan
-from scaling.train import run
-from scaling.train.checkpoint import Checkpoints, read_tensors, write_tensors
+from scaling.train import run, shared_folder
+from scaling.train.checkpoint import Checkpoints, write_tensors
 from scaling.train.run import train_run
+from scaling.train.shard_files import read_tensors
 from tests.compose import TINY, tiny
 from tests.unit.activations.stores import extend_store
 
@@ -74,7 +76,7 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, bad_losses: list[str])
     assert comparable(broken) == comparable(straight)
     skipped = [row.get("train/skipped_steps", 0) for row in straight.metrics()]
     assert (skipped[-1] > skipped[1] > 0) == bool(bad_losses)  # before and after the first stop
-    weights = [f.path / "weights" / "state.safetensors" for f in (straight, broken)]
+    weights = [f.path / "weights" / "rank_00000.safetensors" for f in (straight, broken)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert broken.checkpoints_path.exists()  # until the record says done
 
@@ -95,7 +97,8 @@ def _zero_moments(checkpoint: Path) -> None:
     for name in state:
         if name.endswith(".exp_avg"):
             state[name].zero_()
-    write_tensors(checkpoint, state, {"run_id": manifest["run_id"], "step": manifest["step"]})
+    facts = {"run_id": manifest["run_id"], "step": manifest["step"]}
+    write_tensors(checkpoint, state, facts, manifest["n_latents"])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
     expected = attempt(straight)
     attempt(broken, stop_after_rows=9)
     newest = sorted(broken.checkpoints_path.glob("step_*"))[-1]
-    state = newest / "state.safetensors"
+    state = newest / "rank_00000.safetensors"
     content = bytearray(state.read_bytes())
     match damage:
         case "flip":
@@ -121,7 +124,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
             _edit(newest / "manifest.json", '"step": ', '"step": 1')
         case "other run":
             manifest, tensors = read_tensors(newest)
-            write_tensors(newest, tensors, manifest | {"run_id": "ffffffffffff"})
+            facts = manifest | {"run_id": "ffffffffffff"}
+            write_tensors(newest, tensors, facts, manifest["n_latents"])
         case _:
             newest.rename(newest.with_name("step_00000999"))
     found = attempt(broken)
@@ -141,6 +145,22 @@ def test_other_hardware_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     outcome = attempt(folder)
     assert outcome.cost["bit_exact"] is False
     assert any("another machine" in warning for warning in outcome.warnings)
+
+
+def test_another_mesh_is_recorded(tmp_path: Path) -> None:
+    _, folder = planned(tmp_path)
+    attempt(folder, stop_after_rows=5)
+    newest = sorted(folder.checkpoints_path.glob("step_*"))[-1]
+    manifest, tensors = read_tensors(newest)
+    assert manifest["mesh"] == {"dp": 1, "latent": 1}
+    facts = manifest | {"mesh": {"dp": 2, "latent": 4}}
+    write_tensors(newest, tensors, facts, manifest["n_latents"])
+    outcome = attempt(folder)
+    assert outcome.status is Status.done
+    assert outcome.cost["bit_exact"] is False
+    (warning,) = outcome.warnings
+    assert "dp=1 latent=1" in warning
+    assert "dp=2 latent=4" in warning
 
 
 def test_what_follows_from_an_inexact_checkpoint_is_inexact(
@@ -175,6 +195,27 @@ def test_a_failure_tells_how_far_the_attempt_came(
     assert outcome.cost["train_s"] > 0
     assert outcome.cost["bit_exact"] is False
     assert len(outcome.warnings) == 1
+
+
+def test_a_full_disk_in_the_background_fails_the_run_and_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = planned(tmp_path)
+    attempt(folder, stop_after_rows=5)
+    before = sorted(folder.checkpoints_path.iterdir())
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(shared_folder, "write_tensor_file", refuse)
+        outcome = attempt(folder)
+    assert outcome.status is Status.failed
+    assert outcome.error is not None
+    assert outcome.error.type == "UserError"
+    assert "the disk is full while writing" in outcome.error.message
+    assert sorted(folder.checkpoints_path.iterdir()) == before
+    assert attempt(folder).cost["resumed_at_step"] == int(before[-1].name[5:])
 
 
 def test_divergence_is_a_result(tmp_path: Path) -> None:
