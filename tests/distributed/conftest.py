@@ -23,16 +23,23 @@ def ranks_find_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+def plan_run(tmp_path: Path, *overrides: str) -> RunFolder:
+    """A planned run of the plain engine."""
+    config = tiny("engine=torch", "kernels=torch", *overrides)
+    plan = make_plan(
+        config, prepare(config.activations, tmp_path / "data", progress=lambda _: None)
+    )
+    folder = SweepStore(tmp_path / "runs" / "default").folder(plan.run_id)
+    folder.prepare(plan.to_json())
+    return folder
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """A planned run on a mesh, and the wishes of tests.distributed.bodies."""
+    """A planned run, and the wishes of tests.distributed.bodies."""
 
-    def make(*overrides: str, name: str = "runs", **wishes: Any) -> RunFolder:
-        config = tiny("engine=torch", "kernels=torch", *overrides)
-        spec = prepare(config.activations, tmp_path / "data", progress=lambda _: None)
-        plan = make_plan(config, spec)
-        folder = SweepStore(tmp_path / name / "default").folder(plan.run_id)
-        folder.prepare(plan.to_json())
+    def make(*overrides: str, **wishes: Any) -> RunFolder:
+        folder = plan_run(tmp_path, *overrides)
         (folder.path / "wishes.json").write_text(json.dumps({"steps": 20, **wishes}))
         return folder
 

@@ -23,6 +23,11 @@ from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease, LeaseLost
 from tests.compose import ROOT
 
+# torch's elastic agent leaves its log files to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 BODY = "tests.distributed.bodies:count"
 MESH = ["mesh.dp=2", "mesh.latent=2", "launcher.collective_timeout_s=60"]
 SUM = 2100.0
@@ -94,6 +99,7 @@ def test_an_exception_is_recorded_with_its_rank_and_not_tried_again(make_run) ->
     assert outcome.cost["attempts"] == 1
 
 
+@pytest.mark.faults
 def test_a_rank_that_dies_each_time_is_told_after_the_last_try(make_run) -> None:
     folder = make_run(*MESH, "launcher.retries=1", at_step=4, rank=1, how="exit_always")
     outcome, _ = supervised(folder)
@@ -133,6 +139,7 @@ def test_ranks_die_with_a_supervisor_that_is_killed(make_run) -> None:
     wait_for(lambda: not ranks_of(folder), within_s=5)
 
 
+@pytest.mark.faults
 def test_sigterm_of_the_worker_ends_a_run_as_preempted(make_run) -> None:
     folder = make_run("mesh.latent=2", steps=1000, step_s=0.05)
     worker = subprocess.Popen(
