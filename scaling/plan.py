@@ -155,6 +155,11 @@ class RunPlan:
         return self.train.tokens
 
     @property
+    def world_size(self) -> int:
+        """Processes that share it."""
+        return self.mesh.world_size
+
+    @property
     def title(self) -> str:
         """For people: "n=4096 k=16 D=500k"."""
         return f"n={self.autoencoder.n_latents} k={self.autoencoder.k} D={short(self.tokens)}"

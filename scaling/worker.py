@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from scaling.errors import UserError
 from scaling.runs.provenance import now, provenance
@@ -37,7 +37,7 @@ Runner = Callable[[RunFolder, Lease, Report, Callable[[], bool]], RunOutcome]
 """(folder, lease, report, stop) -> outcome. Reports its rows of metrics as it goes, and ends as
 `preempted`, after a checkpoint, soon after `stop()` turns true."""
 
-DEFAULT_RUNNER = "scaling.train.run:train_run"
+DEFAULT_RUNNER = "scaling.runner:run"
 _REPORT_EVERY_S = 0.25
 
 
@@ -52,12 +52,20 @@ def main(arguments: list[str] | None = None) -> int:
         if channel.stop.is_set():
             break
         folder = RunFolder(Path(command["run"]))
-        channel.send(run_id=folder.run_id, **_take_up(folder, command, runner, channel))
+        channel.send(run_id=folder.run_id, **take_up(folder, command, runner, channel))
     return 0
 
 
+class Parent(Protocol):
+    """Whoever wants the run done: told of events, and may wish it to stop."""
+
+    stop: threading.Event
+
+    def send(self, **event: Any) -> None: ...
+
+
 class Channel:
-    """Commands in, events out, and the wish to stop."""
+    """A parent beyond stdin and stdout: commands in, events out, and the wish to stop."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -95,8 +103,8 @@ def _load(name: str) -> Runner:
     return getattr(importlib.import_module(module), function)
 
 
-def _take_up(
-    folder: RunFolder, command: dict[str, Any], runner: Runner, channel: Channel
+def take_up(
+    folder: RunFolder, command: dict[str, Any], runner: Runner, channel: Parent
 ) -> dict[str, Any]:
     """Run `folder` unless somebody else does or did; the event that tells."""
     try:
@@ -118,7 +126,7 @@ def _take_up(
 
 
 def _attempt(
-    folder: RunFolder, before: Record, lease: Lease, runner: Runner, channel: Channel
+    folder: RunFolder, before: Record, lease: Lease, runner: Runner, channel: Parent
 ) -> Record:
     """Train, and write down what came of it. A final run's checkpoints go last of all."""
     channel.send(event="started", run_id=folder.run_id)
@@ -137,7 +145,7 @@ def _attempt(
 
 
 def _outcome(
-    running: Record, folder: RunFolder, lease: Lease, runner: Runner, channel: Channel
+    running: Record, folder: RunFolder, lease: Lease, runner: Runner, channel: Parent
 ) -> RunOutcome:
     """What the runner made of the run; whatever goes wrong on the way is a failure with a name."""
     try:
@@ -154,7 +162,7 @@ def _outcome(
     return outcome
 
 
-def _reporter(folder: RunFolder, channel: Channel) -> Report:
+def _reporter(folder: RunFolder, channel: Parent) -> Report:
     """Sends a report on, a few times a second at most."""
     last_sent = -_REPORT_EVERY_S
 

@@ -33,7 +33,8 @@ class CollectiveError(RuntimeError):
 def join(*, device: str, timeout_s: float, init_method: str = "env://") -> None:
     """Meet the other ranks, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
+        # With GPUs, too, what is only read by the CPU (the wish to stop) goes by gloo.
+        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
         init_method,
         timeout=timedelta(seconds=timeout_s),
         rank=int(os.environ["RANK"]),

@@ -157,6 +157,15 @@ class RunOutcome:
     warnings: list[str] = field(default_factory=list)
     error: RunError | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only: a number that is not finite becomes null."""
+        return _finite({**asdict(self), "status": str(self.status)})
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        error = RunError(**row["error"]) if row["error"] else None
+        return cls(**{**row, "status": Status(row["status"]), "error": error})
+
 
 @dataclass(frozen=True)
 class Record:

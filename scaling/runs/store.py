@@ -21,7 +21,7 @@ from scaling.errors import UserError
 from scaling.runs.logger import JsonlLogger, keep_rows_up_to, read_rows
 from scaling.runs.record import FINAL, Record, Status
 from scaling.storage.atomic import create_json, read_json, remove_temporaries, write_json
-from scaling.storage.lease import Lease, holder
+from scaling.storage.lease import Witness, holder
 
 _WRITTEN_WITHOUT_LEASE = ("plan.json", "wandb.json")
 """By launches and by the W&B mirror, perhaps at this moment."""
@@ -107,7 +107,7 @@ class RunFolder:
                 f"folder {self.path} away to have the run done again"
             ) from error
 
-    def write_record(self, record: Record, lease: Lease) -> None:
+    def write_record(self, record: Record, lease: Witness) -> None:
         """Raises `LeaseLost`, and writes nothing, when another process has taken the run over."""
         lease.check()
         write_json(self.record_path, record.to_json())
@@ -131,7 +131,7 @@ class RunFolder:
         """
         shutil.rmtree(self.checkpoints_path, ignore_errors=True)
 
-    def metrics_logger(self, lease: Lease, *, resume_at_step: int) -> JsonlLogger:
+    def metrics_logger(self, lease: Witness, *, resume_at_step: int) -> JsonlLogger:
         """A logger that goes on after `resume_at_step` (0 for a fresh start) and forgets the rest.
 
         Its `log` raises `LeaseLost` when the run was taken over.

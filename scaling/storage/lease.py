@@ -37,15 +37,31 @@ class LeaseLost(RuntimeError):
     """Another process holds a higher token: stop, and write nothing more."""
 
 
-class Lease:
+class Witness:
+    """The lease with a token, seen by its holder and by all who write on the holder's behalf."""
+
+    def __init__(self, folder: Path, token: int) -> None:
+        self.token = token
+        self._path = _path_of(folder / _FOLDER, token)
+
+    def check(self) -> None:
+        """Raises `LeaseLost` when that lease was succeeded; costs a few microseconds."""
+        successor = _path_of(self._path.parent, self.token + 1)
+        if successor.exists() or not self._path.exists():
+            raise LeaseLost(
+                f"{self._path.parent.parent} was taken over by another process: the holder of "
+                f"lease {self.token} had shown no sign of life for its timeout"
+            )
+
+
+class Lease(Witness):
     """Held from `acquire` until `release` (or the end of a `with` block).
 
     `token` rises by at least one with each holder of the folder.
     """
 
-    def __init__(self, path: Path, token: int, timeout_s: float) -> None:
-        self.token = token
-        self._path = path
+    def __init__(self, folder: Path, token: int, timeout_s: float) -> None:
+        super().__init__(folder, token)
         self._timeout_s = timeout_s
         self._released = threading.Event()
         self._heartbeat = threading.Thread(target=self._renew_until_released, daemon=True)
@@ -59,19 +75,9 @@ class Lease:
         token = _latest_token(leases)
         if token and _live_holder(leases, token, timeout_s) is not None:
             return None
-        path = _path_of(leases, token + 1)
-        if not _create(path, token + 1, timeout_s):
+        if not _create(_path_of(leases, token + 1), token + 1, timeout_s):
             return None
-        return cls(path, token + 1, timeout_s)
-
-    def check(self) -> None:
-        """Raises `LeaseLost` when this lease is no longer ours; costs a few microseconds."""
-        successor = _path_of(self._path.parent, self.token + 1)
-        if successor.exists() or not self._path.exists():
-            raise LeaseLost(
-                f"{self._path.parent.parent} was taken over by another process while this one "
-                f"showed no sign of life for {self._timeout_s:g} s"
-            )
+        return cls(folder, token + 1, timeout_s)
 
     def release(self) -> None:
         """Give the lease back; the next `acquire` succeeds at once. Harmless when repeated."""

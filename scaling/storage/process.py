@@ -1,14 +1,21 @@
-"""Which process on which machine: an identity that survives pid reuse and shared hostnames."""
+"""Which process on which machine: an identity that survives pid reuse and shared hostnames.
+
+Also how a process ended, in words, and how one ends with its parent.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
 from typing import TypedDict
 
 import psutil
+
+_PR_SET_PDEATHSIG = 1
 
 
 class ProcessId(TypedDict):
@@ -35,6 +42,26 @@ def is_known_dead(process: ProcessId) -> bool:
     if process["host"] != socket.gethostname() or process["machine"] != _machine():
         return False
     return _started(process["pid"]) != process["pid_started"]
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, the process that started it, dies.
+
+    Where there is no such kernel, whoever calls this must look at `os.getppid` from time to time.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def how_it_ended(returncode: int) -> str:
+    """The exit of a process in words: "was killed by SIGSEGV"."""
+    if returncode >= 0:
+        return f"exited with code {returncode}"
+    name = signal.Signals(-returncode).name
+    hint = " (often: out of memory)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
 
 
 def _machine() -> str:

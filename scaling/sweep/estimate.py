@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -42,13 +43,26 @@ def _training_s(plan: RunPlan, times_s: dict[Shape, float]) -> float:
     return plan.train.steps * _crowding(plan) * _between(_shape(plan), times_s)
 
 
-def makespan_s(plans: Iterable[RunPlan], workers: int) -> float:
-    """Wall seconds for the runs, longest first, each on the worker that is free soonest."""
-    busy_until_s = [0.0] * workers
-    for seconds in sorted((plan.estimated_s or 0.0 for plan in plans), reverse=True):
-        soonest = busy_until_s.index(min(busy_until_s))
-        busy_until_s[soonest] += seconds
-    return max(busy_until_s)
+def makespan_s(plans: Iterable[RunPlan], workers: int, slots: int | None = None) -> float:
+    """Wall seconds for the runs, longest first, each when a worker and its slots are free.
+
+    A run takes a slot for each of its processes, `slots` of them at the most (by default as many as
+    there are workers).
+    """
+    n_slots = slots or workers
+    now_s, free, running = 0.0, n_slots, []
+    waiting = sorted(plans, key=lambda plan: plan.estimated_s or 0.0, reverse=True)
+    while waiting:
+        wanted = [min(plan.world_size, n_slots) for plan in waiting]
+        starts = next((i for i, n in enumerate(wanted) if n <= free), None)
+        if starts is not None and len(running) < workers:
+            free -= wanted[starts]
+            ends_s = now_s + (waiting.pop(starts).estimated_s or 0.0)
+            heapq.heappush(running, (ends_s, wanted[starts]))
+        else:
+            now_s, given_back = heapq.heappop(running)
+            free += given_back
+    return max((ends_s for ends_s, _ in running), default=now_s)
 
 
 def _shape(plan: RunPlan) -> Shape:

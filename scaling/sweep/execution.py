@@ -13,7 +13,14 @@ import torch
 
 from scaling.autoencoder.init import unit_rows
 from scaling.budget import choose_exchange
-from scaling.choices import DeviceName, EngineName, ExchangeName, KernelsName, Precision
+from scaling.choices import (
+    DeviceName,
+    EngineName,
+    ExchangeName,
+    KernelsName,
+    LauncherName,
+    Precision,
+)
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.hardware import fingerprint
@@ -57,6 +64,7 @@ def check_execution(config: RunConfig) -> None:
             f"{why}. Choose such kernels, or set numerics.precision=float32."
         )
     _check_engine_on_mesh(config)
+    _check_gpus(config, device)
     if config.engine is EngineName.fused and kernels not in FUSED:
         problem = native_problem() if device == "cpu" else None
         raise UserError(
@@ -77,6 +85,18 @@ def _check_engine_on_mesh(config: RunConfig) -> None:
         raise UserError(
             "engine=deepspeed with numerics.precision=float64: DeepSpeed has no float64. Use "
             "engine=torch."
+        )
+
+
+def _check_gpus(config: RunConfig, device: str) -> None:
+    """Processes may share cores, but not a GPU: NCCL refuses."""
+    mesh, local = config.mesh, config.launcher.name is LauncherName.local
+    ranks, gpus = mesh.dp * mesh.latent, torch.cuda.device_count()
+    if local and device == "cuda" and ranks > max(1, gpus):
+        raise UserError(
+            f"mesh.dp={mesh.dp} mesh.latent={mesh.latent} needs {ranks} GPUs, one per process, and "
+            f"this machine has {gpus}. Lower them, or use launcher=slurm or launcher=deepspeed for "
+            "several machines."
         )
 
 

@@ -68,7 +68,8 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         check_memory(point, found.d_model)
     if shared.dry_run:
         plans = _plans(wanted, {key: _preview_spec(d) for key, d in descriptions.items()})
-        print_preview(with_estimates(plans), list(descriptions.values()), _workers(plans), console)
+        estimated, sources = with_estimates(plans), list(descriptions.values())
+        print_preview(estimated, sources, _workers(plans), console, slots=_slots(plans))
         return 0
     started_s = time.monotonic()
     _tell_of_inert_auxk(wanted, console)
@@ -82,6 +83,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         check_kept(store.folder(run_id))
     _tell_of_slow_kernels(shared, console)
     plans = _estimated(plans, pending)
+    _tell_of_shared_cores(plans, console)
     _refuse_long(shared, [plan for plan in plans if plan.run_id in pending])
     summary = execute(plans, store, _options(shared, plans), console)
     _note_launch(store, summary, prepare_s=prepared_s - started_s)
@@ -176,7 +178,7 @@ def _estimated(plans: Sequence[RunPlan], pending: set[str]) -> list[RunPlan]:
 
 def _refuse_long(config: RunConfig, pending: Sequence[RunPlan]) -> None:
     limit = config.sweep.max_hours
-    hours = makespan_s(pending, _workers(pending)) / 3600 if pending else 0.0
+    hours = makespan_s(pending, _workers(pending), _slots(pending)) / 3600 if pending else 0.0
     if limit is not None and hours > limit:
         raise UserError(
             f"sweep.max_hours={limit}: {len(pending)} runs are estimated to take {hours:.2f} hours "
@@ -185,15 +187,36 @@ def _refuse_long(config: RunConfig, pending: Sequence[RunPlan]) -> None:
 
 
 def _workers(plans: Sequence[RunPlan]) -> int:
-    """Runs at a time: launcher.workers, or one per GPU, or as many as the cores hold."""
+    """Runs at a time: launcher.workers, or as many as there are slots."""
+    workers = plans[0].config["launcher"]["workers"] if plans else None
+    return _hardware_slots(plans) if workers is None else workers
+
+
+def _slots(plans: Sequence[RunPlan]) -> int:
+    """Processes at a time: one per GPU, or as many as the cores hold, or one per worker."""
+    return max(_hardware_slots(plans), _workers(plans))
+
+
+def _hardware_slots(plans: Sequence[RunPlan]) -> int:
     if not plans:
         return 1
-    launcher, execution = plans[0].config["launcher"], plans[0].execution
-    if launcher["workers"] is not None:
-        return launcher["workers"]
+    execution = plans[0].execution
     if execution.device == "cuda":
         return torch.cuda.device_count()
     return max(1, len(psutil.Process().cpu_affinity()) // execution.threads)
+
+
+def _tell_of_shared_cores(plans: Sequence[RunPlan], console: Console) -> None:
+    """Allowed, as results do not depend on it, but slow."""
+    slots = _slots(plans)
+    if large := [plan for plan in plans if plan.world_size > slots]:
+        most = max(plan.world_size for plan in large)
+        console.print(
+            f"note: {len(large)} of {len(plans)} runs have up to {most} processes of "
+            f"launcher.threads={plans[0].execution.threads} on cores for {slots}: they share the "
+            "cores, and each runs alone.",
+            style="yellow",
+        )
 
 
 def _options(config: RunConfig, plans: Sequence[RunPlan]) -> ExecuteOptions:
@@ -201,6 +224,7 @@ def _options(config: RunConfig, plans: Sequence[RunPlan]) -> ExecuteOptions:
     wandb = WandbOptions(project=logger.project, entity=logger.entity, tags=logger.tags)
     return ExecuteOptions(
         workers=_workers(plans),
+        slots=_slots(plans),
         threads=config.launcher.threads,
         retries=config.launcher.retries,
         lease_timeout_s=config.launcher.lease_timeout_s,

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -42,13 +42,18 @@ class Worker:
         *,
         log_path: Path,
         environment: Mapping[str, str],
+        devices: str | None = None,
         runner: str = DEFAULT_RUNNER,
     ) -> None:
         self.run_id: str | None = None
         """What it works on; None when idle."""
+        self.devices = devices
+        """Its CUDA_VISIBLE_DEVICES, fixed as torch sees the GPUs it saw first."""
         self.is_ready = False
         self._log_path = log_path
         self._log_offset = 0
+        if devices is not None:
+            environment = {**environment, "CUDA_VISIBLE_DEVICES": devices}
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -117,7 +122,6 @@ class Pool:
         *,
         logs_path: Path,
         threads: int,
-        devices: Sequence[str] | None = None,
         runner: str = DEFAULT_RUNNER,
     ) -> None:
         self.events: SimpleQueue[Event] = SimpleQueue()
@@ -126,46 +130,43 @@ class Pool:
         self._size = size
         self._logs_path = logs_path
         self._threads = threads
-        self._devices = devices
         self._runner = runner
 
     @property
     def busy(self) -> list[Worker]:
         return [worker for worker in self.workers.values() if worker.run_id is not None]
 
-    def idle_worker(self) -> Worker | None:
-        """One without a run, newly started if need be; None when all slots are at work."""
-        for worker in self.workers.values():
-            if worker.run_id is None:
+    @property
+    def has_idle(self) -> bool:
+        """Whether a run can be given out."""
+        return len(self.busy) < self._size
+
+    def idle_worker(self, devices: str | None = None) -> Worker:
+        """One without a run on these GPUs, newly started if need be, in place of one on others."""
+        for slot in range(self._size):
+            worker = self.workers.get(slot)
+            if worker is not None and worker.run_id is None and worker.devices == devices:
                 return worker
-        free = [slot for slot in range(self._size) if slot not in self.workers]
-        if not free:
-            return None
-        self.workers[free[0]] = self._start(free[0])
-        return self.workers[free[0]]
+        spare = [slot for slot in range(self._size) if slot not in self.workers]
+        idle = [slot for slot, worker in self.workers.items() if worker.run_id is None]
+        slot = (spare + idle)[0]
+        if slot in self.workers:
+            self.forget(self.workers[slot])
+        self.workers[slot] = self._start(slot, devices)
+        return self.workers[slot]
 
     def forget(self, worker: Worker) -> None:
         """Free the slot of a worker that died, or let one that is idle end."""
         worker.retire()
         self.workers = {slot: kept for slot, kept in self.workers.items() if kept is not worker}
 
-    def _start(self, slot: int) -> Worker:
+    def _start(self, slot: int, devices: str | None) -> Worker:
         environment = {name: str(self._threads) for name in _THREAD_VARIABLES} | KEEP_PAGES
-        if self._devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
         name = f"worker-{socket.gethostname()}-{os.getpid()}-{slot}.log"
         return Worker(
             self.events,
             log_path=self._logs_path / name,
             environment=environment,
+            devices=devices,
             runner=self._runner,
         )
-
-
-def how_it_ended(returncode: int) -> str:
-    """The exit of a process in words: "was killed by SIGSEGV"."""
-    if returncode >= 0:
-        return f"exited with code {returncode}"
-    name = signal.Signals(-returncode).name
-    hint = " (often: out of memory)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"

@@ -19,12 +19,17 @@ BYTES_PER_FINAL_PARAM = 8
 
 
 def print_preview(
-    plans: Sequence[RunPlan], sources: Sequence[Description], workers: int, console: Console
+    plans: Sequence[RunPlan],
+    sources: Sequence[Description],
+    workers: int,
+    console: Console,
+    *,
+    slots: int | None = None,
 ) -> None:
     """Runs, tokens, FLOPs, time, memory and disk, and what would have to be harvested first."""
     console.print(_table(plans))
     flops = sum(plan.tokens * _flops_sparse(plan) for plan in plans)
-    hours = makespan_s(plans, workers) / 3600
+    hours = makespan_s(plans, workers, slots) / 3600
     memory = sorted((plan.estimated_memory_bytes for plan in plans), reverse=True)[:workers]
     disk = sum(BYTES_PER_FINAL_PARAM * _params(plan) for plan in plans)
     passing = sorted((_checkpoints_bytes(plan) for plan in plans), reverse=True)[:workers]

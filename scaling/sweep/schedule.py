@@ -17,10 +17,12 @@ from scaling.runs.provenance import now
 from scaling.runs.record import FINAL, Record, RunError, Status
 from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
+from scaling.storage.process import how_it_ended
 from scaling.sweep.interrupt import Interrupts
 from scaling.sweep.mirror import WandbOptions
-from scaling.sweep.pool import Event, Pool, Worker, how_it_ended
+from scaling.sweep.pool import Event, Pool, Worker
 from scaling.sweep.progress import Job, Tally, display_on
+from scaling.sweep.slots import Slots
 from scaling.sweep.table import RunRow
 from scaling.worker import DEFAULT_RUNNER
 
@@ -39,6 +41,8 @@ class Plan(Job, Protocol):
 
     @property
     def estimated_memory_bytes(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
     def to_json(self) -> dict[str, Any]: ...
 
 
@@ -46,15 +50,17 @@ class Plan(Job, Protocol):
 class ExecuteOptions:
     workers: int = 1
     """Runs at a time."""
+    slots: int | None = None
+    """Ranks at a time, over all runs; null = as many as `workers`."""
     threads: int = 1
-    """CPU threads of each."""
+    """CPU threads of each rank."""
     retries: int = 1
     """Further attempts for a run whose process died."""
     lease_timeout_s: float = 60.0
     memory_bytes: int | None = None
     """For all runs together; null = what is available when the launch starts."""
     devices: Sequence[str] | None = None
-    """CUDA_VISIBLE_DEVICES of each worker, in turn."""
+    """GPUs of the slots, in turn."""
     wandb: WandbOptions | None = None
     runner: str = DEFAULT_RUNNER
 
@@ -93,9 +99,9 @@ class Schedule:
             options.workers,
             logs_path=store.logs_path,
             threads=options.threads,
-            devices=options.devices,
             runner=options.runner,
         )
+        self._slots = Slots(options.slots or options.workers, options.devices)
         interrupts.wake = lambda: self._pool.events.put(Event(None, {"event": "signal"}))
 
     def run(self) -> None:
@@ -123,19 +129,22 @@ class Schedule:
                 self._waiting.remove(run_id)
                 self._settle(run_id, settled)
                 continue
-            worker = self._pool.idle_worker()
-            if worker is None:
+            if not self._pool.has_idle:
                 return
             self._waiting.remove(run_id)
+            devices = self._slots.take(run_id, self._plans[run_id].world_size)
             folder = self._store.folder(run_id)
+            worker = self._pool.idle_worker(devices)
             worker.give(folder, lease_timeout_s=self._options.lease_timeout_s)
 
     def _next_that_fits(self) -> str | None:
-        """The longest waiting run whose memory is free; any one when nothing runs."""
+        """The longest waiting run whose slots and memory are free; when nothing runs, memory is."""
         busy = [worker.run_id for worker in self._pool.busy if worker.run_id]
         free = self._memory_bytes - sum(self._plans[b].estimated_memory_bytes for b in busy)
         for run_id in self._waiting:
-            if not busy or self._plans[run_id].estimated_memory_bytes <= free:
+            plan = self._plans[run_id]
+            has_memory = not busy or plan.estimated_memory_bytes <= free
+            if has_memory and self._slots.fit(plan.world_size):
                 return run_id
         return None
 
@@ -180,7 +189,7 @@ class Schedule:
             case "progress":
                 self._tally.progress(body["run_id"], body["row"])
             case "held":
-                worker.run_id = None
+                self._take_back(worker)
                 self._defer(body["run_id"])
             case "finished":
                 self._finish(worker, body)
@@ -188,7 +197,7 @@ class Schedule:
                 self._bury(worker, body["returncode"])
 
     def _finish(self, worker: Worker, body: dict[str, Any]) -> None:
-        worker.run_id = None
+        self._take_back(worker)
         run_id, status = body["run_id"], Status(body["status"])
         told_by_others = status is Status.preempted and not self._interrupts.count
         if body.get("retire") or told_by_others:
@@ -197,6 +206,11 @@ class Schedule:
             self._requeue(run_id)
         else:
             self._settle(run_id, status, body.get("message"))
+
+    def _take_back(self, worker: Worker) -> None:
+        if worker.run_id is not None:
+            self._slots.give_back(worker.run_id)
+        worker.run_id = None
 
     def _settle(self, run_id: str, status: Status, message: str | None = None) -> None:
         self._tally.settle(run_id, status)
@@ -209,6 +223,7 @@ class Schedule:
         self._pool.forget(worker)
         if worker.run_id is None or self._interrupts.count:
             return
+        self._slots.give_back(worker.run_id)
         how, last_words = how_it_ended(returncode), worker.last_words()
         if returncode == 0 and worker.run_id not in self._tally.running:
             self._requeue(worker.run_id)  # it was told to stop just before it got the run

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from scaling.plan import ObservePlan, TrainPlan
 from scaling.schedule import lr_at
 from scaling.train.engine import Engine, StepStats
+from scaling.train.guard import LossGuard
 
 Row = dict[str, float | int | None]
 
@@ -55,6 +57,7 @@ def fit(
     observers: Observers,
     *,
     first_step: int = 0,
+    guard: LossGuard | None = None,
 ) -> Ending:
     """Train from `first_step` to the last; returns why it ended."""
     pace = Pace(train.batch_tokens)
@@ -62,10 +65,12 @@ def fit(
         done = step + 1
         logs = done % observe.log_every_steps == 0 or _evaluates(observe, train, done)
         with observers.profiled_step(step):
-            stats = engine.step(batches(step), _lr(train, step), measure=logs)
-        if logs:
-            row = _row(train, done, stats) | _perf(pace.tokens_per_s(done), observers)
-            if not math.isfinite(float(stats.loss)):
+            accept = None if guard is None else partial(guard.accepts, done)
+            stats = engine.step(batches(step), _lr(train, step), measure=logs, accept=accept)
+        diverged = _has_diverged(stats, guard, logs=logs)
+        if logs or diverged:
+            row = _row(train, done, stats, guard) | _perf(pace.tokens_per_s(done), observers)
+            if diverged:
                 observers.row(row)
                 return Ending.diverged
             scores = observers.evaluation() if _evaluates(observe, train, done) else {}
@@ -80,6 +85,13 @@ def fit(
         if done % observe.checkpoint_every_steps == 0:
             observers.checkpoint(done)
     return Ending.completed
+
+
+def _has_diverged(stats: StepStats, guard: LossGuard | None, *, logs: bool) -> bool:
+    """Without a guard a loss is looked at when it is logged: reading it waits for the device."""
+    if guard is not None:
+        return guard.ended_by is not None
+    return logs and not math.isfinite(float(stats.loss))
 
 
 def _all_finite(row: Row) -> bool:
@@ -117,8 +129,8 @@ def _lr(train: TrainPlan, step: int) -> float:
     )
 
 
-def _row(train: TrainPlan, done: int, stats: StepStats) -> Row:
-    return {
+def _row(train: TrainPlan, done: int, stats: StepStats, guard: LossGuard | None) -> Row:
+    row: Row = {
         "tokens": done * train.batch_tokens,
         "step": done,
         "train/loss": float(stats.loss),
@@ -128,6 +140,9 @@ def _row(train: TrainPlan, done: int, stats: StepStats) -> Row:
         "train/dead_fraction": stats.dead_fraction,
         "train/lr": _lr(train, done - 1),
     }
+    if guard is not None and guard.skips:
+        row["train/skipped_steps"] = guard.n_skipped
+    return row
 
 
 def _perf(tokens_per_s: float | None, observers: Observers) -> Row:

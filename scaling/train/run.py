@@ -30,10 +30,11 @@ from scaling.plan import RunPlan
 from scaling.runs.logger import JsonlLogger
 from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder
-from scaling.storage.lease import Lease, LeaseLost
+from scaling.storage.lease import Lease, LeaseLost, Witness
 from scaling.train.build import DTYPES, build_engine
 from scaling.train.checkpoint import Checkpoints, Origin, write_tensors
 from scaling.train.engine import Engine
+from scaling.train.guard import LossGuard
 from scaling.train.loop import Ending, Observers, Row, fit
 from scaling.train.mesh import ALONE, Mesh
 from scaling.train.profile import StepProfiler
@@ -85,7 +86,7 @@ class Attempt:
         self,
         plan: RunPlan,
         folder: RunFolder,
-        lease: Lease,
+        lease: Witness,
         report: Report,
         stop: Callable[[], bool],
         mesh: Mesh = ALONE,
@@ -106,6 +107,7 @@ class Attempt:
             timeout_s=plan.collective_timeout_s,
         )
         self.here = fingerprint(plan.execution.device, plan.execution.kernels)
+        self.guard = LossGuard.of(plan.train)
         self.warnings: list[str] = []
         self.bit_exact = True
         self.train_s = 0.0
@@ -130,7 +132,8 @@ class Attempt:
     ) -> RunOutcome:
         """What this attempt has come to by now."""
         result = planned_results(self.plan, self.last_step) | measured
-        return RunOutcome(status, result, self.cost(), self.warnings, error)
+        warnings = self.warnings + (self.guard.warnings if self.guard else [])
+        return RunOutcome(status, result, self.cost(), warnings, error)
 
     def train(self) -> Ending:
         plan = self.plan
@@ -162,6 +165,7 @@ class Attempt:
                 plan.observe,
                 observers,
                 first_step=self.first_step,
+                guard=self.guard,
             )
             self.checkpoints.finish()
         return ending
@@ -231,6 +235,8 @@ class Attempt:
         if found.state is None:
             return 0
         self.engine.load_state(found.state)
+        if self.guard is not None:
+            self.guard.load_state(found.state)
         self._compare_with(found.origin or Origin(self.plan.execution.fingerprint, True))
         return found.step
 
@@ -272,7 +278,8 @@ class Attempt:
         self.last_step = step
         self.checkpoints.finish()  # before a second snapshot takes up memory
         origin = Origin(self.here, self.bit_exact, self.plan.mesh)
-        self.checkpoints.save(step, self.engine.state(), origin)
+        guarded = self.guard.state() if self.guard else {}
+        self.checkpoints.save(step, self.engine.state() | guarded, origin)
 
     def _utilization(self, tokens_per_s: float) -> float:
         """Sparse-convention FLOPs over the measured matmul rate of all ranks' devices."""

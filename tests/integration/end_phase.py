@@ -34,7 +34,7 @@ class Channel:
 
 def take_up(folder: RunFolder) -> dict[str, Any]:
     """The event a worker would answer with."""
-    return worker._take_up(folder, {"lease_timeout_s": 60.0}, run.train_run, Channel())  # type: ignore[arg-type]
+    return worker.take_up(folder, {"lease_timeout_s": 60.0}, run.train_run, Channel())  # type: ignore[arg-type]
 
 
 def die_at(point: str) -> None:

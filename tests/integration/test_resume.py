@@ -63,9 +63,10 @@ def comparable(folder: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path) -> None:
-    _, straight = planned(tmp_path / "straight")
-    _, broken = planned(tmp_path / "broken")
+@pytest.mark.parametrize("bad_losses", [[], ["train.on_bad_loss=skip", "train.spike_factor=1.01"]])
+def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, bad_losses: list[str]) -> None:
+    _, straight = planned(tmp_path / "straight", *bad_losses)
+    _, broken = planned(tmp_path / "broken", *bad_losses)
     expected = attempt(straight)
     for rows in (3, 7):
         assert attempt(broken, stop_after_rows=rows).status is Status.preempted
@@ -73,6 +74,8 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path) -> None:
     assert found.result == expected.result
     assert found.cost["resumed_at_step"] > 0
     assert comparable(broken) == comparable(straight)
+    skipped = [row.get("train/skipped_steps", 0) for row in straight.metrics()]
+    assert (skipped[-1] > skipped[1] > 0) == bool(bad_losses)  # before and after the first stop
     weights = [f.path / "weights" / "rank_00000.safetensors" for f in (straight, broken)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert broken.checkpoints_path.exists()  # until the record says done

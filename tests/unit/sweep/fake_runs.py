@@ -35,6 +35,7 @@ class FakePlan:
     (with _always: of each attempt); at the end: diverge, kill_after_record."""
     estimated_s: float | None = 1.0
     estimated_memory_bytes: int = 1
+    world_size: int = 1
 
     @property
     def title(self) -> str:

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def _take_up(folder: RunFolder, runner: Callable[..., RunOutcome]) -> dict[str, Any]:
-    return worker._take_up(folder, {"lease_timeout_s": 60.0}, runner, Channel())
+    return worker.take_up(folder, {"lease_timeout_s": 60.0}, runner, Channel())
 
 
 def _returning(outcome: RunOutcome) -> Callable[..., RunOutcome]:
