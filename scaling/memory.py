@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+import torch
 
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -16,6 +17,11 @@ def limit_bytes() -> int:
     """Total memory, never more than a container's limit."""
     limits = [int(text) for path in _CGROUP_LIMITS if (text := _read(path)).isdigit()]
     return min([psutil.virtual_memory().total, *limits])
+
+
+def gpu_bytes() -> int:
+    """Memory of the GPU that a process uses by default, all of it."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
 
 
 def _read(path: Path) -> str:

@@ -9,6 +9,7 @@ from scaling.plan import RunPlan
 from scaling.runs.record import RunOutcome
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease
+from scaling.train.build import ENGINES
 from scaling.train.run import train_run
 
 
@@ -19,9 +20,10 @@ def run(
     stop: Callable[[], bool],
 ) -> RunOutcome:
     """A `scaling.worker.Runner`."""
-    if RunPlan.from_json(folder.read_plan()).mesh.world_size == 1:
+    plan = RunPlan.from_json(folder.read_plan())
+    if plan.mesh.world_size == 1 and plan.execution.engine in ENGINES:
         return train_run(folder, lease, report, stop)
-    # Only here: workers of small runs need no torch.distributed.
+    # Only here: workers of small runs need no torch.distributed. DeepSpeed does, even for one rank.
     from scaling.distributed.supervise import supervise
 
     return supervise(folder, lease, report, stop)

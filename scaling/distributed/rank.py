@@ -86,8 +86,11 @@ def train(seat: Seat) -> RunOutcome:
         mesh=seat.mesh,
         build=build_on_mesh,
     )
-    seat.begin_at(attempt.first_step)
-    return attempt.carry_out()
+    try:
+        seat.begin_at(attempt.first_step)
+        return attempt.carry_out()
+    finally:
+        attempt.checkpoints.abandon()
 
 
 def _carry_out(rank: int, attempt: AttemptFolder, options: argparse.Namespace) -> int:

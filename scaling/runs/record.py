@@ -105,7 +105,8 @@ COST_FIELDS: dict[str, Field] = {
     "peak_memory_bytes": Field(
         _INT_OR_NULL,
         "bytes",
-        "allocated (GPU); resident (CPU), with mapped activations and what earlier runs left",
+        "allocated (GPU); resident (CPU), with mapped activations and what earlier runs left; of "
+        "one rank, the leading one",
     ),
     "host": Field(_STR, "", "hostname"),
     "cpu": Field(_STR_OR_NULL, "", "processor model"),

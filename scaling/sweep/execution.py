@@ -112,7 +112,7 @@ def plan_execution(config: RunConfig, d_model: int) -> ExecutionPlan:
         device=device,
         threads=config.launcher.threads,
         fingerprint=fingerprint(device, kernels),
-        exchange=_exchange(config),
+        exchange=planned_exchange(config),
         zero_stage=config.mesh.zero_stage if engine == "deepspeed" else 0,
     )
 
@@ -161,6 +161,11 @@ def planned_device(config: RunConfig) -> str:
     return "cuda" if available and config.device is not DeviceName.cpu else "cpu"
 
 
+def planned_engine(config: RunConfig) -> str:
+    """fused, torch or deepspeed."""
+    return _engine(config, _kernels(config))
+
+
 def _kernels(config: RunConfig) -> str:
     if config.kernels is not KernelsName.auto:
         return str(config.kernels)
@@ -180,7 +185,7 @@ def _engine(config: RunConfig, kernels: str) -> str:
     return "fused" if kernels in FUSED else "torch"
 
 
-def _exchange(config: RunConfig) -> str:
+def planned_exchange(config: RunConfig) -> str:
     """How shards agree on the k largest."""
     mesh, ae = config.mesh, config.autoencoder
     if mesh.exchange is not ExchangeName.auto:

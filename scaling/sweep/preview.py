@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.activations.build import Description
-from scaling.budget import GIB, flops_per_token_sparse, n_params
-from scaling.plan import RunPlan, short
+from scaling.budget import GIB, flops_per_token_sparse, n_params, rank_bytes
+from scaling.plan import MeshPlan, RunPlan, short
 from scaling.sweep.estimate import makespan_s
-from scaling.sweep.planner import BYTES_PER_VALUE
+from scaling.sweep.planner import BYTES_PER_VALUE, plan_shape
 
 BYTES_PER_FINAL_PARAM = 8
 """Raw and averaged weights in float32, kept after a run; checkpoints come and go."""
@@ -40,9 +40,25 @@ def print_preview(
         f"{disk / GIB:.2f} GiB disk for the final weights and {sum(passing) / GIB:.2f} GiB for "
         "checkpoints that come and go."
     )
+    for line in _meshes(plans):
+        console.print(line)
     for source in sources:
         print_harvest(source, console)
     console.print("dry_run=true: nothing was harvested or trained.")
+
+
+def _meshes(plans: Sequence[RunPlan]) -> list[str]:
+    """Ranks and the largest memory of one, for each mesh of several processes."""
+    largest: dict[MeshPlan, int] = {}
+    for plan in plans:
+        if plan.mesh.world_size > 1:
+            rank = rank_bytes(plan_shape(plan))
+            largest[plan.mesh] = max(largest.get(plan.mesh, 0), rank)
+    return [
+        f"mesh.dp={mesh.dp} mesh.latent={mesh.latent}: {mesh.world_size} ranks per run, "
+        f"{size / GIB:.2f} GiB each at most. python -m scaling.budget says what takes how much."
+        for mesh, size in sorted(largest.items(), key=lambda item: item[0].world_size)
+    ]
 
 
 def print_harvest(source: Description, console: Console) -> None:

@@ -282,11 +282,12 @@ class Attempt:
         self.checkpoints.save(step, self.engine.state() | guarded, origin)
 
     def _utilization(self, tokens_per_s: float) -> float:
-        """Sparse-convention FLOPs over the machine's measured matmul rate."""
+        """Sparse-convention FLOPs over the measured matmul rate of all ranks' devices."""
         flops = budget.flops_per_token_sparse(
             self.plan.autoencoder.n_latents, self.plan.source.d_model, self.plan.autoencoder.k
         )
-        return tokens_per_s * flops / matmul_flops_per_s(self.plan.execution.device)
+        rate = matmul_flops_per_s(self.plan.execution.device) * self.mesh.world_size
+        return tokens_per_s * flops / rate
 
 
 def _settle_torch(plan: RunPlan) -> None:

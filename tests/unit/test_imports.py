@@ -34,7 +34,7 @@ LAYERS = {
     "scaling/storage/": ["scaling.storage", "scaling.errors"],
     "scaling/kernels/": ["scaling.kernels"],
     "scaling/autoencoder/": ["scaling.autoencoder", "scaling.kernels"],
-    "scaling/budget.py": [],
+    "scaling/budget/": ["scaling.budget", "scaling.errors"],
     "scaling/schedule.py": [],
     "scaling/runs/": ["scaling.runs", "scaling.storage", "scaling.errors"],
     "scaling/activations/": [
@@ -123,7 +123,13 @@ for part in pkgutil.iter_modules(package.__path__, "{module}."):
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("scaling", "torch"), ("analysis.fit", "torch"), ("scaling.status", "torch")],
+    [
+        ("scaling", "torch"),
+        ("analysis.fit", "torch"),
+        ("scaling.status", "torch"),
+        ("scaling.budget.__main__", "torch"),
+        ("scaling.budget.__main__", "hydra"),
+    ],
 )
 def test_light_entry_points_stay_light(module: str, absent: str) -> None:
     script = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"

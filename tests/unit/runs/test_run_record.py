@@ -18,7 +18,7 @@ _DOCS = Path(__file__).parents[3] / "docs" / "records.md"
 
 
 def _example(field: Field) -> object:
-    return {int: 3, float: 0.5, str: "x", bool: True, dict: {}}[field.types[0]]
+    return {int: 3, float: 0.5, str: "x", bool: True, dict: {}, list: []}[field.types[0]]
 
 
 @pytest.fixture

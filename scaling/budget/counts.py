@@ -1,0 +1,44 @@
+"""What any run of a shape has: parameters, FLOPs under named conventions, steps."""
+
+from __future__ import annotations
+
+GIB = 2**30
+
+INIT_SAMPLE_TOKENS = 32_768
+"""Training vectors whose median (or mean) b_pre starts from."""
+
+
+def n_params(n_latents: int, d_model: int) -> int:
+    """w_enc, w_dec, b_enc and b_pre."""
+    return 2 * n_latents * d_model + n_latents + d_model
+
+
+def flops_per_token_dense(n_latents: int, d_model: int) -> int:
+    """Training FLOPs with every product dense: 12 n d, six matmuls of 2 n d.
+
+    Encoder and decoder forward; gradients of the decoder, the code, the encoder and the pre-bias.
+    """
+    return 12 * n_latents * d_model
+
+
+def flops_per_token_sparse(n_latents: int, d_model: int, k: int) -> int:
+    """Training FLOPs when only the encoder forward is dense: 2 n d + 8 k d.
+
+    The sparse passes are the decoder forward and the gradients of code, decoder and encoder, 2 k d
+    each. Not counted in either convention: the pre-bias (2 n d a batch), biases, the optimizer,
+    and AuxK, whose cost depends on how many latents are dead.
+    """
+    return 2 * n_latents * d_model + 8 * k * d_model
+
+
+def n_steps(tokens: int, batch_tokens: int) -> int:
+    """Whole batches in a token budget; the remainder is not trained on."""
+    return tokens // batch_tokens
+
+
+def power_of_two_near(value: float) -> int:
+    """The power of two nearest on a log scale, at least 1. k_aux is the one nearest d_model / 2."""
+    exponent = 0
+    while 2 ** (exponent + 0.5) <= value:
+        exponent += 1
+    return 2**exponent
