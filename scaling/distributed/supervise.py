@@ -21,6 +21,7 @@ from scaling.distributed.attempt_folder import AttemptFolder
 from scaling.distributed.blame import Cause, root_cause
 from scaling.distributed.elastic import ElasticGroup, Nodes, this_node
 from scaling.distributed.ranks import DEFAULT_BODY, LEASE_LOST, Ended, RankGroup
+from scaling.malloc import KEEP_PAGES
 from scaling.plan import RunPlan
 from scaling.runs.record import RunOutcome, Status
 from scaling.runs.store import RunFolder
@@ -50,8 +51,8 @@ def local_ranks(
     plan: RunPlan, folder: RunFolder, token: int, nodes: Nodes, *, body: str = DEFAULT_BODY
 ) -> RankGroup:
     """This node's ranks of a run, not started yet."""
-    # The ranks inherit it; set here as torch reads it when it is imported.
-    os.environ["OMP_NUM_THREADS"] = str(plan.execution.threads)
+    # Inherited by the ranks, and read when they begin: too late to be set by them.
+    os.environ.update(KEEP_PAGES | {"OMP_NUM_THREADS": str(plan.execution.threads)})
     return ElasticGroup(nodes, plan.mesh.world_size, rank_arguments(folder, token, body=body))
 
 
@@ -95,7 +96,7 @@ class Supervisor:
 
     def _see_through(self, attempt: AttemptFolder) -> Ended:
         """One try, from its start to the end of its last process."""
-        group = self._group()
+        group, ended = self._group(), None
         try:
             group.start(attempt)
             while (ended := group.poll()) is None:
@@ -107,7 +108,8 @@ class Supervisor:
             self._tail.look(at_once=True)
             return ended
         finally:
-            attempt.abort("its supervisor has ended it")
+            if ended is None or not ended.is_clean:
+                attempt.abort("its supervisor has ended it")
             group.stop()
 
     def _known(self, status: Status) -> RunOutcome:
