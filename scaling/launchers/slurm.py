@@ -1,0 +1,116 @@
+"""launcher=slurm: one submitit array per launch (and shape of mesh), one element per pending run.
+
+The launch plans, prepares the run folders, submits and then only looks on: jobs do not need it.
+Whoever calls it again skips what is done and what waits or works, and submits the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import submitit
+from rich.console import Console
+from submitit.core.utils import FailedJobError
+
+from scaling.errors import UserError
+from scaling.launcher_config import SlurmLauncherConfig
+from scaling.launchers.element import NODE_AGENT, Element
+from scaling.launchers.slurm_params import by_shape, run_parameters
+from scaling.launchers.slurm_queue import SlurmJobs, has_slurm
+from scaling.launchers.watch import Watch, how_to_follow
+from scaling.malloc import KEEP_PAGES
+from scaling.plan import RunPlan
+from scaling.runs.record import Record
+from scaling.runs.store import SweepStore
+from scaling.sweep.interrupt import Interrupts
+from scaling.sweep.pool import THREAD_VARIABLES
+from scaling.sweep.schedule import ExecuteOptions
+from scaling.sweep.stop import last_wish
+
+MAX_TIMEOUTS = 1000
+"""So often may a run reach its job's time limit and go on in a requeued job."""
+
+
+@dataclass(frozen=True)
+class SlurmSchedule:
+    """Submits a launch's runs, then waits for them."""
+
+    launcher: SlurmLauncherConfig
+    todo: Sequence[RunPlan]
+    before: Mapping[str, Record]
+    store: SweepStore
+    options: ExecuteOptions
+    console: Console
+    interrupts: Interrupts
+    node_agent: str = NODE_AGENT
+
+    def run(self) -> bool:
+        """True when jobs go on without this launch."""
+        jobs = SlurmJobs(self.store)
+        with jobs.submitting():
+            in_hand = jobs.queued()
+            held = {plan.run_id for plan in self.todo if self._is_held(plan)}
+            pending = [p for p in self.todo if p.run_id not in in_hand and p.run_id not in held]
+            self._tell("left alone", len(in_hand.keys() | held), "queued or in hand already")
+            for shape, plans in by_shape(pending, self.launcher).items():
+                parameters = run_parameters(self.launcher, self.store.name, shape)
+                submitted = submit(jobs, parameters, [self._element(plan) for plan in plans])
+                ids = [plan.run_id for plan in plans]
+                jobs.add(dict(zip(submitted, ids, strict=True)))
+                array = submitted[0].partition("_")[0]
+                where = f"{shape.nodes} nodes" if shape.nodes > 1 else "one node"
+                self._tell(f"submitted as SLURM job {array}", len(plans), f"{where} each")
+        if not self.launcher.wait:
+            self.console.print(how_to_follow(self.store), markup=False, soft_wrap=True)
+            return True
+        return Watch(self.todo, self.store, self.options, self.console, self.interrupts).run()
+
+    def _is_held(self, plan: RunPlan) -> bool:
+        return self.store.folder(plan.run_id).holder() is not None
+
+    def _tell(self, what: str, n_runs: int, how: str) -> None:
+        if n_runs:
+            self.console.print(f"{n_runs} runs {what} ({how})", markup=False, highlight=False)
+
+    def _element(self, plan: RunPlan) -> Element:
+        threads = {name: str(self.options.threads) for name in THREAD_VARIABLES}
+        return Element(
+            run=str(self.store.folder(plan.run_id).path.absolute()),
+            environment={**threads, **KEEP_PAGES},
+            lease_timeout_s=self.options.lease_timeout_s,
+            retries=self.options.retries,
+            wish=last_wish(self.store),
+            runner=self.options.runner,
+            node_agent=self.node_agent,
+            distributed=plan.mesh.world_size > 1,
+        )
+
+
+def submit(jobs: SlurmJobs, parameters: dict[str, Any], tasks: Sequence[Any]) -> list[str]:
+    """Submit callables as one array (one job if there is one); SLURM's ids in their order.
+
+    Raises:
+        UserError: sbatch refuses, or a parameter is unknown.
+    """
+    executor = submitit.SlurmExecutor(folder=jobs.folder, max_num_timeout=MAX_TIMEOUTS)
+    try:
+        executor.update_parameters(**parameters)
+        with executor.batch():
+            submitted = [executor.submit(task) for task in tasks]
+        return [job.job_id for job in submitted]
+    except FailedJobError as error:
+        raise UserError(
+            f"sbatch refused the job: {str(error).strip().splitlines()[-1]} (see launcher.*: "
+            "partition, account, qos, time_minutes, extra)"
+        ) from error
+
+
+def check_slurm() -> None:
+    """Raises UserError where SLURM's commands are not on PATH."""
+    if not has_slurm():
+        raise UserError(
+            "launcher=slurm needs sbatch, srun, squeue and scancel on PATH. Launch on a host of "
+            "the cluster; dry_run=true works anywhere."
+        )
