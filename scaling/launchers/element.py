@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,19 +73,25 @@ class Element:
         # Only the first node stops the run; all others end when it has.
         signal.signal(signal.SIGTERM, self._on_sigterm if first else _bypass)
         self._stopped = self._wish_came()
+        if first:
+            self._lead(folder, job)
+        elif not self._stopped:
+            self._attempt(job)
+        return str(folder.status())
+
+    def _lead(self, folder: RunFolder, job: submitit.JobEnvironment) -> None:
+        """Until the run has ended in order, or its process has died too often."""
         deaths = 0
-        while not self._stopped and (not first or folder.status() not in FINAL):
-            if first and not self._is_free(folder):
-                break
-            how = self._attempt(folder, job)
+        while not self._stopped and folder.status() not in FINAL and self._is_free(folder):
+            how = self._attempt(job)
             if how is None or self._stopped:
-                break
+                return
             deaths += 1
-            if deaths > self.retries:
+            # The other nodes of a larger mesh have ended with this one: no further attempt here.
+            if self.distributed or deaths > self.retries:
                 words = f"{how}, {deaths} times in job {job.job_id} on {socket.gethostname()}"
                 record_death(folder, words, "the job's log has its last words")
-                break
-        return str(folder.status())
+                return
 
     def checkpoint(self) -> DelayedSubmission | None:
         """Called by submitit's handler of SIGUSR2, within `__call__`: end the run in order.
@@ -102,14 +108,14 @@ class Element:
     def _for_requeue(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
-    def _attempt(self, folder: RunFolder, job: submitit.JobEnvironment) -> str | None:
+    def _attempt(self, job: submitit.JobEnvironment) -> str | None:
         """One child from start to end; in words how it died, None if it did not."""
         with _without_user_signal():
-            self._child = NodeChild(self, job) if self.distributed else WorkerChild(self, folder)
+            self._child = NodeChild(self, job) if self.distributed else WorkerChild(self)
         while (ended := self._child.poll(_POLL_S)) is None:
             if job.global_rank == 0 and not self._stopped and self._wish_came():
                 self._stop()
-        return None if ended == 0 else f"its process {how_it_ended(ended)}"
+        return None if ended in self._child.in_order else f"its process {how_it_ended(ended)}"
 
     def _is_free(self, folder: RunFolder) -> bool:
         """Whether nobody works on the run. A node that was lost seems to, until its lease ends."""
@@ -133,6 +139,9 @@ class Element:
 
 
 class Child(Protocol):
+    in_order: Sequence[int]
+    """Exit codes after which the record says what there is to say."""
+
     def poll(self, within_s: float) -> int | None:
         """Its exit code once it is through with the run."""
         ...
@@ -143,7 +152,10 @@ class Child(Protocol):
 class WorkerChild:
     """A persistent worker that is given one run."""
 
-    def __init__(self, element: Element, folder: RunFolder) -> None:
+    in_order = (0,)
+
+    def __init__(self, element: Element) -> None:
+        folder = RunFolder(Path(element.run))
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._ended: int | None = None
         logs = SweepStore(folder.path.parent).logs_path
@@ -182,6 +194,8 @@ class WorkerChild:
 
 class NodeChild:
     """This node's agent of a run of several processes; stdout and stderr go to the job's log."""
+
+    in_order = (0, 1, 3)  # has its result, failed, stopped or held: see scaling.distributed.node
 
     def __init__(self, element: Element, job: submitit.JobEnvironment) -> None:
         command = [sys.executable, "-m", element.node_agent, "--run", element.run]
