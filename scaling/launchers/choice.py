@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -16,10 +18,13 @@ from scaling.config import ActivationsConfig
 from scaling.errors import UserError
 from scaling.launcher_config import DeepSpeedLauncherConfig, LauncherConfig, SlurmLauncherConfig
 from scaling.launchers import preview
+from scaling.launchers.hosts import NO_REMOTE, RUNNER
 from scaling.plan import RunPlan
 from scaling.runs.store import SweepStore
 from scaling.sweep.execute import ExecuteOptions, Summary, execute
 from scaling.sweep.schedule import Schedule
+
+PDSH = "pdsh"
 
 
 class Launcher(Protocol):
@@ -110,7 +115,26 @@ class OnSlurm:
 
 
 class OnHosts(Here):
-    """The hosts of a hostfile."""
+    """The hosts of a hostfile, one run at a time; the activations are harvested here."""
 
     def __init__(self, config: DeepSpeedLauncherConfig) -> None:
         self._config = config
+
+    def check(self) -> None:
+        remote = self._config.remote
+        if remote == PDSH and shutil.which(PDSH) is None:
+            raise UserError(
+                "launcher.remote=pdsh, but pdsh is not on PATH. Install it here (it needs ssh to "
+                "the hosts), choose another of DeepSpeed's launchers, or launcher.remote=none."
+            )
+
+    def preview(self, plans: Sequence[RunPlan], store: SweepStore, console: Console) -> None:
+        preview.print_hosts(plans, self._config, store, console)
+
+    def execute(
+        self, plans: Sequence[RunPlan], store: SweepStore, options: ExecuteOptions, console: Console
+    ) -> Summary:
+        if self._config.remote == NO_REMOTE:
+            console.print(preview.how_to_join(self._config, store), markup=False, soft_wrap=True)
+        options = replace(options, workers=1, devices=None, runner=RUNNER)
+        return execute(plans, store, options, console, Schedule)

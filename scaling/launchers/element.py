@@ -34,7 +34,8 @@ from submitit.helpers import DelayedSubmission
 
 from scaling.runs.record import FINAL
 from scaling.runs.store import RunFolder, SweepStore
-from scaling.sweep.pool import Event, Worker, how_it_ended
+from scaling.storage.process import how_it_ended
+from scaling.sweep.pool import Event, Worker
 from scaling.sweep.schedule import record_death
 from scaling.sweep.stop import last_wish
 from scaling.worker import DEFAULT_RUNNER

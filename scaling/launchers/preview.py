@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
-from scaling.launcher_config import SlurmLauncherConfig
+from scaling.launcher_config import DeepSpeedLauncherConfig, SlurmLauncherConfig
+from scaling.launchers.hostfile import Host, hosts_for, read_hostfile
+from scaling.launchers.hosts import NO_REMOTE, runner_command
 from scaling.launchers.slurm_params import (
     Shape,
     by_shape,
@@ -30,6 +34,35 @@ def print_slurm(
         lines = sbatch_lines(run_parameters(launcher, store.name, shape), len(group))
         _print(console, _head(shape, len(group)), lines)
     console.print(f"Scripts and logs would be in {store.path / 'slurm'}.", soft_wrap=True)
+
+
+def print_hosts(
+    plans: Sequence[RunPlan], launcher: DeepSpeedLauncherConfig, store: SweepStore, console: Console
+) -> None:
+    """The hosts and the command of each run, which go one after the other."""
+    for plan in plans:
+        hosts = _hosts(launcher, plan.mesh.world_size)
+        folder = store.folder(plan.run_id if plan.source.content_hash else "RUN_ID")
+        attempt = folder.path / "attempts" / "TOKEN" / "TRY"
+        arguments = ["--run", str(folder.path), "--token", "TOKEN", "--attempt", str(attempt)]
+        command = runner_command(attempt / "hostfile", hosts, launcher, arguments, node=0)
+        head = f"{plan.title}, on {', '.join(map(str, hosts))}:"
+        _print(console, head, [shlex.join(command)])
+    if launcher.remote == NO_REMOTE:
+        console.print(how_to_join(launcher, store), markup=False, soft_wrap=True)
+
+
+def how_to_join(launcher: DeepSpeedLauncherConfig, store: SweepStore) -> str:
+    """For people: what to start on the hosts that nothing reaches."""
+    first, *others = _hosts(launcher, None)
+    commands = [f"  python -m scaling.join {store.path} --host {host.name}" for host in others]
+    return "\n".join([f"launch on {first.name}; on each other host run, now or later:", *commands])
+
+
+def _hosts(launcher: DeepSpeedLauncherConfig, world_size: int | None) -> list[Host]:
+    assert launcher.hostfile is not None  # checked by validate
+    hosts = read_hostfile(Path(launcher.hostfile))
+    return hosts if world_size is None else hosts_for(hosts, world_size, launcher.hostfile)
 
 
 def _head(shape: Shape, n_runs: int) -> str:
