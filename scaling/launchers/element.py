@@ -112,11 +112,11 @@ class Element:
     def _attempt(self, job: submitit.JobEnvironment) -> str | None:
         """One child from start to end; in words how it died, None if it did not."""
         with _without_user_signal():
-            self._child = NodeChild(self, job) if self.distributed else WorkerChild(self)
-        while (ended := self._child.poll(_POLL_S)) is None:
+            child = self._child = NodeChild(self, job) if self.distributed else WorkerChild(self)
+        while (ended := child.poll(_POLL_S)) is None:
             if job.global_rank == 0 and not self._stopped and self._wish_came():
                 self._stop()
-        return None if ended in self._child.in_order else f"its process {how_it_ended(ended)}"
+        return None if ended in child.in_order else f"its process {how_it_ended(ended)}"
 
     def _is_free(self, folder: RunFolder) -> bool:
         """Whether nobody works on the run. A node that was lost seems to, until its lease ends."""
@@ -140,8 +140,10 @@ class Element:
 
 
 class Child(Protocol):
-    in_order: Sequence[int]
-    """Exit codes after which the record says what there is to say."""
+    @property
+    def in_order(self) -> Sequence[int]:
+        """Exit codes after which the record says what there is to say."""
+        ...
 
     def poll(self, within_s: float) -> int | None:
         """Its exit code once it is through with the run."""

@@ -78,7 +78,7 @@ def hosts_for(hosts: Sequence[Host], world_size: int, where: str) -> list[Host]:
             left -= chosen[-1].slots
     if left:
         raise UserError(
-            f"launcher.hostfile={where} has {sum(host.slots for host in hosts)} slots, and a run of "
-            f"mesh.dp times mesh.latent needs {world_size}. Add hosts or slots, or lower the mesh."
+            f"launcher.hostfile={where} has {world_size - left} slots, and a run of mesh.dp times "
+            f"mesh.latent needs {world_size}. Add hosts or slots, or lower the mesh."
         )
     return chosen

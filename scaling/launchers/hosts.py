@@ -61,10 +61,9 @@ def hosts_group(plan: RunPlan, folder: RunFolder, token: int, body: str) -> Host
     from scaling.distributed.supervise import rank_arguments
 
     launcher = DeepSpeedLauncherConfig(**plan.config["launcher"])
-    assert launcher.hostfile is not None  # checked at launch
-    hosts = hosts_for(
-        read_hostfile(Path(launcher.hostfile)), plan.mesh.world_size, launcher.hostfile
-    )
+    hostfile = launcher.hostfile
+    assert hostfile is not None  # checked at launch
+    hosts = hosts_for(read_hostfile(Path(hostfile)), plan.mesh.world_size, hostfile)
     return HostsGroup(hosts, launcher, rank_arguments(folder, token, body=body))
 
 
