@@ -30,10 +30,10 @@ _SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 
 def missing_programs() -> list[str]:
-    return [name for name in _PROGRAMS if _which(name) is None]
+    return [name for name in _PROGRAMS if which(name) is None]
 
 
-def _which(name: str) -> str | None:
+def which(name: str) -> str | None:
     path = os.pathsep.join([os.environ.get("PATH", ""), *_SBIN])
     return shutil.which(name, path=path)
 
@@ -90,7 +90,7 @@ class VirtualCluster:
         key.write_bytes(secrets.token_bytes(1024))
 
     def _spawn(self, name: str, program: str, *arguments: str) -> None:
-        path = _which(program)
+        path = which(program)
         assert path is not None, f"{program} is not installed"
         with (self.folder / "logs" / f"{name}.out").open("ab") as log:
             self._daemons[name] = subprocess.Popen(

@@ -27,7 +27,7 @@ def cluster() -> Iterator[VirtualCluster]:
         yield up
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_job_left(cluster: VirtualCluster) -> Iterator[None]:
     """Whatever becomes of a test, the next one finds an empty queue."""
     yield

@@ -20,7 +20,7 @@ from scaling.runs.store import SweepStore
 from tests.compose import TINY
 from tests.slurm.conftest import ROOT, python
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("no_job_left")]
 
 LONG = ["train.tokens=8_000_000", "checkpoint.every_tokens=2_560", "logger.every_tokens=2_560"]
 """Longer than any test waits."""
