@@ -122,6 +122,7 @@ def help_harvest(work: Path, node: int, make: CrewMaker, is_over: Callable[[], b
                 continue
             with make(job, len(parts)) as crew:
                 crew.harvest(parts, lambda _tokens: None)
+            print(f"made {len(parts)} parts as node {node}", flush=True)
 
 
 def share(parts: Sequence[Part], node: int, nodes: int) -> list[Part]:

@@ -11,7 +11,6 @@ import os
 import pwd
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+
+import psutil
 
 NODES = ("n1", "n2")
 CPUS_PER_NODE = 8
@@ -48,6 +49,10 @@ class VirtualCluster:
         self._ports = dict(zip(("slurmctld", *NODES), free_ports(1 + len(NODES)), strict=True))
 
     @property
+    def _configured(self) -> str:
+        return f"SLURM_CONF={self.folder}/slurm.conf"
+
+    @property
     def environment(self) -> dict[str, str]:
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
@@ -65,8 +70,12 @@ class VirtualCluster:
     def start_node(self, name: str) -> None:
         self._spawn(name, "slurmd", "-D", "-N", name)
 
-    def node_pid(self, name: str) -> int:
-        return self._daemons[name].pid
+    def kill_node(self, name: str) -> None:
+        """As if its machine lost power: the slurmd, its steps and all they started."""
+        daemon = self._daemons[name]
+        daemon.kill()
+        daemon.wait()
+        kill_those_with(f"SLURMD_NODENAME={name}", self._configured)
 
     def _start(self) -> None:
         self._write_key()
@@ -139,7 +148,7 @@ class VirtualCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        kill_those_below(self.folder)
+        kill_those_with(self._configured)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _configuration(self) -> str:
@@ -187,15 +196,20 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def kill_those_below(folder: Path) -> None:
-    """End the job steps that outlived their slurmd; they have its configuration in their
-    environment."""
-    wanted = f"SLURM_CONF={folder}/slurm.conf".encode()
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            pid = int(environ.parent.name)
-            if pid != os.getpid() and wanted in environ.read_bytes().split(b"\0"):
-                os.kill(pid, signal.SIGKILL)
+def kill_those_with(*variables: str) -> None:
+    """End the processes with all of these in their environment, the steps of jobs, which may
+    outlive their slurmd; and before each, the slurmstepd that would tell of its end."""
+    wanted = {variable.encode() for variable in variables}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, psutil.Error):
+            if folder.name == str(os.getpid()):
+                continue
+            if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                process = psutil.Process(int(folder.name))
+                parent = process.parent()
+                if parent is not None and parent.name().startswith("slurmstepd"):
+                    parent.kill()
+                process.kill()
 
 
 def free_ports(n: int) -> list[int]:

@@ -18,6 +18,7 @@ import pytest
 from scaling.launchers.slurm_queue import SlurmJobs
 from scaling.runs.store import SweepStore
 from tests.compose import TINY
+from tests.slurm.cluster import VirtualCluster
 from tests.slurm.conftest import ROOT, python
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("no_job_left")]
@@ -112,12 +113,93 @@ def test_a_preempted_job_checkpoints_and_goes_on_after_its_requeue(tmp_path: Pat
         (job,) = SlurmJobs(store).queued().values()
         subprocess.run(["scancel", "--signal=USR2", job.job_id], check=True)
         wait_until(lambda: records(tmp_path, "requeued")[0]["status"] == "preempted")
-        assert process.wait(280) == 0
+        while process.poll() is None:
+            start_requeued_jobs()
+            time.sleep(1)
+        assert process.returncode == 0
     (record,) = records(tmp_path, "requeued")
     assert record["status"] == "done"
     assert record["cost"]["attempts"] == 2
     assert record["cost"]["resumed_at_step"] % 782 != 0  # its own checkpoint, not a regular one
     assert record["cost"]["bit_exact"]
+
+
+def test_a_lost_node_costs_a_second_call(tmp_path: Path, cluster: VirtualCluster) -> None:
+    """Two runs of two nodes each, one after the other; the second node goes down in the first."""
+    options = ["sweeps=smoke", "mesh.dp=2", "launcher.ranks_per_node=1", "autoencoder.k=4"]
+    options += ["train.tokens=153_600", "checkpoint.every_tokens=5_120", "launcher.max_parallel=1"]
+    store = SweepStore(tmp_path / "runs/smoke")
+    with launching(tmp_path, *options) as process:
+        wait_until(lambda: has_checkpoint(store), within_s=150)
+        cluster.kill_node("n2")
+        wait_until(lambda: not any(folder.holder() for folder in store.folders()), within_s=30)
+        statuses = {record["status"] for record in records(tmp_path, "smoke")}
+        assert "done" not in statuses
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    cluster.start_node("n2")
+    with launching(tmp_path, *options) as process:
+        while process.poll() is None:
+            start_requeued_jobs()
+            time.sleep(2)
+        assert process.returncode == 0
+    done = records(tmp_path, "smoke")
+    assert [record["status"] for record in done] == ["done"] * 2
+    assert sorted(record["cost"]["attempts"] > 1 for record in done) == [False, True]
+    assert any(record["cost"]["resumed_at_step"] > 0 for record in done)
+
+    (tmp_path / "here").mkdir()
+    alone = python(
+        *(str(ROOT / "launch.py"), "-m", *options[:1], *options[3:5]), cwd=tmp_path / "here"
+    )
+    assert alone.returncode == 0
+    expected = {r["run_id"]: r["result"] for r in records(tmp_path / "here", "smoke")}
+    for record in done:
+        for key in ("normalized_mse", "normalized_mse_ema", "l0"):
+            found = record["result"][key]
+            assert found == pytest.approx(expected[record["run_id"]][key], rel=1e-5)
+
+
+def start_requeued_jobs() -> None:
+    """SLURM lets a requeued job wait for two minutes; a test need not."""
+    shown = subprocess.run(
+        ["squeue", "--noheader", "--states=PENDING", "--format=%A"], capture_output=True, text=True
+    )
+    for job in set(shown.stdout.split()):
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+
+
+def test_a_harvest_on_two_nodes_gives_the_bytes_of_one_process(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n\n".join(f"The state of union number {i} is strong." * 40 for i in range(80))
+    )
+    options = ["activations=embedded", f"activations.text={text}", "activations.max_tokens=6_000"]
+    options += ["activations.eval_tokens=300", "train.tokens=10_240", "train.batch_tokens=256"]
+    options += ["autoencoder.n_latents=64", "autoencoder.k=4", "autoencoder.dead_after_tokens=2048"]
+    on_slurm = launch(
+        tmp_path, *options, "data_dir=two", "launcher.harvest_nodes=2", "launcher.harvest_cpus=1"
+    )
+    assert on_slurm.returncode == 0, on_slurm.stdout + on_slurm.stderr
+    here = python(str(ROOT / "launch.py"), *options, "data_dir=one", "dry_run=false", cwd=tmp_path)
+    assert here.returncode == 0, here.stderr
+    assert stores(tmp_path / "two") == stores(tmp_path / "one")
+    jobs = SlurmJobs(SweepStore(tmp_path / "runs/default"))
+    names = [sorted(each.jobs.values())[0].partition("-")[0] for each in jobs.submissions()]
+    assert names[0] == "harvest"
+    helper = (jobs.folder / f"{next(iter(jobs.submissions()[0].jobs))}_1_log.out").read_text()
+    assert "made" in helper
+
+
+def stores(data_dir: Path) -> dict[str, bytes]:
+    folders = [path for path in (data_dir / "activations").iterdir() if "-layer" in path.name]
+    assert folders
+    return {
+        str(path.relative_to(data_dir)): path.read_bytes()
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_sigterm_reaches_the_processes_of_a_step(tmp_path: Path) -> None:
