@@ -12,6 +12,9 @@ import pytest
 
 from tests.slurm.cluster import VirtualCluster, missing_programs
 
+# The tiny model and text of the harvest's own tests.
+from tests.unit.activations.conftest import llama_folder, text_folder  # noqa: F401
+
 ROOT = Path(__file__).parents[2]
 
 

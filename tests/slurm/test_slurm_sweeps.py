@@ -169,19 +169,19 @@ def start_requeued_jobs() -> None:
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
 
 
-def test_a_harvest_on_two_nodes_gives_the_bytes_of_one_process(tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text(
-        "\n\n".join(f"The state of union number {i} is strong." * 40 for i in range(80))
-    )
-    options = ["activations=embedded", f"activations.text={text}", "activations.max_tokens=6_000"]
-    options += ["activations.eval_tokens=300", "train.tokens=10_240", "train.batch_tokens=256"]
+def test_a_harvest_on_two_nodes_gives_the_bytes_of_one_process(
+    tmp_path: Path, llama_folder: Path, text_folder: Path
+) -> None:
+    options = ["activations=hf", f"activations.model={llama_folder}", "activations.layer=2"]
+    options += [f"activations.text={text_folder}", "activations.context=8"]
+    options += ["activations.max_tokens=2_000", "activations.eval_tokens=200"]
+    options += ["train.tokens=10_240", "train.batch_tokens=256"]
     options += ["autoencoder.n_latents=64", "autoencoder.k=4", "autoencoder.dead_after_tokens=2048"]
     on_slurm = launch(
         tmp_path, *options, "data_dir=two", "launcher.harvest_nodes=2", "launcher.harvest_cpus=1"
     )
     assert on_slurm.returncode == 0, on_slurm.stdout + on_slurm.stderr
-    here = python(str(ROOT / "launch.py"), *options, "data_dir=one", "dry_run=false", cwd=tmp_path)
+    here = python(str(ROOT / "launch.py"), *options, "data_dir=one", cwd=tmp_path)
     assert here.returncode == 0, here.stderr
     assert stores(tmp_path / "two") == stores(tmp_path / "one")
     jobs = SlurmJobs(SweepStore(tmp_path / "runs/default"))
