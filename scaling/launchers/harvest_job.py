@@ -99,9 +99,9 @@ def _wait(jobs: SlurmJobs, name: str, path: Path, tell: ProgressCallback) -> Non
             if not _is_queued(jobs, name):
                 return
         progress = _read(path)
-        if progress is None:
+        if progress is None and shown is None:
             tell(Progress("queued", int(time.monotonic() - started), 0, "s"))
-        elif progress != shown:
+        elif progress is not None and progress != shown:
             shown = progress
             tell(progress)
         time.sleep(_POLL_S)

@@ -160,6 +160,20 @@ def test_a_lost_node_costs_a_second_call(tmp_path: Path, cluster: VirtualCluster
             assert found == pytest.approx(expected[record["run_id"]][key], rel=1e-5)
 
 
+def test_a_cancelled_run_of_two_nodes_leaves_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    """SLURM tells every process of the step, ranks too; still the run ends as a whole."""
+    options = [*TINY, "sweep_name=long", "train.tokens=8_000_000", "logger.every_tokens=2_560"]
+    options += ["mesh.latent=2", "launcher.ranks_per_node=1", "launcher.wait=false"]
+    assert launch(tmp_path, *options).returncode == 0
+    store = SweepStore(tmp_path / "runs/long")
+    wait_until(lambda: any(folder.metrics() for folder in store.folders()))
+    assert not has_checkpoint(store)  # the first regular one comes after a tenth of the run
+    cancelled = python("-m", "scaling.cancel", "runs/long", cwd=tmp_path)
+    assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
+    assert [record["status"] for record in records(tmp_path, "long")] == ["preempted"]
+    assert has_checkpoint(store)
+
+
 def start_requeued_jobs() -> None:
     """SLURM lets a requeued job wait for two minutes; a test need not."""
     shown = subprocess.run(
