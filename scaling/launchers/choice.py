@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -55,6 +55,17 @@ def launcher_for(config: LauncherConfig) -> Launcher:
             return OnHosts(config)
         case _:
             return Here()
+
+
+def runs_elsewhere(launcher: dict[str, Any]) -> int | None:
+    """Runs at a time of a planned launcher that does not use this machine's cores; None = it does."""
+    match launcher["name"]:
+        case "slurm":
+            return launcher["max_parallel"]
+        case "deepspeed":
+            return 1
+        case _:
+            return None
 
 
 class Here:
