@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scaling.distributed.attempt_folder import AttemptFolder
 from scaling.errors import UserError
 from scaling.launchers.slurm_queue import QueuedJob, SlurmJobs, cancel
 from scaling.runs.store import SweepStore
@@ -103,6 +104,8 @@ def stop_sweep(store: SweepStore, console: Console, *, now: bool = False) -> int
         return 0
     for line in before.lines():
         console.print(f"stopping {line}", markup=False)
+    if now:
+        _abort_tries(store, before)
     _stop_jobs(store, before, now=now)
     _stop_processes(before, now=now)
     left = _wait(store, lambda: InHand.of(store), kills=not now)
@@ -140,6 +143,19 @@ def _stop_processes(found: InHand, *, now: bool) -> None:
         told = [*told, *held]
     for process in told:
         _signal(process, signal.SIGKILL if now else signal.SIGTERM)
+
+
+def _abort_tries(store: SweepStore, found: InHand) -> None:
+    """End the ranks of runs of several processes, wherever they are: they outlive, for a while, a
+    supervisor on another host that is killed."""
+    for run_id in found.holders:
+        tries = sorted(store.folder(run_id).path.glob("attempts/*/*"), key=_order)
+        if tries:
+            AttemptFolder(tries[-1]).abort("scaling.cancel --now")
+
+
+def _order(path: Path) -> tuple[str, int]:
+    return path.parent.name, int(path.name)
 
 
 def _signal(process: ProcessId, number: signal.Signals) -> None:

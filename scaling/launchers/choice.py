@@ -58,7 +58,7 @@ def launcher_for(config: LauncherConfig) -> Launcher:
 
 
 def runs_elsewhere(launcher: dict[str, Any]) -> int | None:
-    """Runs at a time of a planned launcher that does not use this machine's cores; None = it does."""
+    """Runs at a time where a planned launcher does not use this machine; None = it does."""
     match launcher["name"]:
         case "slurm":
             return launcher["max_parallel"]

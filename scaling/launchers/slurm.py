@@ -22,7 +22,7 @@ from scaling.launchers.slurm_queue import SlurmJobs, has_slurm
 from scaling.launchers.watch import Watch, how_to_follow
 from scaling.malloc import KEEP_PAGES
 from scaling.plan import RunPlan
-from scaling.runs.record import Record
+from scaling.runs.record import FINAL, Record, Status
 from scaling.runs.store import SweepStore
 from scaling.sweep.interrupt import Interrupts
 from scaling.sweep.pool import THREAD_VARIABLES
@@ -48,24 +48,44 @@ class SlurmSchedule:
 
     def run(self) -> bool:
         """True when jobs go on without this launch."""
-        jobs = SlurmJobs(self.store)
-        with jobs.submitting():
-            in_hand = jobs.queued()
-            held = {plan.run_id for plan in self.todo if self._is_held(plan)}
-            pending = [p for p in self.todo if p.run_id not in in_hand and p.run_id not in held]
-            self._tell("left alone", len(in_hand.keys() | held), "queued or in hand already")
-            for shape, plans in by_shape(pending, self.launcher).items():
-                parameters = run_parameters(self.launcher, self.store.name, shape)
-                submitted = submit(jobs, parameters, [self._element(plan) for plan in plans])
-                ids = [plan.run_id for plan in plans]
-                jobs.add(dict(zip(submitted, ids, strict=True)))
-                array = submitted[0].partition("_")[0]
-                where = f"{shape.nodes} nodes" if shape.nodes > 1 else "one node"
-                self._tell(f"submitted as SLURM job {array}", len(plans), f"{where} each")
+        left_alone = self._submit(self.todo)
         if not self.launcher.wait:
             self.console.print(how_to_follow(self.store), markup=False, soft_wrap=True)
             return True
-        return Watch(self.todo, self.store, self.options, self.console, self.interrupts).run()
+
+        def take_up(ended: set[str]) -> set[str]:
+            """What others had in hand and made nothing of, submitted now; once each."""
+            again = [plan for plan in self.todo if plan.run_id in ended & left_alone]
+            left_alone.difference_update(ended)
+            again = [plan for plan in again if not self._settled_since(plan)]
+            return {plan.run_id for plan in again} - self._submit(again)
+
+        watch = Watch(self.todo, self.store, self.options, self.console, self.interrupts, take_up)
+        return watch.run()
+
+    def _submit(self, plans: Sequence[RunPlan]) -> set[str]:
+        """Submit what nobody has in hand; the runs that somebody has."""
+        jobs = SlurmJobs(self.store)
+        with jobs.submitting():
+            queued = jobs.queued()
+            in_hand = {p.run_id for p in plans if p.run_id in queued or self._is_held(p)}
+            self._tell("left alone", len(in_hand), "queued or in hand already")
+            pending = [plan for plan in plans if plan.run_id not in in_hand]
+            for shape, group in by_shape(pending, self.launcher).items():
+                parameters = run_parameters(self.launcher, self.store.name, shape)
+                submitted = submit(jobs, parameters, [self._element(plan) for plan in group])
+                ids = [plan.run_id for plan in group]
+                jobs.add(dict(zip(submitted, ids, strict=True)))
+                array = submitted[0].partition("_")[0]
+                where = f"{shape.nodes} nodes" if shape.nodes > 1 else "one node"
+                self._tell(f"submitted as SLURM job {array}", len(group), f"{where} each")
+        return in_hand
+
+    def _settled_since(self, plan: RunPlan) -> bool:
+        """Whether another launch's job has come to something with it since this one began."""
+        record = self.store.folder(plan.run_id).read_record()
+        failed_since = record.status is Status.failed and record != self.before[plan.run_id]
+        return record.status in FINAL or failed_since
 
     def _is_held(self, plan: RunPlan) -> bool:
         return self.store.folder(plan.run_id).holder() is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -33,7 +33,11 @@ class Watch:
         options: ExecuteOptions,
         console: Console,
         interrupts: Interrupts,
+        take_up: Callable[[set[str]], set[str]],
     ) -> None:
+        """`take_up` is told of runs without a result that have no job any more; it returns those
+        for which it has submitted one."""
+        self._take_up = take_up
         self._store = store
         self._jobs = SlurmJobs(store)
         self._console = console
@@ -68,6 +72,7 @@ class Watch:
     def _look(self) -> None:
         # The queue first: a job that ends in between is then seen as ended at the next look.
         is_new = self._ask_queue()
+        ended: set[str] = set()
         for run_id in sorted(self._open):
             folder = self._store.folder(run_id)
             if folder.holder() is not None:
@@ -75,9 +80,11 @@ class Watch:
             elif (status := folder.status()) in FINAL:
                 self._settle(run_id, status)
             elif is_new and self._queued is not None and run_id not in self._queued:
-                self._settle_ended(folder)
+                ended.add(run_id)
             else:
                 self._tally.put_back(run_id)
+        for run_id in sorted(ended - self._take_up(ended)):
+            self._settle_ended(self._store.folder(run_id))
 
     def _ask_queue(self) -> bool:
         """Whether the queue was just read anew; an answer that fails leaves what was known."""
