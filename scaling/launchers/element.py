@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -203,7 +204,7 @@ class NodeChild:
     def __init__(self, element: Element, job: submitit.JobEnvironment) -> None:
         command = [sys.executable, "-m", element.node_agent, "--run", element.run]
         command += ["--nodes", str(job.num_nodes), "--node", str(job.node)]
-        command += ["--rendezvous", rendezvous(job)]
+        command += ["--rendezvous", rendezvous(job, element.run)]
         environment = {**os.environ, **element.environment}
         self._process = subprocess.Popen(command, env=environment, start_new_session=True)
 
@@ -216,10 +217,12 @@ class NodeChild:
         self._process.terminate()
 
 
-def rendezvous(job: submitit.JobEnvironment) -> str:
+def rendezvous(job: submitit.JobEnvironment, run: str) -> str:
     """HOST:PORT on the job's first node, the same for all its nodes."""
     first, n_ports = _PORTS
-    return f"{_address(job.hostnames[0])}:{first + int(job.raw_job_id) % n_ports}"
+    # The run, too, as two clusters that share a machine number their jobs alike.
+    port = first + zlib.crc32(f"{job.raw_job_id} {run}".encode()) % n_ports
+    return f"{_address(job.hostnames[0])}:{port}"
 
 
 def _address(node: str) -> str:
