@@ -101,6 +101,6 @@ def _cost(cell: Cell) -> dict[str, Any]:
         **{"device": "cpu", "started_at": "2026-01-01T00:00:00.000+00:00"},
         **{"finished_at": "2026-01-01T00:03:00.000+00:00", "commit": "0" * 40},
         **{"commit_dirty": False, "versions": {"python": "3.11.7", "torch": "2.13.0"}},
-        **{"bit_exact": True, "engine": "torch", "kernels": "torch", "threads": 1},
+        **{"bit_exact": True, "engine": "torch", "kernels": "torch", "threads": 1, "mesh": [1, 1]},
         **{"attempts": 1, "resumed_at_step": 0},
     }
