@@ -73,14 +73,14 @@ def test_a_stopped_run_resumes_to_the_bit(
     _, straight = planned(tmp_path / "straight", *bad_losses)
     _, broken = planned(tmp_path / "broken", *bad_losses)
     expected = attempt(straight)
-    for rows in (3, 7):
+    for rows in (5, 12):
         assert attempt(broken, stop_after_rows=rows).status is Status.preempted
     found = attempt(broken)
     assert found.result == expected.result
     assert found.cost["resumed_at_step"] > 0
     assert comparable(broken) == comparable(straight)
     skipped = [row.get("train/skipped_steps", 0) for row in straight.metrics()]
-    assert (skipped[-1] > skipped[2] > 0) == bool(bad_losses)  # before and after the first stop
+    assert (skipped[-1] > skipped[4] > 0) == bool(bad_losses)  # before and after the first stop
     weights = [f.path / "weights" / "rank_00000.safetensors" for f in (straight, broken)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert broken.checkpoints_path.exists()  # until the record says done
