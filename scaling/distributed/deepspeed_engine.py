@@ -64,9 +64,11 @@ class DeepSpeedEngine(ModelHolder):
         if accept is not None and not accept(float(stats.loss)):
             fired.wait()
             return stats._replace(skipped=True)
-        self.engine.backward(losses.total)
         self.zero.param_groups[0]["lr"] = lr
-        self.engine.step()
+        with self.mesh.watch("DeepSpeed's reduction of gradients over dp"):
+            self.engine.backward(losses.total)
+        with self.mesh.watch("DeepSpeed's update over dp"):
+            self.engine.step()
         self._renormalize()
         self.average.update()
         self.dead.update(fired.wait(), len(batch_BD) * self.mesh.dp.size)

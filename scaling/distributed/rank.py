@@ -22,7 +22,8 @@ import torch
 
 from scaling.distributed.agreement import StopAgreement, agree, end_together
 from scaling.distributed.attempt_folder import AttemptFolder
-from scaling.distributed.process_group import CollectiveError, join, make_mesh
+from scaling.distributed.blame import lost_others
+from scaling.distributed.process_group import join, make_mesh
 from scaling.distributed.ranks import DEFAULT_BODY, LEASE_LOST
 from scaling.distributed.watchdog import Watchdog
 from scaling.errors import UserError
@@ -110,7 +111,7 @@ def _carry_out(rank: int, attempt: AttemptFolder, options: argparse.Namespace) -
         return LEASE_LOST
     except Exception as error:
         told = replace(RunError.of(error), rank=rank)
-        if step and isinstance(error, CollectiveError):
+        if step and lost_others(told):  # DeepSpeed's collectives do not say where they are
             told = replace(told, message=f"at step {step}: {told.message}")
         print(told.traceback or told.message, file=sys.stderr)
         attempt.write_failure(rank, told)
