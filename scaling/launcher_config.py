@@ -41,7 +41,8 @@ class DeepSpeedLauncherConfig(LauncherConfig):
     hostfile: str | None = None
     """DeepSpeed's format: one "HOST slots=N" per line. runs_dir must be a folder all hosts see."""
     remote: str = "pdsh"
-    """DeepSpeed's --launcher: how it reaches the hosts."""
+    """How it reaches the hosts: DeepSpeed's --launcher (needs ssh), or "none": each other host runs
+    `python -m scaling.join`."""
     master_port: int = 29500
 
 
@@ -62,6 +63,12 @@ class SlurmLauncherConfig(LauncherConfig):
     """Per node; null = the cluster's default."""
     max_parallel: int = 256
     """Elements of the array that run at a time."""
+    wait: bool = True
+    """Show progress until the jobs are through; false = return once they are submitted."""
+    harvest_nodes: int = 1
+    """Nodes that harvest missing activations, as a job before the array; 0 = harvest here."""
+    harvest_cpus: int = 8
+    """Cores of each of these nodes."""
     setup: list[str] = field(default_factory=list)
     """Shell lines before each task, e.g. "module load cuda"."""
     extra: dict[str, str] = field(default_factory=dict)

@@ -68,10 +68,12 @@ def prepare(
     *,
     progress: ProgressCallback,
     verify: bool = True,
+    nodes: int = 1,
 ) -> SourceSpec:
     """Make the source exist (harvest what is missing) and return its spec.
 
-    With `verify`, every byte that runs will read is checked against its recorded hash.
+    With `verify`, every byte that runs will read is checked against its recorded hash. Of `nodes`
+    above 1, the others call `help_prepare` meanwhile.
 
     Raises:
         UserError: as `describe`, and for corrupt shards, non-finite activations, a full disk, or
@@ -87,7 +89,7 @@ def prepare(
         case StoreConfig():
             spec = _existing_store(config)
         case HarvestConfig():
-            request = make_request(config, data_dir)
+            request = make_request(config, data_dir, nodes=nodes)
             if request.missing():
                 from scaling.activations.harvest import ensure_stores
 
@@ -99,6 +101,19 @@ def prepare(
         meter = Meter(progress)
         verify_view(spec, lambda done, total: meter.tell("verify", done, total, "bytes"))
     return spec
+
+
+def help_prepare(config: ActivationsConfig, data_dir: Path, node: int) -> None:
+    """Make parts for a `prepare` on another node, until it has ended or all is there.
+
+    The node that prepares is 0. Returns at once where there is nothing to harvest.
+    """
+    from scaling.config import HarvestConfig
+
+    if isinstance(config, HarvestConfig):
+        from scaling.activations.harvest import help_stores
+
+        help_stores(make_request(config, data_dir), node)
 
 
 def open_source(spec: SourceSpec) -> ActivationSource:

@@ -116,9 +116,11 @@ class SerialCrew:
 class ProcessCrew:
     """`n` processes (scaling.activations.crew_member), fed part by part over their stdin."""
 
-    def __init__(self, job: Job, n: int) -> None:
+    def __init__(self, job: Job, n: int, label: str = "") -> None:
+        """`label` keeps apart the logs of nodes that share the work folder."""
         self._job = job
         self._n = n
+        self._label = label
         self._members: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
@@ -209,7 +211,7 @@ class ProcessCrew:
             )
 
     def _log(self, index: int) -> Path:
-        return self._job.work / f"member-{index}.log"
+        return self._job.work / f"member-{self._label}{index}.log"
 
     def _obituary(self, index: int) -> UserError:
         code = self._members[index].wait()
@@ -220,6 +222,15 @@ class ProcessCrew:
             f"goes on from them. If memory ran out, set activations.processes below {self._n}. "
             f"Its last words, in {self._log(index)}: {words[-1] if words else '(none)'}"
         )
+
+
+def node_crew(
+    job: Job, n_parts: int, *, processes: int | None, label: str = ""
+) -> SerialCrew | ProcessCrew:
+    """The crew of one machine, of the size that suits it."""
+    weight_bytes = sum(path.stat().st_size for path in job.model.glob("*.safetensors"))
+    size = crew_size(processes, n_parts, weight_bytes)
+    return ProcessCrew(job, size, label) if size > 1 else SerialCrew(job)
 
 
 def device_of(index: int) -> str:

@@ -11,16 +11,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from scaling.activations import embedded
+from scaling.activations.crew import node_crew
 from scaling.activations.harvest_pass import HarvestPass
 from scaling.activations.manifest import SPLITS, load_manifest
 from scaling.activations.parts import FOLDER
 from scaling.activations.progress import Meter, ProgressCallback
 from scaling.activations.request import HarvestRequest
+from scaling.activations.shared_crew import HELPERS, ROUND, help_harvest
 from scaling.storage.atomic import remove_temporaries
-from scaling.storage.lease import Lease
+from scaling.storage.lease import Lease, holder
 
 LEASE_TIMEOUT_S = 60.0
 POLL_S = 0.5
@@ -43,11 +46,28 @@ def ensure_stores(request: HarvestRequest, report: ProgressCallback) -> None:
             _harvest(request, lease, meter)
 
 
+def help_stores(request: HarvestRequest, node: int) -> None:
+    """Make parts for the process that holds the lease on the work folder, while there is one."""
+    seen = False
+
+    def is_over() -> bool:
+        nonlocal seen
+        led = holder(request.work, timeout_s=LEASE_TIMEOUT_S) is not None
+        seen = seen or led
+        return not led and (seen or not request.missing())
+
+    if not is_over():
+        label = f"{node}-"
+        make = partial(node_crew, processes=request.processes, label=label)
+        help_harvest(request.work, node, make, is_over)
+
+
 def _harvest(request: HarvestRequest, lease: Lease, meter: Meter) -> None:
     request.check_layers()
     request.check_disk()
     parts = request.work / FOLDER
     parts.mkdir(exist_ok=True)
+    (request.work / ROUND).unlink(missing_ok=True)  # of a leader that was killed
     remove_temporaries(parts)
     model = _find_model(request, meter)
     for one_pass in _passes(request, model, meter):
@@ -88,6 +108,7 @@ def _passes(request: HarvestRequest, model: Path, meter: Meter) -> list[HarvestP
 
 def _clear(work: Path) -> None:
     shutil.rmtree(work / FOLDER)
+    shutil.rmtree(work / HELPERS, ignore_errors=True)
     for pattern in ("contexts*", "member-*.log", "job.json"):
         for path in work.glob(pattern):
             path.unlink()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from scaling.activations.contexts import TokenizedText, load_tokenized, save_tokenized, tokenize
-from scaling.activations.crew import Job, ProcessCrew, SerialCrew, crew_size
+from scaling.activations.crew import Job, ProcessCrew, SerialCrew, node_crew
 from scaling.activations.manifest import SPLITS, Manifest, Segment, load_manifest, save_manifest
 from scaling.activations.parts import Part
 from scaling.activations.progress import Meter
@@ -18,6 +19,7 @@ from scaling.activations.segment import (
     n_kept,
     write_segment,
 )
+from scaling.activations.shared_crew import SharedCrew
 from scaling.errors import UserError
 
 
@@ -152,11 +154,12 @@ class HarvestPass:
         )
         return n_contexts * self._recipe.rows_per_context
 
-    def _crew(self, n_parts: int) -> SerialCrew | ProcessCrew:
+    def _crew(self, n_parts: int) -> SerialCrew | ProcessCrew | SharedCrew:
         job = Job(self._model, self.layers, self._recipe, self._request.work)
-        weight_bytes = sum(path.stat().st_size for path in self._model.glob("*.safetensors"))
-        size = crew_size(self._request.processes, n_parts, weight_bytes)
-        return ProcessCrew(job, size) if size > 1 else SerialCrew(job)
+        make = partial(node_crew, processes=self._request.processes)
+        if self._request.nodes > 1:
+            return SharedCrew(job, self._request.nodes, lambda p: self._tokens([p]), make)
+        return make(job, n_parts)
 
     def _part_set(self, split: str, layer: int) -> PartSet:
         return PartSet(

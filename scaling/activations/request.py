@@ -37,6 +37,8 @@ class HarvestRequest:
     """Split to vectors wanted."""
     processes: int | None
     data_dir: Path
+    nodes: int = 1
+    """Machines that make parts: this one and its helpers."""
 
     @property
     def work(self) -> Path:
@@ -126,7 +128,7 @@ class HarvestRequest:
             )
 
 
-def make_request(config: HarvestConfig, data_dir: Path) -> HarvestRequest:
+def make_request(config: HarvestConfig, data_dir: Path, *, nodes: int = 1) -> HarvestRequest:
     """What `config` asks for.
 
     Raises:
@@ -148,4 +150,5 @@ def make_request(config: HarvestConfig, data_dir: Path) -> HarvestRequest:
         wanted={"train": config.max_tokens, "eval": config.eval_tokens},
         processes=config.processes,
         data_dir=data_dir,
+        nodes=nodes,
     )

@@ -30,7 +30,7 @@ def memory_parts(shape: Shape) -> dict[str, int]:
         "exchange": _exchange_bytes(shape, shape.k, shape.n_local),
         "AuxK": _auxiliary_bytes(shape),
         "tiles": _tile_bytes(shape),
-        "checkpoint": checkpoint_bytes(shape),
+        "checkpoint": _snapshot_bytes(shape),
         "process": CUDA_CONTEXT_BYTES if shape.device == "cuda" else PROCESS_BYTES,
     }
     return {name: size for name, size in parts.items() if size}
@@ -49,12 +49,22 @@ def host_bytes(shape: Shape) -> int:
     """Peak memory of one rank on its host: all it has, or what a GPU leaves to the processor."""
     if shape.device == "cpu":
         return rank_bytes(shape)
-    return CUDA_HOST_BYTES + max(checkpoint_bytes(shape), _start_bytes(shape))
+    return CUDA_HOST_BYTES + max(_written_bytes(shape), _start_bytes(shape))
 
 
-def checkpoint_bytes(shape: Shape) -> int:
-    """What a checkpoint writes from here: weights, both moments and the average of all local rows,
-    copied so that training may go on."""
+def _snapshot_bytes(shape: Shape) -> int:
+    """Weights, both moments and the average of all local rows, copied so that training may go on;
+    in main memory also the part of that copy which this rank writes."""
+    copied = shape.dp > 1 and shape.device == "cpu"
+    return _checkpointed_bytes(shape) + (_written_bytes(shape) if copied else 0)
+
+
+def _written_bytes(shape: Shape) -> int:
+    """A replica's share of its shard's rows."""
+    return -(-_checkpointed_bytes(shape) // shape.dp)
+
+
+def _checkpointed_bytes(shape: Shape) -> int:
     return (3 + shape.ema) * shape.local_params * shape.value_bytes
 
 

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -70,6 +71,9 @@ def main(arguments: list[str] | None = None) -> Never:
     options = parser.parse_args(arguments)
     if options.parent is not None:
         die_with_parent(options.parent)
+    if "SLURM_JOB_ID" in os.environ:
+        # SLURM tells every process of a step; here the supervisor decides, and all end together.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank, attempt = int(os.environ["RANK"]), AttemptFolder(options.attempt)
     _end(_carry_out(rank, attempt, options))
 

@@ -37,11 +37,14 @@ def this_process() -> ProcessId:
     }
 
 
+def is_here(process: ProcessId) -> bool:
+    """Whether its pid means something to this process: same boot, same space of pids."""
+    return process["host"] == socket.gethostname() and process["machine"] == _machine()
+
+
 def is_known_dead(process: ProcessId) -> bool:
     """True only where this machine can tell: same boot, same pids, and the process is gone."""
-    if process["host"] != socket.gethostname() or process["machine"] != _machine():
-        return False
-    return _started(process["pid"]) != process["pid_started"]
+    return is_here(process) and _started(process["pid"]) != process["pid_started"]
 
 
 def die_with_parent(parent: int) -> None:

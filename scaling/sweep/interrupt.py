@@ -43,6 +43,10 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _count(self, _number: int, _frame: FrameType | None) -> None:
+    def add(self) -> None:
+        """As a signal would."""
         self.count += 1
         self.wake()
+
+    def _count(self, _number: int, _frame: FrameType | None) -> None:
+        self.add()

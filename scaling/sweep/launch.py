@@ -16,17 +16,18 @@ import psutil
 import torch
 from rich.console import Console
 
-from scaling.activations.build import Description, describe, prepare
+from scaling.activations.build import Description, describe
 from scaling.activations.source import SourceSpec
 from scaling.choices import KernelsName, LoggerName, Precision
 from scaling.config import ActivationsConfig, RunConfig, TopKConfig
 from scaling.errors import UserError
+from scaling.launchers.choice import Launcher, launcher_for, runs_elsewhere
 from scaling.plan import RunPlan
 from scaling.runs.provenance import now
 from scaling.runs.record import FINAL
 from scaling.runs.store import SweepStore
 from scaling.sweep.estimate import makespan_s, with_estimates
-from scaling.sweep.execute import ExecuteOptions, Summary, execute
+from scaling.sweep.execute import ExecuteOptions, Summary
 from scaling.sweep.execution import (
     check_execution,
     check_kept,
@@ -38,6 +39,7 @@ from scaling.sweep.mirror import WandbOptions
 from scaling.sweep.planner import check_memory, make_plan
 from scaling.sweep.preparation import harvest_bar
 from scaling.sweep.preview import print_harvest, print_preview
+from scaling.sweep.stop import announced
 from scaling.sweep.validate import check_folders, check_numbers, check_shared, validate
 
 
@@ -66,18 +68,29 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         validate(point, n_train=found.n_train)
         check_execution(point)
         check_memory(point, found.d_model)
+    launcher = launcher_for(shared.launcher)
+    store = SweepStore(Path(shared.runs_dir) / shared.sweep_name)
     if shared.dry_run:
         plans = _plans(wanted, {key: _preview_spec(d) for key, d in descriptions.items()})
         estimated, sources = with_estimates(plans), list(descriptions.values())
         print_preview(estimated, sources, _workers(plans), console, slots=_slots(plans))
+        launcher.preview(plans, store, console)
         return 0
-    started_s = time.monotonic()
+    launcher.check()
     _tell_of_inert_auxk(wanted, console)
     for found in descriptions.values():
         print_harvest(found, console)
-    plans = _plans(wanted, _prepare_all(wanted, console))
+    with announced(store):
+        return _carry_out(wanted, store, launcher, console)
+
+
+def _carry_out(
+    points: Sequence[RunConfig], store: SweepStore, launcher: Launcher, console: Console
+) -> int:
+    """From points that passed every check to trained runs and an exit code."""
+    shared, started_s = points[0], time.monotonic()
+    plans = _plans(points, _prepare_all(points, store, launcher, console))
     prepared_s = time.monotonic()
-    store = SweepStore(Path(shared.runs_dir) / shared.sweep_name)
     pending = {plan.run_id for plan in plans if store.folder(plan.run_id).status() not in FINAL}
     for run_id in sorted(pending):
         check_kept(store.folder(run_id))
@@ -85,7 +98,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     plans = _estimated(plans, pending)
     _tell_of_shared_cores(plans, console)
     _refuse_long(shared, [plan for plan in plans if plan.run_id in pending])
-    summary = execute(plans, store, _options(shared, plans), console)
+    summary = launcher.execute(plans, store, _options(shared, plans), console)
     _note_launch(store, summary, prepare_s=prepared_s - started_s)
     return summary.exit_code
 
@@ -146,13 +159,16 @@ def _describe_all(points: Sequence[RunConfig]) -> dict[str, Description]:
     }
 
 
-def _prepare_all(points: Sequence[RunConfig], console: Console) -> dict[str, SourceSpec]:
+def _prepare_all(
+    points: Sequence[RunConfig], store: SweepStore, launcher: Launcher, console: Console
+) -> dict[str, SourceSpec]:
     """Each distinct source, harvested and verified once."""
     specs: dict[str, SourceSpec] = {}
     for point in points:
         if (key := _key(point.activations)) not in specs:
-            with harvest_bar(console) as progress:
-                specs[key] = prepare(point.activations, Path(point.data_dir), progress=progress)
+            with harvest_bar(console) as tell:
+                data_dir = Path(point.data_dir)
+                specs[key] = launcher.prepare(point.activations, data_dir, store, tell)
     return specs
 
 
@@ -188,12 +204,16 @@ def _refuse_long(config: RunConfig, pending: Sequence[RunPlan]) -> None:
 
 def _workers(plans: Sequence[RunPlan]) -> int:
     """Runs at a time: launcher.workers, or as many as there are slots."""
+    if plans and (elsewhere := runs_elsewhere(plans[0].config["launcher"])):
+        return elsewhere
     workers = plans[0].config["launcher"]["workers"] if plans else None
     return _hardware_slots(plans) if workers is None else workers
 
 
 def _slots(plans: Sequence[RunPlan]) -> int:
     """Processes at a time: one per GPU, or as many as the cores hold, or one per worker."""
+    if plans and (elsewhere := runs_elsewhere(plans[0].config["launcher"])):
+        return elsewhere * max(plan.world_size for plan in plans)
     return max(_hardware_slots(plans), _workers(plans))
 
 

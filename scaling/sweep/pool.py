@@ -24,7 +24,7 @@ from scaling.runs.store import RunFolder
 from scaling.worker import DEFAULT_RUNNER
 
 LAST_WORDS_LINES = 30
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Event(NamedTuple):
@@ -161,7 +161,7 @@ class Pool:
         self.workers = {slot: kept for slot, kept in self.workers.items() if kept is not worker}
 
     def _start(self, slot: int, devices: str | None) -> Worker:
-        environment = {name: str(self._threads) for name in _THREAD_VARIABLES} | KEEP_PAGES
+        environment = {name: str(self._threads) for name in THREAD_VARIABLES} | KEEP_PAGES
         name = f"worker-{socket.gethostname()}-{os.getpid()}-{slot}.log"
         return Worker(
             self.events,

@@ -260,7 +260,7 @@ class Schedule:
             self._put_first(run_id)
             return
         folder, times = self._store.folder(run_id), self._deaths[run_id]
-        if _record_death(folder, f"{how}, {times} times in this launch", last_words):
+        if record_death(folder, f"{how}, {times} times in this launch", last_words):
             self._settle(run_id, folder.status())  # it may have died just after its result
         else:
             self._defer(run_id)
@@ -279,7 +279,7 @@ class Schedule:
             worker.kill()
 
 
-def _record_death(folder: RunFolder, message: str, last_words: str) -> bool:
+def record_death(folder: RunFolder, message: str, last_words: str) -> bool:
     """Write a dead worker's run down as failed; False when another launch has it already."""
     lease = Lease.acquire(folder.path, timeout_s=60)
     if lease is None:

@@ -12,7 +12,10 @@ from pathlib import Path
 from scaling.choices import ExchangeName
 from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
-from scaling.launcher_config import DeepSpeedLauncherConfig, LauncherConfig
+from scaling.launcher_config import DeepSpeedLauncherConfig, SlurmLauncherConfig
+from scaling.launchers.hostfile import hosts_for, read_hostfile
+from scaling.launchers.slurm_params import shape_of
+from scaling.plan import MeshPlan
 
 
 def validate(config: RunConfig, *, n_train: int | None) -> None:
@@ -159,7 +162,7 @@ def _check_data(config: RunConfig, n_train: int | None) -> None:
 
 def _check_rest(config: RunConfig) -> None:
     _check_mesh(config)
-    _check_launcher(config.launcher)
+    _check_launcher(config)
     _at_least("evaluation.batch_tokens", config.evaluation.batch_tokens, 1)
     _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     cores = os.cpu_count() or 1
@@ -184,12 +187,25 @@ def _check_rest(config: RunConfig) -> None:
         )
 
 
-def _check_launcher(launcher: LauncherConfig) -> None:
-    if isinstance(launcher, DeepSpeedLauncherConfig) and not launcher.hostfile:
-        raise UserError(
-            'launcher.hostfile is not set: launcher=deepspeed reads its hosts ("HOST slots=N", one '
-            "a line) from there. Give launcher.hostfile=FILE."
-        )
+def _check_launcher(config: RunConfig) -> None:
+    launcher, mesh = config.launcher, MeshPlan(dp=config.mesh.dp, latent=config.mesh.latent)
+    if isinstance(launcher, DeepSpeedLauncherConfig):
+        if not launcher.hostfile:
+            raise UserError(
+                'launcher.hostfile is not set: launcher=deepspeed reads its hosts ("HOST slots=N", '
+                "one a line) from there. Give launcher.hostfile=FILE."
+            )
+        hosts = read_hostfile(Path(launcher.hostfile))
+        hosts_for(hosts, mesh.world_size, launcher.hostfile)
+        _within("launcher.master_port", launcher.master_port, lambda p: 0 < p < 65536, "1..65535")
+    if isinstance(launcher, SlurmLauncherConfig):
+        for key in ("time_minutes", "max_parallel", "harvest_cpus"):
+            _at_least(f"launcher.{key}", getattr(launcher, key), 1)
+        for key in ("ranks_per_node", "gpus_per_node", "mem_gb"):
+            if (value := getattr(launcher, key)) is not None:
+                _at_least(f"launcher.{key}", value, 1)
+        _at_least("launcher.harvest_nodes", launcher.harvest_nodes, 0)
+        shape_of(mesh, launcher)
 
 
 def _check_mesh(config: RunConfig) -> None:

@@ -151,7 +151,7 @@ def test_rows_looked_at_twice_are_counted() -> None:
 
     def on_rank(mesh: Mesh) -> tuple[int, int]:
         shard = MeshShard(mesh, N, exchange="candidates")
-        return first_selection(mesh, shard), shard.read_counts().redone
+        return first_selection(mesh, shard), shard.counts.redone
 
     for sent, redone in run_threads(on_rank, 1, 4):
         assert redone > 0

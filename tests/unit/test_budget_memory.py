@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
-from scaling.budget import GIB, PROCESS_BYTES, Shape, memory_parts, rank_bytes
+from scaling.budget import GIB, PROCESS_BYTES, Shape, host_bytes, memory_parts, rank_bytes
 from scaling.kernels import load_kernels
 from scaling.sweep.execution import native_problem
 from scaling.train.engine_parts import OptimizerSpec
@@ -138,3 +138,12 @@ def test_buckets_are_touched_only_as_far_as_there_are_gradients() -> None:
     small = replace(BASE, engine="deepspeed", zero_stage=1, dp=2)
     assert memory_parts(small)["buckets"] == memory_parts(small)["gradients"]
     assert memory_parts(SIXTEEN_M)["buckets"] == 2 * 500_000_000 * 4
+
+
+def test_a_host_holds_what_its_rank_writes() -> None:
+    """An eighth of a shard's 12 GiB; its sample of 6 GiB at the start is more."""
+    assert host_bytes(SIXTEEN_M) / GIB == 3 + 6
+    few = replace(SIXTEEN_M, dp=1)
+    assert host_bytes(few) / GIB == pytest.approx(3 + 12, rel=1e-3)
+    on_cpu = replace(SIXTEEN_M, device="cpu")
+    assert memory_parts(on_cpu)["checkpoint"] / GIB == pytest.approx(12 + 12 / 8, rel=1e-3)

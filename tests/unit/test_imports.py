@@ -21,6 +21,7 @@ OWNERS = {
     "triton": ["scaling/kernels/"],
     "hydra": ["scaling/command_line.py", "scaling/config.py"],
     "omegaconf": ["scaling/command_line.py", "scaling/config.py", "scaling/launcher_config.py"],
+    "submitit": ["scaling/launchers/"],
     "torch.distributed": ["scaling/distributed/"],
     "scipy": ["analysis/"],
     "pandas": ["analysis/"],
@@ -129,6 +130,7 @@ for part in pkgutil.iter_modules(package.__path__, "{module}."):
         ("scaling.status", "torch"),
         ("scaling.budget.__main__", "torch"),
         ("scaling.budget.__main__", "hydra"),
+        ("scaling.cancel", "torch"),
     ],
 )
 def test_light_entry_points_stay_light(module: str, absent: str) -> None:
