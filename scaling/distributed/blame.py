@@ -10,7 +10,7 @@ import re
 import signal
 from dataclasses import dataclass
 
-from scaling.distributed.attempt_folder import AttemptFolder, RankFailure
+from scaling.distributed.attempt_folder import AttemptFolder
 from scaling.distributed.ranks import NODE_LOST, Ended
 from scaling.distributed.watchdog import ABORTED, TIMED_OUT
 from scaling.runs.record import RunError
@@ -33,10 +33,17 @@ class Cause:
     would raise again, and a machine that is gone does not come back."""
 
 
+def lost_others(error: RunError) -> bool:
+    """Whether a rank failed as another was gone, or did not come in time."""
+    return error.type in _LOST_CONNECTION_TYPES or (
+        error.type == "RuntimeError" and _LOST_CONNECTION.search(error.message) is not None
+    )
+
+
 def root_cause(attempt: AttemptFolder, ended: Ended) -> Cause:
     """Why a try without an outcome ended."""
     failures = attempt.failures()
-    raised = [f for f in failures if f.error.type != TIMED_OUT and not _is_consequence(f)]
+    raised = [f for f in failures if f.error.type != TIMED_OUT and not lost_others(f.error)]
     if raised:
         return Cause(raised[0].error, may_pass=False)
     told = {failure.error.rank for failure in failures}
@@ -51,13 +58,6 @@ def root_cause(attempt: AttemptFolder, ended: Ended) -> Cause:
     if silent:
         return Cause(_death(attempt, min(silent), silent[min(silent)]), may_pass=True)
     return Cause(RunError(DIED, "all ranks ended, and left no outcome"), may_pass=True)
-
-
-def _is_consequence(failure: RankFailure) -> bool:
-    error = failure.error
-    return error.type in _LOST_CONNECTION_TYPES or (
-        error.type == "RuntimeError" and _LOST_CONNECTION.search(error.message) is not None
-    )
 
 
 def _is_own_death(code: int) -> bool:

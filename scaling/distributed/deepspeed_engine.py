@@ -42,7 +42,7 @@ class DeepSpeedEngine(ModelHolder):
     ) -> None:
         self.model = model
         self.spec = optimizer
-        self.mesh = mesh
+        self.mesh, self.watch = mesh, mesh.watch
         self.params = dict(model.named_parameters())
         for name in SHARDED:
             # Else the global norm counts one shard's gradient only, silently.
@@ -64,9 +64,11 @@ class DeepSpeedEngine(ModelHolder):
         if accept is not None and not accept(float(stats.loss)):
             fired.wait()
             return stats._replace(skipped=True)
-        self.engine.backward(losses.total)
         self.zero.param_groups[0]["lr"] = lr
-        self.engine.step()
+        with self.watch("DeepSpeed's reduction of gradients over dp"):
+            self.engine.backward(losses.total)
+        with self.watch("DeepSpeed's update over dp"):
+            self.engine.step()
         self._renormalize()
         self.average.update()
         self.dead.update(fired.wait(), len(batch_BD) * self.mesh.dp.size)
@@ -104,11 +106,12 @@ class DeepSpeedEngine(ModelHolder):
         steps = self._steps()
         if steps is None:
             return self.weights() | counters | self.average.state()
-        moments = {
-            f"{name}.{part}": _full_moment(param, part)
-            for name, param in self.params.items()
-            for part in MOMENTS
-        }
+        with self.watch("DeepSpeed's gathering of moments over dp"):
+            moments = {
+                f"{name}.{part}": _full_moment(param, part)
+                for name, param in self.params.items()
+                for part in MOMENTS
+            }
         moments |= {f"{name}.step": steps.clone() for name in self.params}
         return self.weights() | moments | counters | self.average.state()
 

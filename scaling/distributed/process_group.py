@@ -58,7 +58,7 @@ def make_mesh(
     grid = init_device_mesh(device, (dp, latent), mesh_dim_names=AXES)
     traffic = traffic or Traffic()
     dp_axis, latent_axis = (_axis(grid, name, traffic, watch) for name in AXES)
-    return ProcessMesh(dp_axis, latent_axis, device, grid=grid, traffic=traffic)
+    return ProcessMesh(dp_axis, latent_axis, device, grid=grid, traffic=traffic, watch=watch)
 
 
 def _axis(grid: DeviceMesh, name: str, traffic: Traffic, watch: Watch) -> Axis:
@@ -72,6 +72,8 @@ class ProcessMesh(Mesh):
 
     grid: DeviceMesh = field(kw_only=True)
     traffic: Traffic = field(kw_only=True)
+    watch: Watch = field(kw_only=True)
+    """For exchanges that do not pass through its axes: DeepSpeed's own."""
 
 
 class ProcessGroupAxis:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -23,9 +24,10 @@ import torch
 
 from scaling.distributed.agreement import StopAgreement, agree, end_together
 from scaling.distributed.attempt_folder import AttemptFolder
-from scaling.distributed.process_group import CollectiveError, join, make_mesh
+from scaling.distributed.blame import lost_others
+from scaling.distributed.process_group import join, make_mesh
 from scaling.distributed.ranks import DEFAULT_BODY, LEASE_LOST
-from scaling.distributed.watchdog import Watchdog
+from scaling.distributed.watchdog import TIMED_OUT, Watchdog
 from scaling.errors import UserError
 from scaling.plan import RunPlan
 from scaling.runs.record import RunError, RunOutcome
@@ -113,13 +115,21 @@ def _carry_out(rank: int, attempt: AttemptFolder, options: argparse.Namespace) -
         print(error, file=sys.stderr)
         return LEASE_LOST
     except Exception as error:
-        told = replace(RunError.of(error), rank=rank)
-        if step and isinstance(error, CollectiveError):
-            told = replace(told, message=f"at step {step}: {told.message}")
+        told = _told(error, rank, step)
         print(told.traceback or told.message, file=sys.stderr)
         attempt.write_failure(rank, told)
         return 1
     return 0
+
+
+def _told(error: Exception, rank: int, step: int) -> RunError:
+    """Collectives that are not ours do not say where they are, nor that they timed out."""
+    told = replace(RunError.of(error), rank=rank)
+    if not lost_others(told):
+        return told
+    hung = re.search("timed out", told.message, re.I) is not None
+    message = f"at step {step}: {told.message}" if step else told.message
+    return replace(told, type=TIMED_OUT if hung else told.type, message=message)
 
 
 def _take_part(

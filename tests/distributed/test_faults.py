@@ -57,8 +57,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
 class Killer(threading.Thread):
     """kill -9 of a random rank once the run has come to a random step."""
 
-    def __init__(self, folder: RunFolder, dice: random.Random) -> None:
+    def __init__(
+        self, folder: RunFolder, dice: random.Random, how: signal.Signals = signal.SIGKILL
+    ) -> None:
         super().__init__(daemon=True)
+        self.how = how
         self.folder, self.at_step, self.dice = folder, dice.randrange(1, STEPS - 5), dice
         self.killed: int | None = None
         self.start()
@@ -69,7 +72,7 @@ class Killer(threading.Thread):
         victims = ranks_of(self.folder)
         if victims:
             self.killed = self.dice.choice(victims)
-            os.kill(self.killed, signal.SIGKILL)
+            os.kill(self.killed, self.how)
 
 
 def _kills() -> list[Any]:
@@ -114,6 +117,21 @@ def test_a_stopped_rank_is_told_by_step_and_operation(make_run) -> None:
     assert outcome.error.type == "CollectiveTimeout"
     assert "at step 5" in outcome.error.message
     assert "all_reduce of " in outcome.error.message
+
+
+@pytest.mark.faults
+def test_what_deepspeed_waits_for_is_named_too(tmp_path: Path) -> None:
+    folder = plan_run(
+        tmp_path, "mesh.dp=2", "engine=deepspeed", "train.tokens=256_000",
+        "launcher.retries=0", "launcher.collective_timeout_s=6",
+    )  # fmt: skip
+    stopper = Killer(folder, random.Random(0), signal.SIGSTOP)
+    outcome = carried_out(folder)
+    assert stopper.killed is not None
+    assert outcome.error is not None
+    assert outcome.error.type == "CollectiveTimeout"
+    assert " over dp at step " in outcome.error.message
+    assert ranks_of(folder) == []
 
 
 @pytest.mark.faults
