@@ -32,8 +32,11 @@ def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
 
     The smallest and the largest k of each n are timed, and other k lie between them.
     No latent is dead in these steps: AuxK can nearly double a step where 40% are.
-    Evaluation is not in it either, nor what ranks exchange: an estimate, not a promise.
+    Evaluation is not in it either, nor what ranks exchange: an estimate, not a promise. None of
+    them has one where some cannot be timed here.
     """
+    if not all(_can_be_timed(plan) for plan in plans):
+        return list(plans)
     shapes = sorted({_shape(plan) for plan in plans})
     times_s = {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
     return [plan.with_estimate(OVERHEAD_S + _training_s(plan, times_s)) for plan in plans]
@@ -69,6 +72,14 @@ def _shape(plan: RunPlan) -> Shape:
     mesh, ae = plan.mesh, plan.autoencoder
     n_local, part_tokens = ae.n_latents // mesh.latent, plan.train.batch_tokens // mesh.dp
     return n_local, min(ae.k, n_local), part_tokens, plan.source.d_model
+
+
+def _can_be_timed(plan: RunPlan) -> bool:
+    """Whether this machine, from which runs may be launched onto others, could hold a rank."""
+    if plan.execution.device == "cuda":
+        return torch.cuda.is_available()
+    rank_bytes = plan.estimated_memory_bytes / plan.world_size
+    return rank_bytes < psutil.virtual_memory().available
 
 
 def _crowding(plan: RunPlan) -> float:

@@ -31,6 +31,7 @@ from scaling.kernels.cpu import (
     native_library,
 )
 from scaling.kernels.interface import BACKENDS
+from scaling.launcher_config import SlurmLauncherConfig
 from scaling.plan import ExecutionPlan
 from scaling.runs.store import RunFolder
 
@@ -111,14 +112,23 @@ def plan_execution(config: RunConfig, d_model: int) -> ExecutionPlan:
         matmul=_matmul(config, kernels, d_model),
         device=device,
         threads=config.launcher.threads,
-        fingerprint=fingerprint(device, kernels),
+        fingerprint=_fingerprint(config, device, kernels),
         exchange=planned_exchange(config),
         zero_stage=config.mesh.zero_stage if engine == "deepspeed" else 0,
     )
 
 
-def check_kept(folder: RunFolder) -> None:
-    """A run that was begun goes on as it was begun; refuse it where that cannot be had here.
+def _fingerprint(config: RunConfig, device: str, kernels: str) -> str:
+    """Of this machine, where it has what the runs will compute on."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return f"a GPU reached by launcher={config.launcher.name}"
+    return fingerprint(device, kernels)
+
+
+def check_kept(folder: RunFolder, *, here: bool = True) -> None:
+    """A run that was begun goes on as it was begun; refuse it where that cannot be had.
+
+    `here` says whether this machine is the one to compute.
 
     Raises:
         UserError: naming the run and the remedy.
@@ -133,6 +143,8 @@ def check_kept(folder: RunFolder) -> None:
             f"{folder.plan_path} names kernels={kept['kernels']}, matmul={kept.get('matmul')}, "
             f"which do not exist. Move {folder.path} away to have the run planned anew."
         )
+    if not here:
+        return
     problem = native_problem() if kept.get("kernels") == "cpu" else None
     if kept.get("device") == "cuda" and not torch.cuda.is_available():
         problem = "torch sees no CUDA device"
@@ -154,8 +166,16 @@ def native_problem() -> str | None:
 
 
 def planned_device(config: RunConfig) -> str:
-    """cpu or cuda. Raises UserError where device=cuda cannot be had."""
-    available = torch.cuda.is_available()
+    """cpu or cuda; where the runs compute, which a launch onto other machines may not see.
+
+    Raises:
+        UserError: device=cuda, and this machine, which is to compute, has none.
+    """
+    launcher, available = config.launcher, torch.cuda.is_available()
+    if isinstance(launcher, SlurmLauncherConfig) and config.device is DeviceName.auto:
+        return "cuda" if launcher.gpus_per_node else "cpu"
+    if config.device is DeviceName.cuda and launcher.name is not LauncherName.local:
+        return "cuda"
     if config.device is DeviceName.cuda and not available:
         raise UserError("device=cuda, but torch sees no CUDA device. Set device=cpu or auto.")
     return "cuda" if available and config.device is not DeviceName.cpu else "cpu"

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from scaling.activations.build import Description, describe
 from scaling.activations.source import SourceSpec
-from scaling.choices import KernelsName, LoggerName, Precision
+from scaling.choices import KernelsName, LauncherName, LoggerName, Precision
 from scaling.config import ActivationsConfig, RunConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.launchers.choice import Launcher, launcher_for, runs_elsewhere
@@ -93,7 +93,7 @@ def _carry_out(
     prepared_s = time.monotonic()
     pending = {plan.run_id for plan in plans if store.folder(plan.run_id).status() not in FINAL}
     for run_id in sorted(pending):
-        check_kept(store.folder(run_id))
+        check_kept(store.folder(run_id), here=shared.launcher.name is LauncherName.local)
     _tell_of_slow_kernels(shared, console)
     plans = _estimated(plans, pending)
     _tell_of_shared_cores(plans, console)
@@ -194,8 +194,15 @@ def _estimated(plans: Sequence[RunPlan], pending: set[str]) -> list[RunPlan]:
 
 def _refuse_long(config: RunConfig, pending: Sequence[RunPlan]) -> None:
     limit = config.sweep.max_hours
-    hours = makespan_s(pending, _workers(pending), _slots(pending)) / 3600 if pending else 0.0
-    if limit is not None and hours > limit:
+    if limit is None or not pending:
+        return
+    if any(plan.estimated_s is None for plan in pending):
+        raise UserError(
+            f"sweep.max_hours={limit} cannot be checked: these runs cannot be timed on this "
+            "machine (no GPU, or too little memory). Leave it out, and see python -m scaling.budget."
+        )
+    hours = makespan_s(pending, _workers(pending), _slots(pending)) / 3600
+    if hours > limit:
         raise UserError(
             f"sweep.max_hours={limit}: {len(pending)} runs are estimated to take {hours:.2f} hours "
             "on this machine. Raise the limit, or lower train.tokens or the number of points."

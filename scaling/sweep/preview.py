@@ -29,14 +29,13 @@ def print_preview(
     """Runs, tokens, FLOPs, time, memory and disk, and what would have to be harvested first."""
     console.print(_table(plans))
     flops = sum(plan.tokens * _flops_sparse(plan) for plan in plans)
-    hours = makespan_s(plans, workers, slots) / 3600
     memory = sorted((plan.estimated_memory_bytes for plan in plans), reverse=True)[:workers]
     disk = sum(BYTES_PER_FINAL_PARAM * _params(plan) for plan in plans)
     passing = sorted((_checkpoints_bytes(plan) for plan in plans), reverse=True)[:workers]
     console.print(
         f"{len(plans)} runs, {short(sum(plan.tokens for plan in plans))} tokens, "
-        f"{flops:.2e} FLOPs (sparse convention), about {hours:.2f} hours with {workers} at a time "
-        f"(estimated from timed steps), {sum(memory) / GIB:.1f} GiB memory at most, "
+        f"{flops:.2e} FLOPs (sparse convention), {_time(plans, workers, slots)}, "
+        f"{sum(memory) / GIB:.1f} GiB memory at most, "
         f"{disk / GIB:.2f} GiB disk for the final weights and {sum(passing) / GIB:.2f} GiB for "
         "checkpoints that come and go."
     )
@@ -69,6 +68,13 @@ def print_harvest(source: Description, console: Console) -> None:
             f"{source.disk_bytes_needed / GIB:.2f} GiB disk "
             f"({source.disk_bytes_free / GIB:.1f} GiB free). Run ids are known after that."
         )
+
+
+def _time(plans: Sequence[RunPlan], workers: int, slots: int | None) -> str:
+    if any(plan.estimated_s is None for plan in plans):
+        return f"{workers} at a time (not timed here: python -m scaling.budget predicts)"
+    hours = makespan_s(plans, workers, slots) / 3600
+    return f"about {hours:.2f} hours with {workers} at a time (estimated from timed steps)"
 
 
 def _table(plans: Sequence[RunPlan]) -> Table:

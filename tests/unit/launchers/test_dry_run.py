@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from scaling.errors import UserError
+from scaling.sweep.execution import plan_execution
 from scaling.sweep.launch import launch
 from tests.compose import tiny
 
@@ -61,3 +62,16 @@ def test_without_its_programs_a_launch_says_what_is_missing(
     with pytest.raises(UserError, match=r"submitit|pdsh is not on PATH"):
         launch([tiny(*keys)], Console(file=io.StringIO()))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_login_node_without_gpus_plans_for_nodes_with_gpus(tmp_path: Path, bare: None) -> None:
+    shown = dry_run(
+        tmp_path, "launcher=slurm", "launcher.gpus_per_node=8", "mesh.dp=2", "mesh.latent=8"
+    )
+    assert "--gpus-per-node=8" in shown
+    assert "not timed here" in shown
+    config = tiny("launcher=slurm", "launcher.gpus_per_node=8", "mesh.latent=8")
+    execution = plan_execution(config, 64)
+    assert (execution.device, execution.kernels) == ("cuda", "triton")
+    with pytest.raises(UserError, match="device=cuda"):
+        plan_execution(tiny("device=cuda"), 64)
