@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from scaling.errors import UserError
-from scaling.sweep.execution import plan_execution
+from scaling.sweep.execution import native_problem, plan_execution
 from scaling.sweep.launch import launch
 from tests.compose import tiny
 
@@ -27,6 +27,7 @@ def dry_run(tmp_path: Path, *overrides: str) -> str:
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    native_problem()  # looks for a compiler once, and remembers
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.setenv("PATH", "/nowhere")
 
