@@ -78,7 +78,7 @@ class AttemptFolder:
                 continue  # a disk that loses files must not hide the other ranks' words
             yield RankFailure(RunError(**row["error"]), row["at"])
 
-    def log_path(self, rank: int, stream: str) -> Path:
+    def log_path(self, rank: int | str, stream: str) -> Path:
         return self.path / f"rank_{rank}.{stream}.log"
 
     def last_words(self, rank: int) -> str:

@@ -41,6 +41,8 @@ ABANDON_AFTER_S = 5.0
 """A stopped agent without ranks that still waits for other nodes."""
 NODES_MEET_WITHIN_S = 300.0
 NODES_PART_WITHIN_S = 10.0
+_INTO_LOGS = 'to="$1/rank_$RANK"; shift; exec "$@" >"$to.stdout.log" 2>"$to.stderr.log"'
+"""For the shell: the files of AttemptFolder.log_path. `exec` keeps the pid that the agent knows."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,19 @@ class ElasticGroup:
     def start(self, attempt: AttemptFolder) -> None:
         name = attempt.path.relative_to(attempt.path.parents[2])
         self._handler = self._rendezvous(str(name))
-        arguments = ["--parent", str(os.getpid()), *self._arguments]
+        rank = [sys.executable, "-m", "scaling.distributed.rank", "--attempt", str(attempt.path)]
+        rank += ["--parent", str(os.getpid()), *self._arguments]
         spec = WorkerSpec(
             role="rank",
             local_world_size=self._nodes.n_local(self._world_size),
             rdzv_handler=self._handler,
-            entrypoint=sys.executable,
-            args=("-m", "scaling.distributed.rank", "--attempt", str(attempt.path), *arguments),
+            entrypoint="/bin/sh",
+            args=("-c", _INTO_LOGS, "sh", str(attempt.path), *rank),
             max_restarts=0,  # the supervisor retries: it knows which failures are worth it
             monitor_interval=MONITOR_EVERY_S,
         )
         self._agent = LocalElasticAgent(
-            spec, _LogsInAttempt(attempt, self._check), exit_barrier_timeout=NODES_PART_WITHIN_S
+            spec, _NoLogs(attempt, self._check), exit_barrier_timeout=NODES_PART_WITHIN_S
         )
         self._thread = threading.Thread(target=self._run, name="elastic agent", daemon=True)
         self._thread.start()
@@ -183,8 +186,8 @@ class ElasticGroup:
                 os.killpg(pid, signal.SIGKILL)  # each has a session of its own
 
 
-class _LogsInAttempt(LogsSpecs):
-    """What each rank prints goes to two files in the folder of its try."""
+class _NoLogs(LogsSpecs):
+    """The agent opens no files for its ranks: it would leave them open."""
 
     def __init__(self, attempt: AttemptFolder, check: Callable[[], None]) -> None:
         super().__init__(str(attempt.path))
@@ -196,20 +199,12 @@ class _LogsInAttempt(LogsSpecs):
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         self._check()
-        ranks = {local: int(env["RANK"]) for local, env in envs.items()}
-
-        def paths(stream: str) -> dict[int, str]:
-            return {
-                local: str(self._attempt.log_path(rank, stream)) for local, rank in ranks.items()
-            }
-
-        return LogsDest(
-            stdouts=paths("stdout"),
-            stderrs=paths("stderr"),
-            tee_stdouts={},
-            tee_stderrs={},
-            error_files=paths("elastic"),
-        )
+        nowhere = dict.fromkeys(envs, "")
+        errors = {
+            local: str(self._attempt.log_path(env["RANK"], "elastic"))
+            for local, env in envs.items()
+        }
+        return LogsDest(stdouts=nowhere, stderrs=nowhere, error_files=errors)
 
 
 def _is_alive(pid: int) -> bool:

@@ -26,10 +26,6 @@ from tests.compose import ROOT
 from tests.distributed.conftest import plan_run
 from tests.distributed.test_supervise import BODY, SUM, ranks_of, supervised, wait_for
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 RUN = [
     "mesh.dp=2", "mesh.latent=2", "train.tokens=12_800", "train.ema_decay=0.9",
     "train.clip_norm=0.5", "checkpoint.every_tokens=1_280", "logger.every_tokens=256",

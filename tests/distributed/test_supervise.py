@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -23,11 +24,6 @@ from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease, LeaseLost
 from tests.compose import ROOT
 
-# torch's elastic agent leaves its log files to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 BODY = "tests.distributed.bodies:count"
 MESH = ["mesh.dp=2", "mesh.latent=2", "launcher.collective_timeout_s=60"]
 SUM = 2100.0
@@ -127,11 +123,12 @@ def test_a_run_that_was_taken_over_ends_quietly(make_run) -> None:
     assert ranks_of(folder) == []
 
 
-def test_ranks_die_with_a_supervisor_that_is_killed(make_run) -> None:
+def test_ranks_die_with_a_supervisor_that_is_killed(make_run, request) -> None:
     folder = make_run("mesh.latent=2", steps=1000, step_s=0.05)
     worker = subprocess.Popen(
         [sys.executable, "-m", "tests.distributed.worker", str(folder.path)], cwd=ROOT
     )
+    request.addfinalizer(lambda: (worker.kill(), worker.wait()))
     wait_for(folder.metrics_path.exists)
     assert len(ranks_of(folder)) == 2
     worker.kill()
@@ -140,11 +137,12 @@ def test_ranks_die_with_a_supervisor_that_is_killed(make_run) -> None:
 
 
 @pytest.mark.faults
-def test_sigterm_of_the_worker_ends_a_run_as_preempted(make_run) -> None:
+def test_sigterm_of_the_worker_ends_a_run_as_preempted(make_run, request) -> None:
     folder = make_run("mesh.latent=2", steps=1000, step_s=0.05)
     worker = subprocess.Popen(
         [sys.executable, "-m", "tests.distributed.worker", str(folder.path)], cwd=ROOT
     )
+    request.addfinalizer(lambda: (worker.kill(), worker.wait()))
     wait_for(folder.metrics_path.exists)
     started = time.monotonic()
     os.kill(worker.pid, signal.SIGTERM)
@@ -153,6 +151,17 @@ def test_sigterm_of_the_worker_ends_a_run_as_preempted(make_run) -> None:
     record = folder.read_record()
     assert record.status is Status.preempted
     assert 0 < record.result["steps"] < 1000
+
+
+def test_a_run_leaves_no_file_open_and_its_log_behind(make_run) -> None:
+    folder = make_run("mesh.latent=2", at_step=2, rank=1, how="raise_always")
+    supervised(folder)  # the first one: what it opens once and for all is not counted
+    before = psutil.Process().num_fds()
+    supervised(folder)
+    gc.collect()  # a file that is collected instead of closed is a warning, and so an error
+    assert psutil.Process().num_fds() <= before
+    (log,) = folder.path.glob("attempts/000002/1/rank_1.stderr.log")
+    assert "last words before raise" in log.read_text()
 
 
 def test_half_a_row_is_not_reported(tmp_path: Path) -> None:
