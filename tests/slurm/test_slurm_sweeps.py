@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("no_job_left")]
 
 LONG = ["train.tokens=8_000_000", "checkpoint.every_tokens=2_560", "logger.every_tokens=2_560"]
 """Longer than any test waits."""
+OLD_STEP_ENDS_WITHIN_S = 12.0
+"""A job that starts again sooner may be ended by the late word of its former step's end."""
 
 
 def launch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -113,6 +115,7 @@ def test_a_preempted_job_checkpoints_and_goes_on_after_its_requeue(tmp_path: Pat
         (job,) = SlurmJobs(store).queued().values()
         subprocess.run(["scancel", "--signal=USR2", job.job_id], check=True)
         wait_until(lambda: records(tmp_path, "requeued")[0]["status"] == "preempted")
+        time.sleep(OLD_STEP_ENDS_WITHIN_S)
         while process.poll() is None:
             start_requeued_jobs()
             time.sleep(1)
@@ -126,8 +129,11 @@ def test_a_preempted_job_checkpoints_and_goes_on_after_its_requeue(tmp_path: Pat
 
 def test_a_lost_node_costs_a_second_call(tmp_path: Path, cluster: VirtualCluster) -> None:
     """Two runs of two nodes each, one after the other; the second node goes down in the first."""
-    options = ["sweeps=smoke", "mesh.dp=2", "launcher.ranks_per_node=1", "autoencoder.k=4"]
-    options += ["train.tokens=153_600", "checkpoint.every_tokens=5_120", "launcher.max_parallel=1"]
+    # Which of the native kernels' matmuls is fastest is measured at each launch, and they round
+    # differently.
+    sweep = ["sweeps=smoke", "autoencoder.k=4", "train.tokens=153_600", "kernels=torch"]
+    options = [*sweep, "mesh.dp=2", "launcher.ranks_per_node=1", "launcher.max_parallel=1"]
+    options += ["checkpoint.every_tokens=5_120"]
     store = SweepStore(tmp_path / "runs/smoke")
     with launching(tmp_path, *options) as process:
         wait_until(lambda: has_checkpoint(store), within_s=150)
@@ -137,6 +143,7 @@ def test_a_lost_node_costs_a_second_call(tmp_path: Path, cluster: VirtualCluster
         assert "done" not in statuses
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+    time.sleep(OLD_STEP_ENDS_WITHIN_S)
     cluster.start_node("n2")
     with launching(tmp_path, *options) as process:
         while process.poll() is None:
@@ -149,9 +156,7 @@ def test_a_lost_node_costs_a_second_call(tmp_path: Path, cluster: VirtualCluster
     assert any(record["cost"]["resumed_at_step"] > 0 for record in done)
 
     (tmp_path / "here").mkdir()
-    alone = python(
-        *(str(ROOT / "launch.py"), "-m", *options[:1], *options[3:5]), cwd=tmp_path / "here"
-    )
+    alone = python(str(ROOT / "launch.py"), "-m", *sweep, cwd=tmp_path / "here")
     assert alone.returncode == 0
     expected = {r["run_id"]: r["result"] for r in records(tmp_path / "here", "smoke")}
     for record in done:
@@ -175,7 +180,7 @@ def test_a_cancelled_run_of_two_nodes_leaves_a_checkpoint_of_its_own(tmp_path: P
 
 
 def start_requeued_jobs() -> None:
-    """SLURM lets a requeued job wait for two minutes; a test need not."""
+    """SLURM has a requeued job wait for two minutes; a test need not, once the old step ended."""
     shown = subprocess.run(
         ["squeue", "--noheader", "--states=PENDING", "--format=%A"], capture_output=True, text=True
     )
