@@ -199,7 +199,7 @@ def _refuse_long(config: RunConfig, pending: Sequence[RunPlan]) -> None:
     if any(plan.estimated_s is None for plan in pending):
         raise UserError(
             f"sweep.max_hours={limit} cannot be checked: these runs cannot be timed on this "
-            "machine (no GPU, or too little memory). Leave it out; python -m scaling.budget predicts."
+            "machine (no GPU, or too little memory). Leave it out: scaling.budget predicts times."
         )
     hours = makespan_s(pending, _workers(pending), _slots(pending)) / 3600
     if hours > limit:
