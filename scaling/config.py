@@ -200,7 +200,8 @@ class MeshConfig:
     """How shards agree on the k largest; auto = fewest predicted bytes. All are exact."""
     capacity_factor: float | None = None
     """Null = exact. Else each shard offers only ceil(k * this / shards) latents per token, the
-    paper's approximation (it used 2): part of the run's identity, its lost latents logged."""
+    paper's approximation (it used 2): part of the run's identity, with mesh.latent; the latents it
+    loses are logged."""
     zero_stage: int = 1
     """DeepSpeed's ZeRO stage over dp: 1 shards optimizer states, 2 gradients too."""
 

@@ -108,6 +108,10 @@ class Weights:
         suffix = ".ema" if averaged else ""
         layout = {name: layouts[f"{name}{suffix}"] for name in WEIGHTS}
         divisor = self.correction if averaged else 1.0
+        if not divisor:
+            raise UserError(
+                "--averaged: no update has been averaged by then. Leave --averaged out."
+            )
 
         def blocks(name: str) -> Iterator[Tensor]:
             for block in self.there.blocks(f"{name}{suffix}"):

@@ -62,6 +62,9 @@ class NumericsPlan:
     """Dtype of weights, optimizer state and arithmetic."""
     capacity_factor: float | None = None
     """Of the approximate exchange between shards; None = exact."""
+    selection_shards: int | None = None
+    """How many shards select, where the result depends on that: with a capacity, which they share,
+    or with bf16 operands, by which each shard chooses its own candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +216,7 @@ _PLAIN_FIELDS = (
 
 
 _LATER_TRAIN_KEYS = {"on_bad_loss": "stop", "spike_factor": None}
-_LATER_NUMERICS_KEYS = {"capacity_factor": None}
+_LATER_NUMERICS_KEYS = {"capacity_factor": None, "selection_shards": None}
 """Keys younger than some records, with the value that those records had without saying so."""
 
 

@@ -69,6 +69,8 @@ class DeepSpeedEngine(ModelHolder):
             self.engine.backward(losses.total)
         with self.watch("DeepSpeed's update over dp"):
             self.engine.step()
+        if self.zero.overflow:
+            self._poison()
         self._renormalize()
         self.average.update()
         self.dead.update(fired.wait(), len(batch_BD) * self.mesh.dp.size)
@@ -88,6 +90,16 @@ class DeepSpeedEngine(ModelHolder):
         renormalize_rows_(self.model.w_dec)
         self._write_master("w_dec")
 
+    @torch.no_grad()
+    def _poison(self) -> None:
+        """ZeRO leaves out, without a word, an update whose gradients are not finite.
+
+        On one process the weights are not finite after it, and the run ends as diverged; so here.
+        """
+        for name, param in self.params.items():
+            param.fill_(torch.nan)
+            self._write_master(name)
+
     def _write_master(self, name: str) -> None:
         """Have ZeRO's master copy follow a parameter that was changed in place."""
         from deepspeed.utils import safe_set_full_fp32_param
@@ -104,14 +116,11 @@ class DeepSpeedEngine(ModelHolder):
     def state(self) -> dict[str, Tensor]:
         counters = {"tokens_since_fired": self.dead.tokens_since_fired_N.clone()}
         steps = self._steps()
-        if steps is None:
-            return self.weights() | counters | self.average.state()
-        with self.watch("DeepSpeed's gathering of moments over dp"):
-            moments = {
-                f"{name}.{part}": _full_moment(param, part)
-                for name, param in self.params.items()
-                for part in MOMENTS
-            }
+        moments = {
+            f"{name}.{part}": _full_moment(param, part) if steps else torch.zeros_like(param)
+            for name, param in self.params.items()
+            for part in MOMENTS
+        }
         moments |= {f"{name}.step": steps.clone() for name in self.params}
         return self.weights() | moments | counters | self.average.state()
 
@@ -130,10 +139,10 @@ class DeepSpeedEngine(ModelHolder):
                 safe_set_full_optimizer_state(param, moment, part)
         self.average.n_updates = int(state["ema_updates"])
 
-    def _steps(self) -> Tensor | None:
-        """Updates taken, as Adam counts them; None before the first."""
+    def _steps(self) -> Tensor:
+        """Updates taken, as Adam counts them."""
         states = list(self.zero.optimizer.state.values())
-        return states[0]["step"].cpu() if states and "step" in states[0] else None
+        return states[0]["step"].cpu() if states and "step" in states[0] else torch.tensor(0.0)
 
     def _make_moments(self, steps: Tensor) -> None:
         """Adam's state, which it makes itself only at its first update."""
@@ -142,6 +151,7 @@ class DeepSpeedEngine(ModelHolder):
                 "step": steps.clone().to(partition.device),
                 **{part: torch.zeros_like(partition) for part in MOMENTS},
             }
+        self.zero._hp_optimizer_states_linked = False  # the parameters know the state before
         self.zero._lazy_init_hp_params_optimizer_state()
 
 

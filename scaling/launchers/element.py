@@ -114,6 +114,8 @@ class Element:
         """One child from start to end; in words how it died, None if it did not."""
         with _without_user_signal():
             child = self._child = NodeChild(self, job) if self.distributed else WorkerChild(self)
+        if self._stopped:  # the signal came while there was no child to tell
+            child.terminate()
         while (ended := child.poll(_POLL_S)) is None:
             if job.global_rank == 0 and not self._stopped and self._wish_came():
                 self._stop()

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from scaling import budget, memory
 from scaling.activations.source import SourceSpec
-from scaling.choices import LrRule
+from scaling.choices import LrRule, Precision
 from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.launcher_config import LocalLauncherConfig, SlurmLauncherConfig
@@ -40,10 +40,7 @@ def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
         tokens_requested=config.train.tokens,
         autoencoder=_autoencoder(config, source.d_model),
         train=_train(config),
-        numerics=NumericsPlan(
-            precision=str(config.numerics.precision),
-            capacity_factor=config.mesh.capacity_factor,
-        ),
+        numerics=_numerics(config),
         source=source,
         execution=plan_execution(config, source.d_model),
         observe=_observe(config),
@@ -211,6 +208,19 @@ def _autoencoder(config: RunConfig, d_model: int) -> AutoencoderPlan:
 
 def _k_aux(ae: TopKConfig, d_model: int) -> int:
     return budget.power_of_two_near(d_model / 2) if ae.k_aux is None else ae.k_aux
+
+
+def _numerics(config: RunConfig) -> NumericsPlan:
+    precision, mesh = config.numerics.precision, config.mesh
+    factor = mesh.capacity_factor
+    if factor is not None and factor >= mesh.latent:  # every shard may offer all of the k largest
+        factor = None
+    exact = factor is None and precision is not Precision.bf16
+    return NumericsPlan(
+        precision=str(precision),
+        capacity_factor=factor,
+        selection_shards=None if exact or mesh.latent == 1 else mesh.latent,
+    )
 
 
 def _train(config: RunConfig) -> TrainPlan:

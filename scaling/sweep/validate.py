@@ -84,6 +84,7 @@ LARGEST_RATE = 1e18
 run diverges."""
 LARGEST_NUMBER = 2**62
 MAX_NAME_LENGTH = 100
+MAX_TIMEOUT_S = 86_400
 
 _OF_THE_LAUNCH = (
     "runs_dir",
@@ -168,8 +169,9 @@ def _check_rest(config: RunConfig) -> None:
     cores = os.cpu_count() or 1
     _within("launcher.threads", config.launcher.threads, lambda v: 1 <= v <= cores, f"1..{cores}")
     _at_least("launcher.retries", config.launcher.retries, 0)
-    _positive("launcher.lease_timeout_s", config.launcher.lease_timeout_s)
-    _positive("launcher.collective_timeout_s", config.launcher.collective_timeout_s)
+    for key in ("lease_timeout_s", "collective_timeout_s"):
+        value = getattr(config.launcher, key)
+        _within(f"launcher.{key}", value, lambda v: 1 <= v <= MAX_TIMEOUT_S, "1 to 86400 seconds")
     _positive("sweep.max_hours", config.sweep.max_hours)
     for key, value in (
         ("launcher.workers", config.launcher.workers),

@@ -205,8 +205,6 @@ class FusedEngine(ModelHolder):
 
     def state(self) -> dict[str, Tensor]:
         counters = {"tokens_since_fired": self.dead.tokens_since_fired_N.clone()}
-        if not self.n_updates:
-            return self.weights() | counters | self.average.state()
         step = torch.tensor(float(self.n_updates))
         moments = {
             f"{name}.{part}": tensor.clone()

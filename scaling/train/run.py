@@ -112,6 +112,7 @@ class Attempt:
         self.bit_exact = True
         self.train_s = 0.0
         self.scores: Scores | None = None
+        self.figures: dict[str, float] = {}
         self.first_step = self._resume()
         self.last_step = self.first_step
 
@@ -145,7 +146,8 @@ class Attempt:
 
             def log(row: Row) -> None:
                 self.last_step = int(row["step"] or 0)
-                row |= self.engine.report()
+                row |= self.figures or self.engine.report()
+                self.figures = {}
                 if logger is not None:
                     logger.log(row)
                     self.report(row)
@@ -194,6 +196,7 @@ class Attempt:
     def keep_weights(self) -> None:
         """weights/: raw and averaged weights of the finished run."""
         self.lease.check()
+        self.engine.check_replicas()
         tensors = self.engine.weights()
         if self.plan.train.ema_decay:
             averaged = self.engine.weights(averaged=True)
@@ -269,7 +272,9 @@ class Attempt:
         return batch_BD.to(self.plan.execution.device, DTYPES[self.plan.numerics.precision])
 
     def _evaluation(self) -> Row:
+        self.figures = self.engine.report()
         self.scores = held_out(self.plan, self.engine, self.source, self.mesh)
+        self.engine.report()  # of held-out tokens: not of training
         return self.scores.as_row()
 
     def _save(self, step: int) -> None:

@@ -101,10 +101,9 @@ class TorchEngine(ModelHolder):
 
     def state(self) -> dict[str, Tensor]:
         moments = {
-            f"{name}.{part}": self.adam.state[param][part].detach().clone()
+            f"{name}.{part}": tensor.detach().clone()
             for name, param in self.params.items()
-            if param in self.adam.state
-            for part in ("exp_avg", "exp_avg_sq", "step")
+            for part, tensor in (self.adam.state.get(param) or _no_moments(param)).items()
         }
         counters = {"tokens_since_fired": self.dead.tokens_since_fired_N.clone()}
         return self.weights() | moments | counters | self.average.state()
@@ -120,3 +119,9 @@ class TorchEngine(ModelHolder):
                 for part in ("exp_avg", "exp_avg_sq", "step")
             }
         self.average.n_updates = int(state["ema_updates"])
+
+
+def _no_moments(param: Tensor) -> dict[str, Tensor]:
+    """Adam's state before the first update."""
+    zero = torch.zeros_like(param, requires_grad=False)
+    return {"step": torch.tensor(0.0), "exp_avg": zero, "exp_avg_sq": zero}

@@ -34,9 +34,15 @@ class WeightAverage:
         self.n_updates += 1
 
     def corrected(self) -> dict[str, Tensor]:
-        """The average as if it had not started from zero. ValueError before the first update."""
+        """The average as if it had not started from zero; the weights, before the first update.
+
+        Raises:
+            ValueError: no average is kept.
+        """
+        if not self.decay:
+            raise ValueError("no weight average: ema_decay is 0")
         if not self.n_updates:
-            raise ValueError("no weight average: ema_decay is 0 or no step has been taken")
+            return {name: self.params[name].detach().clone() for name in self.averages}
         return {
             name: average / (1 - self.decay**self.n_updates)
             for name, average in self.averages.items()

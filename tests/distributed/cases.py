@@ -42,6 +42,9 @@ class Case:
     steps: int = STEPS
     zero_stage: int = 1
     clip: float | None = 0.05
+    ema: float = 0.9
+    matmul: str = "float32"
+    """Of the CPU's kernels; other than float32 makes every engine use them."""
     resumed_at: int | None = None
     """A step before which the state goes into a new engine."""
 
@@ -71,9 +74,10 @@ def weights(rows: range, dtype: torch.dtype) -> dict[str, Tensor]:
 def make_engine(case: Case, mesh: Mesh = ALONE, shard: LatentShard | None = None) -> Engine:
     dtype = DTYPES[case.dtype]
     spec = TopKSpec(d_model=D, n_latents=N, k=K, k_aux=16, aux_coef=1 / 32, mean_predictor_mse=0.05)
-    kernels = load_kernels("cpu" if case.engine == "fused" else "torch")
+    ours = case.engine == "fused" or case.matmul != "float32"
+    kernels = load_kernels("cpu", case.matmul) if ours else load_kernels("torch")
     model = TopKAutoencoder(spec, kernels, weights(mesh.local_rows(N), dtype), shard)
-    optimizer = OptimizerSpec(**{**vars(OPTIMIZER), "clip_norm": case.clip})
+    optimizer = OptimizerSpec(**{**vars(OPTIMIZER), "clip_norm": case.clip, "ema_decay": case.ema})
     match case.engine:
         case "torch":
             return TorchEngine(model, optimizer, DEAD_AFTER, mesh)
@@ -177,6 +181,8 @@ class Differences(NamedTuple):
     norms: float
     gradients: float
     weights: float
+    moments: float
+    """Adam's, after the last step: in them are the gradients of all steps."""
     averaged: float
     scores: float
     same: bool
@@ -188,7 +194,7 @@ class Differences(NamedTuple):
 
     @property
     def largest(self) -> float:
-        return max(*self[:6], 0.0 if self.same else 1.0, self.narrowest)
+        return max(*self[:7], 0.0 if self.same else 1.0, self.narrowest)
 
 
 def compare(results: list[dict[str, Any]], dp: int, latent: int, case: Case) -> Differences:
@@ -213,6 +219,7 @@ def compare(results: list[dict[str, Any]], dp: int, latent: int, case: Case) -> 
         norms=worst("curves", "grad_norm"),
         gradients=worst("gradients"),
         weights=worst("state", "w_enc", "w_dec", "b_enc", "b_pre"),
+        moments=worst("state", *(name for name in state if ".exp_avg" in name)),
         averaged=worst("averaged"),
         scores=_relative(leader["scores"], expected["scores"]),
         same=agree and counters and leader["dead"] == expected["dead"],

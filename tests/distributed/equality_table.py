@@ -19,15 +19,15 @@ HEAD = f"""# How far a run on a mesh is from the run on one process
 AuxK at work, clipping (a clip_norm of 0.05; "-" = off), weight average, and an eighth of the
 latents made hot by their bias. Each run is compared with the plain engine on one process that knows
 no mesh: largest difference over largest value, per tensor, the worst of all tensors (and steps).
-Gradients are those of the first step, before clipping is undone; weights and averages those after
-the last; scores are normalized MSE, L0 and silent fraction on held-out batches. Counters of dead
-latents are equal in every row, as are all ranks' curves, to the bit; "swapped" counts tokens of a
-last batch whose active latents differ. Real processes, gloo, one thread each. Written by
-`make equality`.
+Gradients are those of the first step, as clipped; weights, Adam's moments (all steps' gradients
+are in them) and averages those after the last; scores are normalized MSE, L0 and silent fraction on
+held-out batches. Counters of dead latents are equal in every row, as are all ranks' curves, to the
+bit; "swapped" counts tokens of a last batch whose active latents differ. Real processes, gloo, one
+thread each. Written by `make equality`.
 """
 COLUMNS = (
     *("mesh (dp, latent)", "engine", "dtype", "exchange", "clip"),
-    *("losses", "norms", "gradients", "weights", "averages", "scores", "swapped"),
+    *("losses", "norms", "gradients", "weights", "moments", "averages", "scores", "swapped"),
 )
 
 
@@ -37,7 +37,7 @@ def row(dp: int, latent: int, case: Case, found: Differences) -> str:
     name = case.engine if case.engine != "deepspeed" else f"deepspeed ZeRO-{case.zero_stage}"
     resumed = "" if case.resumed_at is None else f", resumed at {case.resumed_at}"
     cells = [f"({dp}, {latent})", name + resumed, case.dtype, case.exchange, case.clip or "-"]
-    return line([*map(str, cells), *(f"{value:.0e}" for value in found[:6]), str(found.swapped)])
+    return line([*map(str, cells), *(f"{value:.0e}" for value in found[:7]), str(found.swapped)])
 
 
 def line(cells: Sequence[str]) -> str:

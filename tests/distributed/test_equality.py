@@ -21,13 +21,14 @@ ZERO = [
     Case("deepspeed", "float32", "gather", zero_stage=1),
     Case("deepspeed", "float32", "gather", zero_stage=2, resumed_at=10),
 ]
+ZERO_UNCLIPPED = [Case("deepspeed", "float32", "candidates", clip=None)]
 FUSED = [Case("fused", "float32", "gather"), Case("fused", "float32", "candidates", clip=None)]
 BUTTERFLY = [Case("torch", "float32", "butterfly")]
 MESHES = {
-    (1, 1): TORCH + FUSED,
+    (1, 1): TORCH + FUSED + ZERO,
     (2, 1): TORCH + ZERO,
     (1, 2): TORCH + FUSED + ZERO + BUTTERFLY,
-    (2, 2): TORCH + ZERO + BUTTERFLY,
+    (2, 2): TORCH + ZERO + ZERO_UNCLIPPED + BUTTERFLY,
     (1, 4): TORCH + FUSED + ZERO + BUTTERFLY,
     (4, 1): TORCH + ZERO,
 }

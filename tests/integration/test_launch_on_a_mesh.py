@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from scaling.activations.planted import planted_spec
 from scaling.runs.record import Record, problems_of
-from tests.compose import TINY
+from scaling.sweep.planner import make_plan
+from tests.compose import TINY, tiny
 from tests.integration.test_launch import launch
 
 EVERYTHING = [
@@ -45,6 +47,21 @@ def test_a_mesh_of_four_gives_the_record_of_one_process(tmp_path: Path) -> None:
     mesh = record_of(tmp_path, "mesh", "mesh.dp=2", "mesh.latent=2")
     assert (mesh["cost"]["engine"], mesh["cost"]["mesh"]) == ("deepspeed", [2, 2])
     assert_same_result(mesh, alone)
+
+
+def test_only_an_approximation_makes_the_mesh_part_of_a_run() -> None:
+    source = planted_spec(tiny().activations)  # type: ignore[arg-type]
+
+    def run_id(*overrides: str) -> str:
+        return make_plan(tiny(*overrides), source).run_id
+
+    exact = run_id()
+    assert run_id("mesh.latent=4") == run_id("mesh.dp=2") == exact
+    assert run_id("mesh.latent=1", "mesh.capacity_factor=1") == exact
+    assert run_id("mesh.latent=4", "mesh.capacity_factor=4") == exact  # each may offer all k
+    halves = run_id("mesh.latent=2", "mesh.capacity_factor=1")
+    quarters = run_id("mesh.latent=4", "mesh.capacity_factor=1")
+    assert len({exact, halves, quarters}) == 3
 
 
 def test_an_approximation_is_another_run_and_tells_what_it_loses(tmp_path: Path) -> None:
