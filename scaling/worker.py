@@ -56,10 +56,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+class StopWish:
+    """A flag that a signal's handler may set.
+
+    No threading.Event: its lock, held by a handler that a second signal interrupts, would make that
+    one wait for ever. A cluster and a launch may well both tell a process to stop.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
 class Parent(Protocol):
     """Whoever wants the run done: told of events, and may wish it to stop."""
 
-    stop: threading.Event
+    stop: StopWish
 
     def send(self, **event: Any) -> None: ...
 
@@ -68,7 +85,7 @@ class Channel:
     """A parent beyond stdin and stdout: commands in, events out, and the wish to stop."""
 
     def __init__(self) -> None:
-        self.stop = threading.Event()
+        self.stop = StopWish()
         self.commands: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._events = _reserve_stdout()
         signal.signal(signal.SIGTERM, lambda _signal, _frame: self._wish_to_stop())

@@ -15,7 +15,6 @@ import json
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +32,7 @@ from scaling.plan import RunPlan
 from scaling.runs.record import FINAL, RunOutcome, Status
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease
-from scaling.worker import take_up
+from scaling.worker import StopWish, take_up
 
 NOT_DONE = 3
 _PART_WITHIN_S = 5.0
@@ -76,7 +75,7 @@ class Leader:
     def __init__(
         self, plan: RunPlan, folder: RunFolder, options: argparse.Namespace, host: str, port: int
     ) -> None:
-        self.stop = threading.Event()
+        self.stop = StopWish()
         self._plan, self._folder, self._options = plan, folder, options
         self._board = Board(serve(port))
         self._nodes = Nodes(connect("127.0.0.1", port), host, options.nodes, 0)
@@ -130,7 +129,7 @@ class Follower:
         self._board = Board.at(host, port)
         address = _address_towards(host, port)
         self._nodes = Nodes(connect(host, port), address, options.nodes, options.node)
-        self._stop = threading.Event()
+        self._stop = StopWish()
 
     def follow(self) -> int:
         signal.signal(signal.SIGTERM, lambda _signal, _frame: self._stop.set())

@@ -1,5 +1,6 @@
 """What a worker writes down about an attempt, whatever became of it."""
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -83,3 +84,30 @@ def test_checkpoints_go_only_after_the_record_says_so(folder: RunFolder, monkeyp
     for status in (Status.preempted, Status.failed, Status.diverged):
         _take_up(folder, _returning(RunOutcome(status)))
     assert seen == [Status.diverged]
+
+
+def test_a_wish_to_stop_may_interrupt_another():
+    """Two may send SIGTERM at once: the handler must stand being interrupted by itself."""
+    assert ends_when_interrupted_by_itself(worker.StopWish())
+    assert not ends_when_interrupted_by_itself(threading.Event())  # which holds a lock meanwhile
+
+
+def ends_when_interrupted_by_itself(flag: worker.StopWish | threading.Event) -> bool:
+    """Set the flag again where setting it first returns from anything."""
+    interrupted: list[bool] = []
+    ended = threading.Event()
+
+    def trace(_frame: Any, event: str, _argument: Any) -> Any:
+        if event == "return" and not interrupted:
+            interrupted.append(True)
+            flag.set()
+        return trace
+
+    def run() -> None:
+        sys.settrace(trace)
+        flag.set()
+        sys.settrace(None)
+        ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    return ended.wait(2)
