@@ -144,7 +144,7 @@ def _engine(asked: str, dp: int, precision: str) -> str:
 
 def _check_divides(whole_key: str, whole: int, part_key: str, part: int) -> None:
     if whole % part:
-        below = next(size for size in range(part, 0, -1) if whole % size == 0)
+        below = next(size for size in range(min(part, whole, 2**20), 0, -1) if whole % size == 0)
         raise UserError(
             f"{whole_key}={whole} is not a multiple of {part_key}={part}. Use {part_key}={below}, "
             f"or another {whole_key}."

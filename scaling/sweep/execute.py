@@ -74,6 +74,8 @@ def execute(
     for run_id, record in records.items():
         if record.status in FINAL:  # a kill may have come between its record and this
             store.folder(run_id).remove_checkpoints()
+    if skipped := len(plans) - len(todo):
+        console.print(f"{skipped} of {len(plans)} runs have a result already (on whatever mesh)")
     mirror = Mirror.start(store, options.wandb) if options.wandb else None
     goes_on = False
     with Interrupts() as interrupts, heeding(store, interrupts):

@@ -163,14 +163,17 @@ def _check_fits(
     if needed <= available:
         return
     fits = _largest_n_latents(config, d_model, estimate, available)
-    remedy = (
-        f"Lower autoencoder.n_latents to {fits} or less."
-        if fits
-        else f"Lower train.batch_tokens={config.train.batch_tokens} or "
-        f"evaluation.batch_tokens={config.evaluation.batch_tokens}."
-    )
     mesh = config.mesh
     several = mesh.dp * mesh.latent > 1
+    if fits:
+        remedy = f"Lower autoencoder.n_latents to {fits} or less."
+    elif several and "one machine" in where:
+        remedy = "Lower mesh.dp or mesh.latent, or use launcher=slurm or launcher=deepspeed."
+    else:
+        remedy = (
+            f"Lower train.batch_tokens={config.train.batch_tokens} or "
+            f"evaluation.batch_tokens={config.evaluation.batch_tokens}."
+        )
     on_mesh = f" with mesh.dp={mesh.dp} mesh.latent={mesh.latent}" if several else ""
     raise UserError(
         f"autoencoder.n_latents={config.autoencoder.n_latents} at d_model={d_model}{on_mesh} needs "
