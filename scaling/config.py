@@ -199,9 +199,8 @@ class MeshConfig:
     exchange: ExchangeName = ExchangeName.auto
     """How shards agree on the k largest; auto = fewest predicted bytes. All are exact."""
     capacity_factor: float | None = None
-    """Null = exact. Else each shard offers only ceil(k * this / shards) latents per token, the
-    paper's approximation (it used 2): part of the run's identity, with mesh.latent; the latents it
-    loses are logged."""
+    """Null = exact. Else each shard offers only ceil(k * this / shards) latents per token, as the
+    paper's 2: part of the run's identity, with mesh.latent; the share lost is logged."""
     zero_stage: int = 1
     """DeepSpeed's ZeRO stage over dp: 1 shards optimizer states, 2 gradients too."""
 
