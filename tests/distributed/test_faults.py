@@ -96,6 +96,23 @@ def test_a_killed_rank_costs_no_bit(tmp_path: Path, undisturbed: RunOutcome, see
 
 
 @pytest.mark.faults
+def test_a_killed_rank_costs_no_bit_under_deepspeed(tmp_path: Path) -> None:
+    """As above, with ZeRO's sharded moments in the checkpoint."""
+    calm = carried_out(plan_run(tmp_path / "calm", *RUN, "engine=deepspeed"))
+    assert calm.status is Status.done, calm.error
+    for seed in range(3):
+        folder = plan_run(tmp_path / str(seed), *RUN, "engine=deepspeed", "launcher.retries=2")
+        killer = Killer(folder, random.Random(seed))
+        outcome = carried_out(folder)
+        assert killer.killed is not None
+        assert outcome.status is Status.done, outcome.error
+        assert outcome.result == calm.result
+        assert outcome.cost["bit_exact"]
+        assert outcome.cost["attempts"] == 2
+        assert ranks_of(folder) == []
+
+
+@pytest.mark.faults
 def test_the_comparison_can_fail(tmp_path: Path, undisturbed: RunOutcome) -> None:
     assert carried_out(plan_run(tmp_path, *RUN, "train.seed=1")).result != undisturbed.result
 
