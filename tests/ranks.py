@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scaling.train.mesh import Mesh, Pending
+from scaling.train.mesh import Done, Mesh, Pending
 
 TIMEOUT_S = 240
 
@@ -90,14 +90,6 @@ class Meeting:
         return everything
 
 
-class _Done:
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def wait(self) -> Tensor:
-        return self.tensor
-
-
 class ThreadAxis:
     """`scaling.train.mesh.Axis` among threads of this process."""
 
@@ -117,10 +109,10 @@ class ThreadAxis:
         return tensor.copy_(torch.stack(self._all("all_reduce", tensor, purpose)).amax(0))
 
     def begin_sum_(self, tensor: Tensor, purpose: str) -> Pending:
-        return _Done(self.sum_(tensor, purpose))
+        return Done(self.sum_(tensor, purpose))
 
     def begin_max_(self, tensor: Tensor, purpose: str) -> Pending:
-        return _Done(self.max_(tensor, purpose))
+        return Done(self.max_(tensor, purpose))
 
     def gather(self, tensor: Tensor, purpose: str) -> Tensor:
         return torch.stack(self._all("all_gather", tensor, purpose))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scaling.budget import candidate_width
+from scaling.budget import candidate_width, capacity_width
 from scaling.distributed import selection
 from scaling.kernels import Active
 from scaling.train.mesh import Axis, Mesh
@@ -56,7 +56,7 @@ class MeshShard:
         self.counts.tokens += len(kept_B)
         self.counts.redone += n_redone
         if self.capacity_factor is not None and self.measures:
-            self._count_lost(values_BW, k, capacity(k, self.mesh.latent.size, self.capacity_factor))
+            self._count_lost(values_BW, k, self._capacity(k, widest))
         return _first(candidates, kept_B)
 
     def gather_counts(self, n_local: int) -> tuple[int, ...]:
@@ -83,17 +83,21 @@ class MeshShard:
         return shares
 
     def _exchange(self, k: int, widest: int) -> selection.Exchange:
-        shards = self.mesh.latent.size
         if self.capacity_factor is not None:
-            return selection.limited(capacity(k, shards, self.capacity_factor))
+            return selection.limited(self._capacity(k, widest))
         match self.exchange:
             case "gather":
                 return selection.gather
             case "candidates":
-                return selection.candidates(candidate_width(k, widest, shards))
+                return selection.candidates(candidate_width(k, widest, self.mesh.latent.size))
             case "butterfly":
                 return selection.butterfly
         raise ValueError(f"exchange={self.exchange} is unknown")
+
+    def _capacity(self, k: int, widest: int) -> int:
+        """Latents a shard may offer per token; at least one, however many shards there are."""
+        assert self.capacity_factor is not None
+        return capacity_width(k, widest, self.mesh.latent.size, self.capacity_factor)
 
     def _count_lost(self, values_BW: Tensor, k: int, width: int) -> None:
         """What the limited capacity loses of this batch, which takes an exact exchange to know."""
@@ -102,11 +106,6 @@ class MeshShard:
         found_SB = selection.kept(values_SBW[:, :, :width], k)
         self.counts.counted_latents += int(exact_SB.sum())
         self.counts.lost_latents += int((exact_SB - found_SB).clamp_min(0).sum())
-
-
-def capacity(k: int, shards: int, factor: float) -> int:
-    """Latents a shard may offer per token; at least one, however many shards there are."""
-    return max(1, math.ceil(k * factor / shards))
 
 
 def _padded(candidates: Active, widest: int) -> tuple[Tensor, Tensor]:

@@ -183,6 +183,8 @@ class FusedEngine(ModelHolder):
 
     def _over_shards(self, summary: GradientSummary) -> GradientSummary:
         """The summary of all latents, from that of the latents here."""
+        if self.mesh.latent.size == 1:
+            return summary  # as it is: the norm may be in float64
         squared_norm_1 = summary.squared_norm.reshape(1).to(summary.b_pre_D.dtype)
         both = torch.cat([squared_norm_1, summary.b_pre_D])
         both = self.mesh.latent.sum_(both, "gradient summary")

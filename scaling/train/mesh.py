@@ -58,7 +58,9 @@ class Axis(Protocol):
         ...
 
 
-class _Done:
+class Done:
+    """An exchange that is over."""
+
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
@@ -79,10 +81,10 @@ class Alone:
         return tensor
 
     def begin_sum_(self, tensor: Tensor, purpose: str) -> Pending:
-        return _Done(tensor)
+        return Done(tensor)
 
     def begin_max_(self, tensor: Tensor, purpose: str) -> Pending:
-        return _Done(tensor)
+        return Done(tensor)
 
     def gather(self, tensor: Tensor, purpose: str) -> Tensor:
         return tensor[None]

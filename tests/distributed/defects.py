@@ -13,6 +13,7 @@ from scaling.distributed import latent, selection
 from scaling.distributed.deepspeed_engine import DeepSpeedEngine
 from scaling.train import evaluate, torch_engine
 from scaling.train.evaluate import Evaluation
+from scaling.train.mesh import Done
 from scaling.train.torch_engine import TorchEngine
 from tests.ranks import ThreadAxis
 
@@ -161,14 +162,6 @@ def _without_exchange(patch: pytest.MonkeyPatch, method: str, forgotten: str) ->
         if purpose != forgotten:
             whole = result.wait() if hasattr(result, "wait") else result
             tensor.copy_(whole)
-        return _Local(tensor) if hasattr(result, "wait") else tensor
+        return Done(tensor) if hasattr(result, "wait") else tensor
 
     patch.setattr(ThreadAxis, method, exchange)
-
-
-class _Local:
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def wait(self) -> Tensor:
-        return self.tensor

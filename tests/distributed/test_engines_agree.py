@@ -130,9 +130,9 @@ def test_bf16_operands_mean_the_same_on_replicas(tmp_path: Path) -> None:
     expected = bf16(ALONE, "torch")
     found = run_ranks(bf16, 2, 1, tmp_path, "deepspeed")[0]
     assert difference(found["losses"][:2], expected["losses"][:2]) < 1e-6
-    assert difference(found["losses"], expected["losses"]) < 1e-4
+    assert difference(found["losses"], expected["losses"]) < 1e-5  # measured: 1e-7
     for name in ("w_enc", "w_dec", "b_enc", "b_pre"):
-        assert difference(found["state"][name], expected["state"][name]) < 2e-3
+        assert difference(found["state"][name], expected["state"][name]) < 1e-5
 
 
 LONG = 300
@@ -153,7 +153,7 @@ def test_each_step_of_a_long_run_is_that_of_one_process() -> None:
         if step % 15 == 0:
             worst = max(worst, _one_step_apart(case, leader.state(), step))
         leader.step(batch(step, FLOAT32), FAST)
-    assert worst < 2e-5
+    assert worst < 1e-6  # measured: 9e-8
 
 
 def _one_step_apart(case: Case, state: dict[str, Any], step: int) -> float:
@@ -171,13 +171,12 @@ def _one_step_apart(case: Case, state: dict[str, Any], step: int) -> float:
         return engine.state()
 
     expected, shards = next_state(ALONE), run_threads(next_state, 1, 2)
-    for name in ("w_enc", "w_dec", "b_enc", "tokens_since_fired"):
-        found = torch.cat([shard[name] for shard in shards])
-        assert found.shape == expected[name].shape
-    return max(
-        difference(torch.cat([shard[name] for shard in shards]), expected[name])
-        for name in ("w_enc", "w_dec", "b_enc")
-    )
+    found = {
+        name: torch.cat([shard[name] for shard in shards])
+        for name in ("w_enc", "w_dec", "b_enc", "tokens_since_fired")
+    }
+    assert torch.equal(found.pop("tokens_since_fired"), expected["tokens_since_fired"])
+    return max(difference(tensor, expected[name]) for name, tensor in found.items())
 
 
 def test_float64_stays_equal_through_a_long_run() -> None:
@@ -194,6 +193,6 @@ def test_float64_stays_equal_through_a_long_run() -> None:
     expected, shards = final(ALONE), run_threads(final, 1, 2)
     for name in ("w_enc", "w_dec", "b_enc"):
         found = torch.cat([shard[name] for shard in shards])
-        assert difference(found, expected[name]) < 1e-8
+        assert difference(found, expected[name]) < 1e-10  # measured: 9e-16
     counters = torch.cat([shard["tokens_since_fired"] for shard in shards])
     assert torch.equal(counters, expected["tokens_since_fired"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scaling import budget
 from scaling.distributed import selection
-from scaling.distributed.latent import MeshShard, capacity
+from scaling.distributed.latent import MeshShard
 from scaling.kernels import Active
 from scaling.kernels.reference import encode_topk
 from scaling.train.mesh import Mesh
@@ -162,15 +162,15 @@ def test_limited_capacity_loses_latents_and_counts_them() -> None:
     selected, shards, _ = select(pre_BN, 8, 4, "gather", capacity_factor=2.0)
     wanted = expected(pre_BN, 8)
     lost = int((wanted & ~selected).sum())
-    assert lost == 64 * (8 - capacity(8, 4, 2.0))
+    assert lost == 64 * (8 - budget.capacity_width(8, 16, 4, 2.0))
     assert shards[0].report()["select/lost_fraction"] == lost / (64 * 8)
     assert (selected.sum(dim=1) == 8).all()
 
 
 def test_capacity_never_reaches_zero() -> None:
-    assert capacity(8, 512, 2.0) == 1
-    assert capacity(256, 512, 2.0) == 1
-    assert capacity(256, 8, 2.0) == 64
+    assert budget.capacity_width(8, 100, 512, 2.0) == 1
+    assert budget.capacity_width(256, 100, 512, 2.0) == 1
+    assert budget.capacity_width(256, 100, 8, 2.0) == 64
 
 
 @pytest.mark.parametrize("defect", ["ties_all_kept", "few_candidates", "no_candidates"])
