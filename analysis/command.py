@@ -1,67 +1,17 @@
-"""The command line of `python -m analysis.fit`."""
+"""What the command lines share: exit codes, checks of options, results as text and JSON."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import TableError
-from analysis.fitted import FittedLaw, fit_table, to_json
-from analysis.holdout import rows_matching
-from analysis.laws import LAWS
-from analysis.table import read_table
+from analysis.study.fitted import FittedLaw
 
 BAD_INPUT = 2
 LEAST_REFITS = 100
-
-
-def fit_command(argv: Sequence[str] | None = None) -> int:
-    """Fit a law to a CSV table; returns the exit code (2: unusable input, said on stderr)."""
-    options = _parser().parse_args(argv)
-    try:
-        _fit(options)
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
-
-
-def _fit(options: argparse.Namespace) -> None:
-    check_refits(options.bootstrap)
-    if options.seed < 0:
-        raise TableError(f"--seed {options.seed} is negative; give 0 or more.")
-    table = read_table(options.table, loss=options.loss)
-    held_out = None if options.holdout is None else rows_matching(options.holdout, table)
-    fitted = fit_table(
-        LAWS[options.law],
-        table,
-        held_out=held_out,
-        n_bootstrap=options.bootstrap,
-        seed=options.seed,
-        rows="all rows" if options.holdout is None else f"rows without {options.holdout}",
-    )
-    if options.json is not None:
-        write_json(options.json, to_json(fitted))
-    print(describe(fitted))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.fit", description="Fit a scaling law to a table of runs."
-    )
-    parser.add_argument("--law", required=True, choices=sorted(LAWS), help="which law")
-    parser.add_argument("--table", required=True, type=Path, help="CSV, one row per run")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    parser.add_argument("--holdout", help="rows to predict and not fit, such as 'n>65536'")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="refits; 0: intervals from se")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap, 0 or more")
-    parser.add_argument("--loss", help="loss column (default: normalized_mse, else loss)")
-    return parser
 
 
 def check_refits(n_refits: int) -> None:

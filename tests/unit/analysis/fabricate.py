@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.laws import LatentsKTokensTilted, Law
+from analysis.laws.joint import LatentsKTokensTilted, Law
 
 # Close to what small sweeps of a real model gave, so that tests meet realistic conditioning.
 PLANTED = LatentsKTokensTilted(

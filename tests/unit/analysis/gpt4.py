@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.table import RunTable, read_table
+from analysis.records.table import RunTable, read_table
 
 POINTS = Path(__file__).parents[2] / "data" / "gao2024_gpt4_lnk.csv"
 

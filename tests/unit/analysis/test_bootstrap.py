@@ -8,10 +8,10 @@ from fabricate import PLANTED, demo_cells, losses_of, points_of
 from gpt4 import gpt4_table
 from scipy.optimize import least_squares
 
-from analysis.bootstrap import bootstrap, refit, resample
-from analysis.fit import fit_law
-from analysis.laws import LatentsAndK, LatentsKTokens, LatentsKTokensTilted
-from analysis.table import RunTable
+from analysis.fitting.fit import fit_law
+from analysis.laws.joint import LatentsAndK, LatentsKTokens, LatentsKTokensTilted
+from analysis.records.table import RunTable
+from analysis.uncertainty.bootstrap import bootstrap, refit, resample
 
 
 def _demo_table(seed: int = 0) -> RunTable:

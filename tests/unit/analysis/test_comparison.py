@@ -18,13 +18,13 @@ from fabricate import (
     write_record,
 )
 
-from analysis.comparison import aicc, compare, text_rows, verdict
-from analysis.fit import fit_law
-from analysis.laws import LatentsKPlusTokens, LatentsKTokensTilted, Law
-from analysis.outliers import far_off
-from analysis.report import main
-from analysis.study import Study, study_runs
-from analysis.table import RunTable
+from analysis.fitting.fit import fit_law
+from analysis.laws.joint import LatentsKPlusTokens, LatentsKTokensTilted, Law
+from analysis.records.table import RunTable
+from analysis.report.write import main
+from analysis.study.comparison import aicc, compare, text_rows, verdict
+from analysis.study.outliers import far_off
+from analysis.study.study import Study, study_runs
 
 ADDITIVE = LatentsKPlusTokens(
     **{name: PLANTED.parameters[name] for name in LatentsKPlusTokens.parameter_names[:6]},

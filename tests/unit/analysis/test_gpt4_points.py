@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from gpt4 import POINTS, gpt4_table, with_losses
 
-from analysis.command import fit_command
-from analysis.fit import fit_law
-from analysis.laws import LatentsAndK
-from analysis.table import RunTable
+from analysis.fit import fit_command
+from analysis.fitting.fit import fit_law
+from analysis.laws.joint import LatentsAndK
+from analysis.records.table import RunTable
 
 EXPECTED = {
     **{"alpha": -0.4224, "beta_k": 0.2397, "beta_n": -0.0271, "gamma": -0.0383},

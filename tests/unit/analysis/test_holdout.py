@@ -6,10 +6,10 @@ from fabricate import PLANTED, demo_cells, losses_of, points_of
 from gpt4 import gpt4_table
 
 from analysis.errors import TableError
-from analysis.fit import fit_law
-from analysis.holdout import judge, prediction_interval, rows_matching
-from analysis.laws import LatentsAndK, LatentsKTokensTilted
-from analysis.table import RunTable
+from analysis.fitting.fit import fit_law
+from analysis.judgement.holdout import judge, prediction_interval, rows_matching
+from analysis.laws.joint import LatentsAndK, LatentsKTokensTilted
+from analysis.records.table import RunTable
 
 
 @pytest.mark.parametrize(

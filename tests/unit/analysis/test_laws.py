@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from fabricate import PLANTED, demo_cells, points_of
 
-from analysis.fitted import fit_table, to_json
-from analysis.forms import CONSTANT, Array, Form, Points
-from analysis.laws import (
-    LAWS,
+from analysis.laws import LAWS
+from analysis.laws.forms import CONSTANT, Array, Form, Points
+from analysis.laws.joint import (
     LatentsAndK,
     LatentsKPlusTokens,
     LatentsKTokens,
     LatentsKTokensTilted,
-    Law,
 )
-from analysis.table import RunTable
+from analysis.laws.law import Law
+from analysis.records.table import RunTable
+from analysis.study.fitted import fit_table, to_json
 
 _FIRST = {"alpha": -0.5, "beta_k": 0.26, "beta_n": -0.017, "gamma": -0.042}
 _FLOOR = {"zeta": -1.32, "eta": -0.085}

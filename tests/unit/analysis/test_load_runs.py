@@ -8,8 +8,8 @@ import pytest
 from fabricate import Cell, demo_cells, fabricate_sweep, record, write_record
 
 from analysis.errors import TableError
-from analysis.records import load_runs, runs_table
-from analysis.run_cautions import run_cautions
+from analysis.records.load import load_runs, runs_table
+from analysis.study.run_cautions import run_cautions
 from scaling.runs.record import Record, problems_of
 
 CELLS = demo_cells((256, 512, 1024))

@@ -7,18 +7,18 @@ import pytest
 from fabricate import PLANTED, Cell, demo_cells, losses_of, points_of
 from scipy import stats
 
-from analysis.cautions import cautions
 from analysis.errors import TableError
-from analysis.fit import fit_law
-from analysis.fitted import fit_table
-from analysis.laws import (
+from analysis.fitting.fit import fit_law
+from analysis.judgement.cautions import cautions
+from analysis.laws.joint import (
     LatentsAndK,
     LatentsKPlusTokens,
     LatentsKTokens,
     LatentsKTokensTilted,
     Law,
 )
-from analysis.table import RunTable
+from analysis.records.table import RunTable
+from analysis.study.fitted import fit_table
 
 NO_TILT = LatentsKTokens(
     **{name: value for name, value in vars(PLANTED).items() if name not in ("u", "k0")}

@@ -7,9 +7,9 @@ import pytest
 from fabricate import Cell, record, write_record
 
 from analysis.counts import short_count
-from analysis.facts import trained_tokens
-from analysis.records import load_runs
-from analysis.run_cautions import run_cautions
+from analysis.records.load import load_runs
+from analysis.study.facts import trained_tokens
+from analysis.study.run_cautions import run_cautions
 
 CELLS = [Cell(256, 4, 250_000), Cell(512, 4, 250_000), Cell(1024, 4, 250_000)]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from fabricate import PLANTED, Cell, demo_cells, fabricate_sweep, record, write_record
 
-from analysis.convergence import falling_pairs, ladders_at
-from analysis.records import load_runs, runs_table
-from analysis.report import main
+from analysis.judgement.convergence import falling_pairs, ladders_at
+from analysis.records.load import load_runs, runs_table
+from analysis.report.write import main
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 from fabricate import PLANTED, demo_cells, losses_of
 from gpt4 import POINTS
 
-from analysis.command import fit_command
 from analysis.errors import TableError
-from analysis.table import read_table, table_from_frame
+from analysis.fit import fit_command
+from analysis.records.table import read_table, table_from_frame
 
 
 def _frame() -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from analysis.records import budgets, numbers
+from analysis.records.load import budgets, numbers
 
 _COMMIT_DIGITS = 12
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.fit import Fit
-from analysis.study import HEADLINE_RULE, Study
+from analysis.fitting.fit import Fit
+from analysis.study.study import HEADLINE_RULE, Study
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.counts import short_count
-from analysis.fitted import FittedLaw
-from analysis.forms import Array, Points
-from analysis.study import Study
-from analysis.table import RunTable
+from analysis.laws.forms import Array, Points
+from analysis.records.table import RunTable
+from analysis.study.fitted import FittedLaw
+from analysis.study.study import Study
 
 INK = "#010203"
 _SCALE = LinearSegmentedColormap.from_list(

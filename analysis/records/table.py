@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import TableError
-from analysis.forms import Array
+from analysis.laws.forms import Array
 
 LOSS_COLUMNS = ("normalized_mse", "loss")
 _AXIS_COLUMNS = {"n": ("n_latents", "n"), "k": ("k",), "tokens": ("tokens",)}

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from analysis.bootstrap import Interval
 from analysis.errors import TableError
-from analysis.fit import Fit
-from analysis.forms import Array, Points
-from analysis.table import RunTable
+from analysis.fitting.fit import Fit
+from analysis.laws.forms import Array, Points
+from analysis.records.table import RunTable
+from analysis.uncertainty.bootstrap import Interval
 
 _MOST_CHARACTERS = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {

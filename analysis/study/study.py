@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.convergence import FallingPairs, falling_pairs
 from analysis.errors import TableError
-from analysis.fitted import FittedLaw, fit_table, title_of
-from analysis.laws import (
+from analysis.judgement.convergence import FallingPairs, falling_pairs
+from analysis.laws.joint import (
     LatentsAndK,
     LatentsKPlusTokens,
     LatentsKTokens,
     LatentsKTokensTilted,
     Law,
 )
-from analysis.outliers import Outliers, find_outliers
-from analysis.table import RunTable
+from analysis.records.table import RunTable
+from analysis.study.fitted import FittedLaw, fit_table, title_of
+from analysis.study.outliers import Outliers, find_outliers
 
 HEADLINE_RULE = (
     "l_nkdu leads where it can be fitted, else l_nkd, else L(n,k | D) at the common budget. The "

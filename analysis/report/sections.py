@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from analysis import comparison, outliers, page
 from analysis.command import holdout_line
-from analysis.convergence import FallingPairs
 from analysis.counts import short_count
-from analysis.fitted import FittedLaw
-from analysis.forms import Points
-from analysis.holdout import Holdout
-from analysis.laws import LatentsAndK
-from analysis.study import HEADLINE_RULE, LawOutcome, Study
-from analysis.uses import uses
+from analysis.judgement.convergence import FallingPairs
+from analysis.judgement.holdout import Holdout
+from analysis.laws.forms import Points
+from analysis.laws.joint import LatentsAndK
+from analysis.report import page
+from analysis.study import comparison, outliers
+from analysis.study.fitted import FittedLaw
+from analysis.study.study import HEADLINE_RULE, LawOutcome, Study
+from analysis.study.uses import uses
 
 _SECONDS_PER_HOUR = 3600
 

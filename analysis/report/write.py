@@ -14,16 +14,16 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import page, plots, sections
 from analysis.command import BAD_INPUT, check_refits, describe, write_json
-from analysis.comparison import comparison_json
 from analysis.errors import TableError
-from analysis.facts import costs, provenance, trained_tokens
-from analysis.fitted import SCHEMA_VERSION, to_json
-from analysis.outliers import outliers_json
-from analysis.records import DEFAULT_LOSS, load_runs, runs_table
-from analysis.run_cautions import run_cautions
-from analysis.study import Study, study_runs
+from analysis.records.load import DEFAULT_LOSS, load_runs, runs_table
+from analysis.report import page, plots, sections
+from analysis.study.comparison import comparison_json
+from analysis.study.facts import costs, provenance, trained_tokens
+from analysis.study.fitted import SCHEMA_VERSION, to_json
+from analysis.study.outliers import outliers_json
+from analysis.study.run_cautions import run_cautions
+from analysis.study.study import Study, study_runs
 
 _DPI = 160  # 1,180 pixels wide: sharp where a README shows it at 800
 
@@ -169,7 +169,3 @@ def _subject(facts: dict[str, Any]) -> str:
     models = ", ".join(map(str, facts["subject_model"])) or "planted data"
     layers = ", ".join(map(str, facts["layer"]))
     return f"Activations of {models}" + (f", after block {layers}" if layers else "")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

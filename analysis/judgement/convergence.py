@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.counts import short_count
-from analysis.forms import Array
-from analysis.table import RunTable
+from analysis.laws.forms import Array
+from analysis.records.table import RunTable
 
 # A cell (n, k) counts as converged at a budget where twice the tokens buy at most this much of
 # the loss: about three times the spread over seeds of small runs.

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fit import Fit
-from analysis.forms import Array, Design, Points
+from analysis.fitting.fit import Fit
+from analysis.laws.forms import Array, Design, Points
 
 _CHUNK = 512  # refits advanced together: their Jacobians stay within cache-friendly tens of MB
 _MAX_STEPS = 200

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.counts import short_count
-from analysis.fitted import FittedLaw
+from analysis.study.fitted import FittedLaw
 
 _REACH = 2  # the step in n that the next sweep would commonly take
 

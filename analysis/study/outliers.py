@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import TableError
-from analysis.fit import Fit
-from analysis.fitted import FittedLaw, fit_table
-from analysis.table import RunTable
+from analysis.fitting.fit import Fit
+from analysis.records.table import RunTable
+from analysis.study.fitted import FittedLaw, fit_table
 
 MOST_MAD = 4.0
 # Makes the median absolute residual estimate the standard deviation of normal errors. Bare, it

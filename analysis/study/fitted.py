@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from analysis.bootstrap import Refits, bootstrap
-from analysis.cautions import cautions
-from analysis.checks import check_usable, one_budget
 from analysis.counts import short_count
-from analysis.fit import Fit, fit_law, middle_sizes
-from analysis.forms import Points
-from analysis.holdout import Holdout, Interval, judge, prediction_interval
-from analysis.laws import Law
-from analysis.table import RunTable
+from analysis.fitting.checks import check_usable, one_budget
+from analysis.fitting.fit import Fit, fit_law, middle_sizes
+from analysis.judgement.cautions import cautions
+from analysis.judgement.holdout import Holdout, Interval, judge, prediction_interval
+from analysis.laws.forms import Points
+from analysis.laws.law import Law
+from analysis.records.table import RunTable
+from analysis.uncertainty.bootstrap import Refits, bootstrap
 
 SCHEMA_VERSION = 1
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from analysis.bootstrap import Refits
-from analysis.checks import one_budget
-from analysis.convergence import ladders_at
-from analysis.fit import Fit
-from analysis.forms import Array, Points
-from analysis.table import RunTable
+from analysis.fitting.checks import one_budget
+from analysis.fitting.fit import Fit
+from analysis.judgement.convergence import ladders_at
+from analysis.laws.forms import Array, Points
+from analysis.records.table import RunTable
+from analysis.uncertainty.bootstrap import Refits
 
 _MOST_CONDITION = 1e3  # of the Jacobian with columns scaled to one; the paper's points are at 45
 _MOST_FLOOR_ERROR = 0.5  # standard error of the log of the floor at the middle of the data

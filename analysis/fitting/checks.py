@@ -6,9 +6,9 @@ import numpy as np
 
 from analysis.counts import short_count
 from analysis.errors import TableError
-from analysis.forms import Array
-from analysis.laws import Law
-from analysis.table import RunTable
+from analysis.laws.forms import Array
+from analysis.laws.law import Law
+from analysis.records.table import RunTable
 
 LEAST_LEVELS = 3
 _MOST_LEVELS_SHOWN = 6

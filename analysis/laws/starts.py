@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from analysis.forms import Array, Points
+from analysis.laws.forms import Array, Points
 
 # Share of the lowest loss at each k that the floor takes, and how much of the lowest losses'
 # slope in k the floor copies. The true floor of a sweep lies between none and all of both.

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.forms import Array
-from analysis.table import Dropped, RunTable, table_from_frame
+from analysis.laws.forms import Array
+from analysis.records.table import Dropped, RunTable, table_from_frame
 from scaling.runs.record import Record, Status, problems_of
 
 DEFAULT_LOSS = "normalized_mse"
