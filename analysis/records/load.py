@@ -45,6 +45,7 @@ __all__ = [
 DEFAULT_LOSS = "normalized_mse"
 REJECTED = "rejected"
 """The word of `allow` for sweeps of which more than a fifth is unusable."""
+_OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params")
 
 
 def load_runs(
@@ -86,7 +87,7 @@ def runs_table(frame: pd.DataFrame, loss: str = DEFAULT_LOSS) -> RunTable:
             f"none of the {len(frame)} runs can be used ({found}); finish the sweep by calling "
             "it again, then repeat this."
         )
-    columns = {name: usable[name] for name in ("run_id", "n_latents", "k", "seed")}
+    columns = {name: usable[name] for name in _OF_A_TABLE if name in usable}
     table = table_from_frame(
         pd.DataFrame({**columns, "tokens": budgets(usable), loss: usable["loss"]}),
         source="the sweep",
