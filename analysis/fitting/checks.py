@@ -35,7 +35,8 @@ def _check_axes(law: type[Law], table: RunTable) -> None:
             f"law {law.name} needs the column {missing[0]}, which the table lacks; add it or "
             "choose a law without it (l_nk)."
         )
-    if "tokens" in table.points and "tokens" not in law.axes and one_budget(table) is None:
+    constant = "tokens" in law.constant_axes
+    if "tokens" in table.points and constant and one_budget(table) is None:
         raise TableError(
             f"law {law.name} takes runs of one token budget, but tokens has "
             f"{_levels_text('tokens', table.points['tokens'])}: runs of mixed budgets bend this "

@@ -74,6 +74,7 @@ class LatentsKTokens(LatentsAndK):
     title: ClassVar[str] = "L(n,k,D)"
     formula: ClassVar[str] = "L(n,k,D) = L(n,k) * [1 + (D0 (n/n0)^s / D)^c]"
     axes: ClassVar[tuple[str, ...]] = ("n", "k", "tokens")
+    constant_axes: ClassVar[tuple[str, ...]] = ()
     form: ClassVar[Form] = Form((_LATENTS_AND_K, (ONE, (CONSTANT, ("n",), ("tokens",)))))
     parameter_names: ClassVar[tuple[str, ...]] = (*LatentsAndK.parameter_names, "D0", "s", "c")
     reference_names: ClassVar[tuple[str, ...]] = ("n",)
@@ -157,6 +158,7 @@ class LatentsKPlusTokens(LatentsAndK):
     title: ClassVar[str] = "L(n,k,D) additive"
     formula: ClassVar[str] = "L(n,k,D) = L(n,k) + exp(tau) n^b D^-c"
     axes: ClassVar[tuple[str, ...]] = ("n", "k", "tokens")
+    constant_axes: ClassVar[tuple[str, ...]] = ()
     form: ClassVar[Form] = Form(((*_LATENTS_AND_K, (CONSTANT, ("n",), ("tokens",))),))
     parameter_names: ClassVar[tuple[str, ...]] = (*LatentsAndK.parameter_names, "tau", "b", "c")
 

@@ -2,7 +2,8 @@
 
 A law is a small class: its form in plain logs, its parameters' names, how they follow from the
 form's coefficients, and a few starting points from data. docs/laws.md shows how to add one.
-Points are a mapping from axis ("n" = n_latents, "k", "tokens") to float64 [M].
+Points are a mapping from axis ("n" = n_latents, "k", "tokens", "flops" = training FLOPs, "subject"
+= parameters of the subject model) to float64 [M].
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Law(ABC):
     form: ClassVar[Form]
     parameter_names: ClassVar[tuple[str, ...]]
     reference_names: ClassVar[tuple[str, ...]] = ()  # axes whose reference size the law states
+    # Axes that the law does not hold and that must not vary over the runs it is fitted to.
+    constant_axes: ClassVar[tuple[str, ...]] = ("tokens",)
+    response: ClassVar[str] = "loss"  # what is fitted: "loss" or "tokens" (to convergence)
     floor_column: ClassVar[int | None] = None  # coefficient that is the log of the floor
 
     @classmethod
