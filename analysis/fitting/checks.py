@@ -35,13 +35,26 @@ def _check_axes(law: type[Law], table: RunTable) -> None:
             f"law {law.name} needs the column {missing[0]}, which the table lacks; add it or "
             "choose a law without it (l_nk)."
         )
-    constant = "tokens" in law.constant_axes
-    if "tokens" in table.points and constant and one_budget(table) is None:
+    for axis in law.constant_axes:
+        _check_constant(law, table, axis)
+
+
+def _check_constant(law: type[Law], table: RunTable, axis: str) -> None:
+    values = table.points.get(axis, np.zeros(0))
+    if len(np.unique(values)) < 2:
+        return
+    found = _levels_text(axis, values)
+    if axis != "tokens":
         raise TableError(
-            f"law {law.name} takes runs of one token budget, but tokens has "
-            f"{_levels_text('tokens', table.points['tokens'])}: runs of mixed budgets bend this "
-            "law without showing it in the residuals. Keep one budget, or fit a law that "
-            "holds tokens (l_nkd, l_nkdu, l_nkd_additive)."
+            f"law {law.name} takes runs of one {axis}, but {axis} has {found}. Keep one {axis}, or "
+            f"fit a law that holds {axis}."
+        )
+    if not table.shown_converged:
+        raise TableError(
+            f"law {law.name} takes runs of one token budget, but tokens has {found}: runs of mixed "
+            "budgets bend this law without showing it in the residuals. Keep one budget, fit a law "
+            "that holds tokens (l_nkd, l_nkdu, l_nkd_additive), or keep the runs that are shown "
+            "converged (analysis.judgement.convergence.select_converged)."
         )
 
 
