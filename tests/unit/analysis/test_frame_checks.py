@@ -37,7 +37,7 @@ def test_raw_and_averaged_losses_in_one_long_table() -> None:
     """Such a table repeats each run_id; the message must be of the loss, not of checkpoints."""
     raw = _frame().assign(run_id=[f"run{i}" for i in range(56)], loss_name="normalized_mse")
     averaged = raw.assign(loss_name="normalized_mse_ema", normalized_mse=raw.normalized_mse * 1.01)
-    with pytest.raises(TableError, match="mixes loss_name.*Raw and averaged"):
+    with pytest.raises(TableError, match=r"mixes loss_name.*Raw and averaged"):
         table_from_frame(pd.concat([raw, averaged]), source="it")
     assert len(table_from_frame(raw, source="it")) == 56
 
