@@ -24,6 +24,7 @@ SIGNIFICANT = 0.01
 _N_DRAWS = 4000
 _SEED = 0
 _LEAST_PAIRS = 6  # fewer cannot make one percent of sign patterns
+_ROUNDING = 1e-9  # residuals of ln loss whose signs mean nothing
 AXES = ("n", "k", "tokens")
 
 
@@ -35,7 +36,7 @@ class SignRuns:
     n_pairs: int
     n_same: int
     expected: float  # of pairs with the same sign, where only noise is left
-    p: float | None  # share of noise fits that keep their sign as often; None: too few pairs
+    p: float | None  # share of noise fits that keep their sign as often; None: not judged
     ends: tuple[float, float]  # mean residual of ln loss at the lowest and the highest level
 
     @property
@@ -46,7 +47,8 @@ class SignRuns:
     def message(self) -> str:
         if self.p is None:
             return (
-                f"Sign runs along {self.axis} cannot be judged: {self.n_pairs} neighboring pairs."
+                f"Sign runs along {self.axis} cannot be judged: {self.n_pairs} neighboring pairs, "
+                "or residuals of rounding."
             )
         numbers = (
             f"{self.n_same} of {self.n_pairs} neighbors keep their sign, {self.expected:.0f} "
@@ -140,6 +142,7 @@ def _judge(axis: str, cells: pd.DataFrame, observed: Array, noise: Array) -> Sig
     n_same = int(_same_sign(observed, pairs))
     by_noise = _same_sign(noise, pairs)
     share = (1.0 + np.sum(by_noise >= n_same)) / (1.0 + _N_DRAWS)
+    judged = len(pairs) >= _LEAST_PAIRS and np.abs(observed).max() > _ROUNDING
     levels = cells[axis].to_numpy()
     low, high = (float(observed[levels == f(levels)].mean()) for f in (np.min, np.max))
     return SignRuns(
@@ -147,7 +150,7 @@ def _judge(axis: str, cells: pd.DataFrame, observed: Array, noise: Array) -> Sig
         n_pairs=len(pairs),
         n_same=n_same,
         expected=float(by_noise.mean()),
-        p=float(share) if len(pairs) >= _LEAST_PAIRS else None,
+        p=float(share) if judged else None,
         ends=(low, high),
     )
 

@@ -99,3 +99,7 @@ def test_the_papers_points() -> None:
     assert only.title == "all runs"
     assert only.values.shape == (9, 5)
     assert [runs.axis for runs in sign_runs(fit)] == ["n", "k"]
+
+
+def test_signs_of_rounding_are_not_judged() -> None:
+    assert [runs.p for runs in sign_runs(_fit(noise=0.0))] == [None, None, None]
