@@ -47,7 +47,9 @@ def _about_budget(fit: Fit, context: RunTable) -> Iterator[Caution]:
                 "its own limit: L(n,k) at endless training, and its floor, are extrapolations.",
             )
         return
-    if "tokens" not in fit.law.constant_axes or fit.table.shown_converged:
+    if "tokens" not in fit.law.constant_axes or fit.law.response != "loss":
+        return
+    if fit.table.shown_converged:
         return
     budget = one_budget(fit.table)
     if budget is None:

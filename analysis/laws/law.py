@@ -36,6 +36,11 @@ class Law(ABC):
     # Axes that the law does not hold and that must not vary over the runs it is fitted to.
     constant_axes: ClassVar[tuple[str, ...]] = ("tokens",)
     response: ClassVar[str] = "loss"  # what is fitted: "loss" or "tokens" (to convergence)
+    units: ClassVar[Mapping[str, str]] = {}  # unit of each parameter; "1" has none
+    positive: ClassVar[tuple[str, ...]] = ()  # parameters that mean nothing at or below zero
+    # Where set, the law is of the lowest loss at each level of this axis: of no run beaten by one
+    # with less of it.
+    frontier_axis: ClassVar[str | None] = None
     floor_column: ClassVar[int | None] = None  # coefficient that is the log of the floor
 
     @classmethod
@@ -72,11 +77,11 @@ class Law(ABC):
         return {f"{axis}0": getattr(self, f"{axis}0") for axis in self.reference_names}
 
     def log_predict(self, points: Points) -> Array:
-        """ln L at points, [M]."""
+        """Log of `predict`, [M]."""
         return self.form.design(logs_of(points, self.axes)).log_value(self.coefficients())
 
     def predict(self, points: Points) -> Array:
-        """L (normalized MSE) at points, [M]."""
+        """The response at points, [M]: L (normalized MSE), or tokens to convergence."""
         return np.exp(self.log_predict(points))
 
     def jacobian(self, points: Points) -> Array:

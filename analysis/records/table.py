@@ -27,6 +27,8 @@ _AXIS_COLUMNS = {"n": ("n_latents", "n"), "k": ("k",), "tokens": ("tokens",)}
 # Few laws need these, and records may lack them in some rows: there, the table goes without.
 _EXTRA_COLUMNS = {"flops": ("flops", "flops_dense"), "subject": ("subject_params",)}
 
+COLUMN_OF = {"n": "n_latents", "subject": "subject_params"}  # where it is not the axis's own name
+
 
 class Dropped(NamedTuple):
     """A run that was left out before fitting."""
@@ -143,7 +145,7 @@ def _extra_axes(frame: pd.DataFrame) -> dict[str, Array]:
         column = next((name for name in choices if name in frame), None)
         if column is None:
             continue
-        values = pd.to_numeric(frame[column], errors="coerce").to_numpy(np.float64)
+        values = np.asarray(pd.to_numeric(frame[column], errors="coerce"), dtype=np.float64)
         if (np.isfinite(values) & (values > 0)).all():
             found[axis] = values
     return found

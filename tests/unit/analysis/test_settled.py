@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import pytest
 from fabricate import PLANTED, Cell, planted_table
 
 from analysis.errors import TableError
+from analysis.fit import fit_command
 from analysis.fitting.fit import fit_law
 from analysis.judgement.curves import last_doubling
 from analysis.judgement.settled import Settled, converged_runs, select_converged
@@ -77,7 +80,7 @@ def test_a_later_fall_takes_the_verdict_back() -> None:
 
 def test_the_selection_is_fitted_by_laws_of_converged_runs_and_recovers_them() -> None:
     table = planted_table(PLANTED, CELLS, noise=0.001)
-    with pytest.raises(TableError, match=r"one token budget.*select_converged"):
+    with pytest.raises(TableError, match=r"one token budget.*--converged"):
         fit_law(LatentsAndK, table)
     chosen, dropped = select_converged(table)
     assert len(chosen) + len(dropped) == len(table)
@@ -90,6 +93,20 @@ def test_the_selection_is_fitted_by_laws_of_converged_runs_and_recovers_them() -
     # What the rule leaves: up to 1% / (1 - 2^-0.55) = 3.2% above the limit of endless training.
     assert error.min() > 0
     assert error.max() < 0.032
+
+
+def test_the_command_fits_the_converged_runs_of_several_budgets(tmp_path: Path) -> None:
+    table = planted_table(PLANTED, CELLS, noise=0.001)
+    path, out = tmp_path / "runs.csv", tmp_path / "fit.json"
+    pd.DataFrame({**table.points, "loss": table.loss}).to_csv(path, index=False)
+    arguments = ["--law", "l_nk", "--table", str(path), "--json", str(out), "--bootstrap", "0"]
+    assert fit_command(arguments) == 2
+    assert fit_command([*arguments, "--converged"]) == 0
+    found = json.loads(out.read_text())
+    assert found["n_used"] == len(select_converged(table).table)
+    assert found["dropped"][0]["reason"].startswith("not shown converged: its loss falls by")
+    assert found["title"] == "L(n,k)"
+    assert not {"not_converged", "tokens_unknown"} & {*found["warnings"]}
 
 
 def test_the_message_says_what_the_selection_costs() -> None:
