@@ -12,6 +12,7 @@ import numpy as np
 from analysis.command import BAD_INPUT, check_refits, describe, write_json
 from analysis.errors import TableError
 from analysis.judgement.holdout import rows_matching
+from analysis.judgement.settled import select_converged
 from analysis.laws import LAWS
 from analysis.records.table import RunTable, read_table
 from analysis.study.fitted import fit_table, to_json
@@ -34,6 +35,7 @@ def _fit(options: argparse.Namespace) -> None:
         raise TableError(f"--seed {options.seed} is negative; give 0 or more.")
     law = LAWS[options.law]
     table = read_table(options.table, loss=options.loss, response=law.response)
+    table = select_converged(table).table if options.converged else table
     table = table if options.k is None else _of_k(table, options.k)
     held_out = None if options.holdout is None else rows_matching(options.holdout, table)
     fitted = fit_table(
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bootstrap", type=int, default=1000, help="refits; 0: intervals from se")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap, 0 or more")
     parser.add_argument("--loss", help="column fitted (default: normalized_mse, else loss)")
+    parser.add_argument("--converged", action="store_true", help="only runs shown converged")
     parser.add_argument("--k", type=float, help="fit the runs of this k alone")
     return parser
 

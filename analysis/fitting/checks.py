@@ -56,13 +56,18 @@ def _check_axes(law: type[Law], table: RunTable) -> None:
             f"law {law.name} needs the column {COLUMN_OF.get(missing[0], missing[0])}, which the "
             "table lacks or has for some runs only; add it or choose a law without it (l_nk)."
         )
-    constant = "tokens" in law.constant_axes
-    if "tokens" in table.points and constant and one_budget(table) is None:
+    if "tokens" in law.constant_axes:
+        _check_one_budget(law, table)
+
+
+def _check_one_budget(law: type[Law], table: RunTable) -> None:
+    budgets = table.points.get("tokens", np.zeros(0))
+    if len(np.unique(budgets)) > 1 and not table.shown_converged:
         raise TableError(
             f"law {law.name} takes runs of one token budget, but tokens has "
-            f"{_levels_text('tokens', table.points['tokens'])}: runs of mixed budgets bend this "
-            "law without showing it in the residuals. Keep one budget, or fit a law that "
-            "holds tokens (l_nkd, l_nkdu, l_nkd_additive)."
+            f"{_levels_text('tokens', budgets)}: runs of mixed budgets bend this law without "
+            "showing it in the residuals. Keep one budget, fit a law that holds tokens (l_nkd, "
+            "l_nkdu, l_nkd_additive), or keep the runs that are shown converged (--converged)."
         )
 
 

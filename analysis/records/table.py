@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import TableError
 from analysis.laws.forms import Array
+from analysis.records.frame_checks import check_frame
 
 LOSS_COLUMNS = ("normalized_mse", "loss")
 CONVERGENCE_COLUMNS = ("tokens_to_convergence", "tokens")
@@ -52,6 +53,7 @@ class RunTable:
     seeds: tuple[Any, ...]
     dropped: tuple[Dropped, ...] = ()
     response: str = "loss"
+    shown_converged: str = ""  # by which rule every run was shown converged; "": it was not
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -99,6 +101,7 @@ def table_from_frame(
     frame = frame.rename(columns=str.strip) if all(map(_is_text, frame.columns)) else frame
     if frame.empty:
         raise TableError(f"{source} has no rows; a fit needs at least one run per row.")
+    check_frame(frame, source=source)
     names = LOSS_COLUMNS if response == "loss" else CONVERGENCE_COLUMNS
     loss_name = _column(frame, names if loss is None else (loss,), source, optional=False)
     frame = frame.assign(_run=_run_names(frame, source))
