@@ -18,6 +18,7 @@ SOURCES = sorted(
 OWNERS = {
     "deepspeed": ["scaling/distributed/"],
     "wandb": ["scaling/runs/wandb_mirror.py", "analysis/wandb_reader.py"],
+    "wandb_workspaces": ["analysis/dashboards/"],
     "triton": ["scaling/kernels/"],
     "hydra": ["scaling/command_line.py", "scaling/config.py"],
     "omegaconf": ["scaling/command_line.py", "scaling/config.py", "scaling/launcher_config.py"],
