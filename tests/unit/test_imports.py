@@ -59,7 +59,13 @@ LAYERS = {
         "scaling.hardware",
         "scaling.errors",
     ],
-    "analysis/": ["analysis", "scaling.runs.record", "scaling.runs.store", "scaling.budget"],
+    "analysis/": [
+        "analysis",
+        "scaling.runs.record",
+        "scaling.runs.store",
+        "scaling.budget",
+        "scaling.schedule",
+    ],
 }
 """What of this project each part may import: arrows point down only."""
 
