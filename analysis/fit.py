@@ -7,11 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from analysis.command import BAD_INPUT, check_refits, describe, write_json
 from analysis.errors import TableError
 from analysis.judgement.holdout import rows_matching
+from analysis.judgement.settled import select_converged
 from analysis.laws import LAWS
-from analysis.records.table import read_table
+from analysis.records.table import RunTable, read_table
 from analysis.study.fitted import fit_table, to_json
 
 
@@ -30,10 +33,13 @@ def _fit(options: argparse.Namespace) -> None:
     check_refits(options.bootstrap)
     if options.seed < 0:
         raise TableError(f"--seed {options.seed} is negative; give 0 or more.")
-    table = read_table(options.table, loss=options.loss)
+    law = LAWS[options.law]
+    table = read_table(options.table, loss=options.loss, response=law.response)
+    table = select_converged(table).table if options.converged else table
+    table = table if options.k is None else _of_k(table, options.k)
     held_out = None if options.holdout is None else rows_matching(options.holdout, table)
     fitted = fit_table(
-        LAWS[options.law],
+        law,
         table,
         held_out=held_out,
         n_bootstrap=options.bootstrap,
@@ -43,6 +49,13 @@ def _fit(options: argparse.Namespace) -> None:
     if options.json is not None:
         write_json(options.json, to_json(fitted))
     print(describe(fitted))
+
+
+def _of_k(table: RunTable, k: float) -> RunTable:
+    if k not in table.points["k"]:
+        levels = ", ".join(f"{level:g}" for level in np.unique(table.points["k"]))
+        raise TableError(f"--k {k:g} leaves no run; the table has k = {levels}.")
+    return table.select(table.points["k"] == k)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--holdout", help="rows to predict and not fit, such as 'n>65536'")
     parser.add_argument("--bootstrap", type=int, default=1000, help="refits; 0: intervals from se")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap, 0 or more")
-    parser.add_argument("--loss", help="loss column (default: normalized_mse, else loss)")
+    parser.add_argument("--loss", help="column fitted (default: normalized_mse, else loss)")
+    parser.add_argument("--converged", action="store_true", help="only runs shown converged")
+    parser.add_argument("--k", type=float, help="fit the runs of this k alone")
     return parser
 
 

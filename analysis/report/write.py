@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from analysis.command import BAD_INPUT, check_refits, describe, write_json
 from analysis.errors import TableError
 from analysis.records.load import DEFAULT_LOSS, load_runs, runs_table
-from analysis.report import page, plots, sections
+from analysis.report import page, sections
+from analysis.report.plots import frontier, losses, residuals
 from analysis.study.comparison import comparison_json
 from analysis.study.facts import costs, provenance, trained_tokens
 from analysis.study.fitted import SCHEMA_VERSION, to_json
@@ -77,10 +78,10 @@ def write_report(study: Study, frame: pd.DataFrame, sweep: Path) -> Path:
     """Write report/ inside the sweep's folder and return its path."""
     folder = sweep / "report"
     drawings = {
-        "loss_against_n": plots.loss_against_latents(study, _subject(provenance(frame))),
-        "loss_against_tokens": plots.loss_against_tokens(study),
-        "residuals": plots.residuals(study),
-        "frontier": plots.frontier(frame),
+        "loss_against_n": losses.loss_against_latents(study, _subject(provenance(frame))),
+        "loss_against_tokens": losses.loss_against_tokens(study),
+        "residuals": residuals.residuals(study),
+        "frontier": frontier.frontier(frame),
     }
     try:
         folder.mkdir(exist_ok=True)

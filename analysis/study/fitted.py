@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from analysis.counts import short_count
+from analysis.errors import TableError
 from analysis.fitting.checks import check_usable, one_budget
 from analysis.fitting.fit import Fit, fit_law, middle_sizes
+from analysis.fitting.frontier import fitted_rows, without_beaten
 from analysis.judgement.cautions import cautions
 from analysis.judgement.holdout import Holdout, Interval, judge, prediction_interval
 from analysis.laws.forms import Points
@@ -69,7 +71,14 @@ def fit_table(
     the table. `reference` are the sizes at which D0 and u are stated, by default the middle of
     the table. TableError where the table cannot determine the law.
     """
+    held_out = None if held_out is None else held_out[fitted_rows(law, table)]
+    table = without_beaten(law, table)
     check_usable(law, table)
+    if held_out is not None and not held_out.any():
+        raise TableError(
+            f"law {law.name} is of the runs that no cheaper run beats, and no run held out is one; "
+            "hold out others."
+        )
     kept = table if held_out is None else table.select(~held_out)
     fit = fit_law(law, kept, reference or middle_sizes(table))
     refits = bootstrap(fit, n_bootstrap, seed) if n_bootstrap else None
@@ -99,11 +108,15 @@ def to_json(fitted: FittedLaw) -> dict[str, Any]:
         "loss": fit.table.loss_name,
         "params": {p: finite(v) for p, v in fit.law.parameters.items()},
         "reference": fit.law.reference,
+        "units": {p: fit.law.units.get(p, "") for p in names},
         "se": {p: finite(v) if known else None for p, v in fit.standard_errors.items()},
         "ci95": {p: [finite(low), finite(high)] for p, (low, high) in fitted.ci95.items()},
         "ci95_method": _interval_method(fitted),
         "covariance": [[finite(v) for v in row] for row in fit.covariance] if known else None,
         "covariance_order": list(names),
+        "variance": fit.variance,
+        "degrees_of_freedom": fit.degrees_of_freedom,
+        "ranges": {axis: [float(v.min()), float(v.max())] for axis, v in fit.table.points.items()},
         "rms_log_residual": fit.rms_log_residual,
         "half_sum_of_squares": fit.half_sum_of_squares,
         "n_used": len(fit.table),
