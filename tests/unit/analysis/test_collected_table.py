@@ -22,7 +22,7 @@ FAILURE = {"type": "RuntimeError", "message": 'out of "memory",\nsaid it', "trac
 
 
 def make_sweep(folder: Path) -> Path:
-    """Runs that are done, failed, planned, unreadable; with nulls, an evaluation, digits for a name."""
+    """Runs done, failed, planned, unreadable; with nulls, an evaluation, digits for a name."""
     fabricate_sweep(folder, CELLS)
     run = write_record(
         folder, record(ODD, 0.4, run_id="123456789012", subject_model="SmolLM2-135M")
