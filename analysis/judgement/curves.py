@@ -50,20 +50,21 @@ def last_doubling(curve: pd.DataFrame, loss_name: str) -> CurveFall:
         return _unknown(column, f"its curve has no {least} values of {column} from half its tokens")
     if _decays(curve, half):
         return _unknown(column, "its learning rate falls within the last doubling of tokens")
-    return _fall(*(np.log(part[name].to_numpy(np.float64)) for name in ("tokens", column)), column)
+    log_tokens, log_loss = np.log(part.to_numpy(np.float64)).T
+    return _fall(log_tokens, log_loss, column)
 
 
 def _column(curve: pd.DataFrame, loss_name: str) -> str:
     choices = [f"eval/{loss_name}"]
     # The training loss is of the raw weights: it says nothing of their average.
     choices += ["train/normalized_mse"] if loss_name == "normalized_mse" else []
-    usable = (c for c in choices if c in curve and curve[c].notna().sum() > 1)
+    usable = (c for c in choices if c in curve and int(curve[c].notna().sum()) > 1)
     return next(usable, "")
 
 
 def _decays(curve: pd.DataFrame, half: float) -> bool:
-    rates = curve.loc[curve["tokens"] >= half, "train/lr"].dropna()
-    return len(rates) == 0 or rates.min() < (1 - _MOST_LR_FALL) * rates.max()
+    rates = curve.loc[curve["tokens"] >= half, "train/lr"].dropna().to_numpy(np.float64)
+    return len(rates) == 0 or bool(rates.min() < (1 - _MOST_LR_FALL) * rates.max())
 
 
 def _fall(log_tokens: Array, log_loss: Array, column: str) -> CurveFall:

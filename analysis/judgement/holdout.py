@@ -56,6 +56,11 @@ class Holdout:
         inside = (self.interval.low <= self.table.loss) & (self.table.loss <= self.interval.high)
         return int(inside.sum())
 
+    @property
+    def mean_log(self) -> float:
+        """Above 0: the runs came out worse than predicted."""
+        return float(self.residuals.mean())
+
 
 def judge(fit: Fit, held_out: RunTable) -> Holdout:
     residuals = held_out.log_loss - fit.log_predict(held_out.points)

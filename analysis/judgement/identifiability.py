@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from analysis.counts import short_count
 from analysis.fitting.checks import LEAST_LEVELS
@@ -104,16 +103,18 @@ def _span(axis: str, values: Array) -> Span:
 
 
 def _ladders(table: RunTable) -> Ladders:
-    cells = pd.DataFrame({a: table.points[a] for a in ("n", "k", "tokens")}).groupby(["n", "k"])
-    found = cells["tokens"].agg(["nunique", "min", "max"]).reset_index()
-    several = found.loc[found["nunique"] > 1]
+    budgets: dict[tuple[float, float], set[float]] = {}
+    columns = (table.points[axis].tolist() for axis in ("n", "k", "tokens"))
+    for n, k, tokens in zip(*columns, strict=True):
+        budgets.setdefault((n, k), set()).add(tokens)
+    several = [cell for cell, found in budgets.items() if len(found) > 1]
     return Ladders(
-        n_cells=len(found),
+        n_cells=len(budgets),
         n_ladders=len(several),
-        n_sizes=several["n"].nunique(),
-        n_sparsities=several["k"].nunique(),
-        longest=int(found["nunique"].max()),
-        factor=float((found["max"] / found["min"]).max()),
+        n_sizes=len({n for n, _ in several}),
+        n_sparsities=len({k for _, k in several}),
+        longest=max(map(len, budgets.values())),
+        factor=max(max(found) / min(found) for found in budgets.values()),
     )
 
 

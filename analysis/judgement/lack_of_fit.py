@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import chdtrc, fdtrc
 
 from analysis.fitting.fit import Fit
@@ -103,11 +102,12 @@ def replicates(table: RunTable, axes: Sequence[str] | None = None) -> PureError:
 
     Nothing but the seed may differ, so every axis of the table counts, also one the law lacks.
     """
-    frame = pd.DataFrame({**table.points, "log_loss": table.log_loss})
-    groups = frame.groupby(list(axes or table.points))["log_loss"]
-    sizes = groups.size().to_numpy()
-    squares = (groups.var(ddof=0).to_numpy() * sizes)[sizes > 1]
-    return PureError(squares, sizes[sizes > 1] - 1.0)
+    points = np.column_stack([table.points[axis] for axis in axes or table.points])
+    _, of_run, sizes = np.unique(points, axis=0, return_inverse=True, return_counts=True)
+    of_run = of_run.reshape(-1)
+    means = np.bincount(of_run, table.log_loss) / sizes
+    squares = np.bincount(of_run, (table.log_loss - means[of_run]) ** 2).astype(np.float64)
+    return PureError(squares[sizes > 1], (sizes[sizes > 1] - 1).astype(np.float64))
 
 
 def lack_of_fit(fit: Fit) -> LackOfFit:

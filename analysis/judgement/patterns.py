@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.counts import short_count
+from analysis.fitting.checks import LEAST_LEVELS
 from analysis.fitting.fit import Fit
 from analysis.laws.forms import Array
 
@@ -100,7 +101,9 @@ def sign_runs(fit: Fit) -> tuple[SignRuns, ...]:
     observed = average @ fit.residuals
     noise = average @ _noise_residuals(fit)
     return tuple(
-        _judge(axis, cells, observed, noise) for axis in points if points[axis].nunique() >= 3
+        _judge(axis, cells, observed, noise)
+        for axis in AXES
+        if len(np.unique(fit.table.points.get(axis, np.zeros(0)))) >= LEAST_LEVELS
     )
 
 

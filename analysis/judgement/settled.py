@@ -122,10 +122,9 @@ def select_converged(table: RunTable, curves: pd.DataFrame | None = None) -> Sel
 def _ladder_verdicts(table: RunTable) -> dict[_Cell, dict[float, tuple[Verdict, bool]]]:
     """By cell (n, k) and budget: the verdict, and whether longer runs contradict convergence."""
     verdicts: dict[_Cell, dict[float, tuple[Verdict, bool]]] = {}
-    for cell, rows in mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
-        budgets, losses = (rows[name].to_list() for name in ("tokens", "log_loss"))
-        n, k = cell
-        verdicts[(float(n), float(k))] = _judge_ladder(budgets, losses)
+    for _, rows in mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
+        n, k, budgets, losses = (rows[c].to_list() for c in ("n", "k", "tokens", "log_loss"))
+        verdicts[n[0], k[0]] = _judge_ladder(budgets, losses)
     return verdicts
 
 

@@ -120,7 +120,7 @@ def fit_slice(fit: Fit, k: float) -> Slice:
     design = shape.form.design(logs)
     implied = shape.coefficients(fit.centered, float(np.log(k)) - fit.center["k"])
     tried = [_solve(design, part.log_loss, s) for s in _starts(shape, implied, part.log_loss)]
-    best = min(tried, key=lambda found: found[1])
+    best = min((t for t in tried if np.isfinite(t[1])), key=lambda found: found[1])
     return Slice(k, shape, design, part.log_loss, *best)
 
 
@@ -144,15 +144,16 @@ def _solve(
         full = design.value_and_jacobian(whole(free))[1]
         return full if held is None else np.delete(full, held[0], axis=-1)
 
-    result = least_squares(
-        lambda free: design.log_value(whole(free)) - log_loss,
-        start,
-        jac=jacobian,  # pyright: ignore[reportArgumentType]
-        method="lm",
-        x_scale="jac",
-        ftol=_TOLERANCE,
-        xtol=_TOLERANCE,
-        gtol=_TOLERANCE,
-        max_nfev=300,
-    )
+    with np.errstate(all="ignore"):  # a step may run to infinity; it is then not taken
+        result = least_squares(
+            lambda free: design.log_value(whole(free)) - log_loss,
+            start,
+            jac=jacobian,  # pyright: ignore[reportArgumentType]
+            method="lm",
+            x_scale="jac",
+            ftol=_TOLERANCE,
+            xtol=_TOLERANCE,
+            gtol=_TOLERANCE,
+            max_nfev=300,
+        )
     return whole(result.x), 2.0 * float(result.cost)

@@ -54,10 +54,10 @@ def _refuse_checkpoints(frame: pd.DataFrame, source: str) -> None:
     if column is None or "tokens" not in frame or (column == "step" and "run_id" in frame):
         return
     same = [name for name in _SAME_RUN if name in frame]
-    for cell, rows in frame.groupby(same, dropna=False):
+    for _, rows in frame.groupby(same, dropna=False):
         steps, tokens = (rows[name].to_list() for name in (column, "tokens"))
         if len(rows) > 1 and len({*steps}) == len({*tokens}) == len(rows):
-            sizes = ", ".join(f"{name} {value}" for name, value in zip(same, cell, strict=True))
+            sizes = ", ".join(f"{name} {rows[name].iloc[0]}" for name in same)
             raise TableError(
                 f"{source} has {len(rows)} rows of {sizes} that differ in {column} and tokens: "
                 "they read as checkpoints of one run, which share its errors and are not "
@@ -69,7 +69,7 @@ def _refuse_checkpoints(frame: pd.DataFrame, source: str) -> None:
 def _refuse_rejected(frame: pd.DataFrame, source: str) -> None:
     if "status" not in frame:
         return
-    ended = frame.loc[~frame["status"].isin(_UNFINISHED)]
+    ended = frame.loc[~frame["status"].isin([*_UNFINISHED])]
     rejected = ended.loc[ended["status"] != Status.done, "status"]
     share = len(rejected) / max(len(ended), 1)
     if share > _MOST_REJECTED:

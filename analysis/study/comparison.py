@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from analysis.fitting.fit import Fit
+from analysis.judgement.rivals import aicc, akaike
 from analysis.study.study import HEADLINE_RULE, Study
 
 
@@ -25,6 +23,8 @@ class Row:
     holdout_worst_log: float | None
     holdout_in_pi95: int | None
     aicc_all_runs: float | None  # of the fit on all runs; lower is better
+    delta: float | None = None  # of that above the lowest
+    weight: float | None = None  # Akaike weight among the laws of the table
 
 
 def compare(study: Study) -> list[Row]:
@@ -48,21 +48,11 @@ def compare(study: Study) -> list[Row]:
                 aicc_all_runs=aicc(outcome.final.fit) if outcome.final else None,
             )
         )
-    return rows
-
-
-def aicc(fit: Fit) -> float | None:
-    """Akaike's criterion with the correction for few runs (Hurvich and Tsai 1989).
-
-    The variance counts as a parameter. None where there are too few runs for the correction, or
-    the runs lie on the law exactly.
-    """
-    n_runs, n_parameters = fit.jacobian.shape[0], fit.jacobian.shape[1] + 1
-    mean_square = float(np.mean(fit.residuals**2))
-    if n_runs <= n_parameters + 1 or mean_square == 0.0:
-        return None
-    correction = 2 * n_parameters * (n_parameters + 1) / (n_runs - n_parameters - 1)
-    return n_runs * float(np.log(mean_square)) + 2 * n_parameters + correction
+    deltas, weights = akaike([row.aicc_all_runs for row in rows])
+    return [
+        replace(row, delta=delta, weight=weight)
+        for row, delta, weight in zip(rows, deltas, weights, strict=True)
+    ]
 
 
 def comparison_json(study: Study) -> dict[str, Any]:
@@ -71,23 +61,21 @@ def comparison_json(study: Study) -> dict[str, Any]:
 
 HEADER = (
     *("law", "parameters", "rms residual", "held-out rms", "worst", "in 95% PI"),
-    "AICc, all runs (lowest = 0)",
+    *("AICc, all runs (lowest = 0)", "weight"),
 )
 
 
 def text_rows(rows: list[Row]) -> Iterator[tuple[str, ...]]:
     """Cells of the page's table under HEADER."""
-    known = [row.aicc_all_runs for row in rows if row.aicc_all_runs is not None]
-    lowest = min(known, default=0.0)
     for row in rows:
-        criterion = row.aicc_all_runs
         inside = f"{row.holdout_in_pi95} of {row.n_held_out}" if row.n_held_out else "-"
         yield (
             row.law,
             str(row.n_parameters),
             *map(_percent, (row.rms_log_residual, row.holdout_rms_log, row.holdout_worst_log)),
             inside,
-            "-" if criterion is None else f"{criterion - lowest:.1f}",
+            "-" if row.delta is None else f"{row.delta:.1f}",
+            "-" if row.weight is None else f"{row.weight:.2f}",
         )
 
 

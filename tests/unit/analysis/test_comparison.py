@@ -54,7 +54,9 @@ def test_the_rival_is_judged_on_the_same_runs_and_never_leads() -> None:
     assert best.aicc_all_runs == min(row.aicc_all_runs or 0.0 for row in rows)
     assert study.headline.law is LatentsKTokensTilted
     assert "l_nkd_additive, not the headline" in verdict(study, rows)
-    assert list(text_rows(rows))[2][-1] == "0.0"
+    assert list(text_rows(rows))[2][-2:] == ("0.0", "1.00")
+    assert sum(row.weight or 0.0 for row in rows) == pytest.approx(1.0)
+    assert best.delta == 0.0
 
 
 def test_aicc_is_the_textbook_formula() -> None:
