@@ -21,6 +21,9 @@ from analysis.errors import TableError
 from analysis.records.load import DEFAULT_LOSS
 from scaling.schedule import BATCH_TOKENS, N_LATENTS, RULES, TOKENS, PowerRule
 
+_WORTH_TELLING = 0.1
+"""Share of dead latents from which on it is printed beside the loss."""
+
 
 def calibrate_command(argv: Sequence[str] | None = None) -> int:
     """Print the calibration; returns the exit code (2: unusable input, said on stderr)."""
@@ -80,16 +83,18 @@ def _cell_line(best: BestRate, in_use: PowerRule) -> str:
             (str(len(cell.lr)), 7),
         )
     )
-    tried = ", ".join(
-        f"{lr:.3g}: {loss:.4f}" for lr, loss in zip(cell.lr, _losses(cell), strict=True)
-    )
     ratio = best.lr / in_use.at(cell.n_latents, cell.tokens, cell.batch_tokens)
     found = f"{best.lr:>11.3g}{best.log_error:>6.0%}{ratio:>8.2f}{best.cost_of_twice:>10.1%}"
-    return f"{counts}{found}  {tried}" + (f"  [{best.problem}]" if best.problem else "")
+    found = found if np.isfinite(best.lr) else f"{'-':>11}{'-':>6}{'-':>8}{'-':>10}"
+    return f"{counts}{found}  {_tried(cell)}" + (f"  [{best.problem}]" if best.problem else "")
 
 
-def _losses(cell: Cell) -> list[float]:
-    return [float(value) for value in np.exp(cell.log_loss)]
+def _tried(cell: Cell) -> str:
+    runs = zip(cell.lr, np.exp(cell.log_loss), cell.dead, strict=True)
+    return ", ".join(
+        f"{lr:.3g}: {loss:.4f}" + (f" ({dead:.0%} dead)" if dead > _WORTH_TELLING else "")
+        for lr, loss, dead in runs
+    )
 
 
 def _rule_text(fitted: FittedRule) -> str:

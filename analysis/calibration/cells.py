@@ -3,6 +3,9 @@
 A rate below the best leaves the run unfinished and one above it makes it noisy, so that ln loss
 against ln lr is a valley, near its bottom a parabola. A bottom at the end of the rates tried was
 not seen from both sides: such a cell is flagged and says nothing of the rule.
+
+Runs whose latents are mostly dead, which no law is fitted to, count here: that a rate kills latents
+is what shows it to be too high.
 """
 
 from __future__ import annotations
@@ -17,7 +20,14 @@ import pandas as pd
 
 from analysis.errors import TableError
 from analysis.laws.forms import Array
-from analysis.records.load import budgets, load_runs, refuse_mixtures
+from analysis.records.load import (
+    DEATH_MEASURES,
+    MOST_DEAD,
+    budgets,
+    load_runs,
+    numbers,
+    refuse_mixtures,
+)
 
 LEAST_RATES = 3
 # Beyond this factor from the lowest loss the valley's sides are no parabola any more, and would
@@ -40,6 +50,7 @@ class Cell:
     lr: Array
     log_loss: Array  # [R], mean over seeds
     n_seeds: Array  # [R], runs behind each
+    dead: Array  # [R], share of dead latents, the mean over seeds; NaN where not known
 
     @property
     def title(self) -> str:
@@ -76,7 +87,9 @@ def read_cells(sources: Sequence[Path], loss: str) -> list[Cell]:
         TableError: no run can be used, or runs cannot be compared with each other.
     """
     frame = pd.concat([load_runs(path, loss=loss) for path in sources], ignore_index=True)
-    usable = frame.loc[frame["excluded"] == ""].drop_duplicates("run_id")
+    frame["dead"] = np.minimum(*(numbers(frame, name) for name in DEATH_MEASURES))
+    killed = (frame["dead"] > MOST_DEAD) & (frame["loss"] < 1)
+    usable = frame.loc[(frame["excluded"] == "") | killed].drop_duplicates("run_id")
     refuse_mixtures(usable)
     if usable.empty:
         reasons = sorted({str(reason) for reason in frame["excluded"]})
@@ -88,7 +101,7 @@ def read_cells(sources: Sequence[Path], loss: str) -> list[Cell]:
 
 
 def cells_of(usable: pd.DataFrame) -> list[Cell]:
-    """The cells of usable rows of `load_runs`, by n, k, D and B."""
+    """The cells of usable rows of `load_runs` with their share `dead`, by n, k, D and B."""
     rows = usable.assign(tokens=budgets(usable), log_loss=np.log(usable["loss"].astype(float)))
     return [_cell(key, cell) for key, cell in rows.groupby(_CELL)]
 
@@ -100,7 +113,9 @@ def _cell(key: Any, rows: pd.DataFrame) -> Cell:
     losses = rows["log_loss"].to_numpy(dtype=np.float64)
     lr, place, counts = np.unique(rates, return_inverse=True, return_counts=True)
     means = np.bincount(place, weights=losses) / counts
-    return Cell(int(n), int(k), float(tokens), int(batch), lr, means, counts.astype(np.float64))
+    dead = np.bincount(place, weights=rows["dead"].to_numpy(dtype=np.float64)) / counts
+    point = (int(n), int(k), float(tokens), int(batch))
+    return Cell(*point, lr, means, counts.astype(np.float64), dead)
 
 
 def best_rate(cell: Cell, spread: float = SEED_SPREAD) -> BestRate:

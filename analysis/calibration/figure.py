@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.calibration.cells import BestRate
 from analysis.counts import short_count
@@ -20,6 +20,7 @@ from scaling.schedule import PowerRule
 
 _COLUMNS = 3
 _PANEL = (2.6, 2.1)  # inches
+_MOST_TICKS = 4
 _RUNS, _FITTED, _IN_USE = "#1f4e9c", "#c2410c", "#6b7280"
 
 
@@ -35,6 +36,8 @@ def valleys(bests: Sequence[BestRate], fitted: PowerRule | None, in_use: PowerRu
         spare.remove()
     for axes, best in zip(grid, bests, strict=False):
         _panel(axes, best, fitted, in_use)
+    figure.supxlabel("learning rate", fontsize=9)
+    figure.supylabel("held-out loss", fontsize=9)
     figure.legend(handles=_handles(fitted), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -53,8 +56,10 @@ def _panel(axes: Axes, best: BestRate, fitted: PowerRule | None, in_use: PowerRu
         level = cell.log_loss[lowest] - best.curvature * at_lowest**2
         axes.plot(lr, np.exp(level + best.curvature * u**2), color=_RUNS, linewidth=1)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    some = cell.lr[:: -(-len(cell.lr) // _MOST_TICKS)]
+    axes.xaxis.set_major_locator(FixedLocator(list(some)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=7)
     flag = "" if best.usable else " (flagged)"
     axes.set_title(

@@ -127,7 +127,7 @@ def _near(cell: Cell) -> Cell:
     lowest = cell.lr[np.argmin(cell.log_loss)]
     keep = np.abs(np.log(cell.lr / lowest)) < np.log(WIDEST)
     point = (cell.n_latents, cell.k, cell.tokens, cell.batch_tokens)
-    return Cell(*point, cell.lr[keep], cell.log_loss[keep], cell.n_seeds[keep])
+    return Cell(*point, *(a[keep] for a in (cell.lr, cell.log_loss, cell.n_seeds, cell.dead)))
 
 
 def _valley(

@@ -88,7 +88,7 @@ def nudged(stored: StoredLaw) -> Nudges | NoVariants:
     """From the fit's covariance; without one there are no intervals."""
     if stored.covariance is None:
         return NoVariants(np.empty((0, len(stored.law.parameter_names))))
-    steps = _NUDGE * _root(stored.coefficient_covariance()).T
+    steps = _NUDGE * root_of(stored.coefficient_covariance()).T
     fitted = stored.law.coefficients()
     quantile = float(stdtrit(stored.degrees_of_freedom, 0.975))
     return Nudges(np.concatenate([fitted + steps, fitted - steps]), quantile)
@@ -106,7 +106,7 @@ def exponential(estimate: Estimate) -> Estimate:
         return Estimate(*(float(np.exp(end)) for end in estimate))
 
 
-def _root(covariance: Array) -> Array:
+def root_of(covariance: Array) -> Array:
     """R with R R' = covariance. Rounding may leave eigenvalues of -1e-20: they count as zero."""
     scale = np.sqrt(np.diag(covariance))
     scale = np.where(scale > 0, scale, 1.0)

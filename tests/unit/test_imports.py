@@ -21,7 +21,12 @@ OWNERS = {
     "wandb_workspaces": ["analysis/dashboards/"],
     "triton": ["scaling/kernels/"],
     "hydra": ["scaling/command_line.py", "scaling/config.py"],
-    "omegaconf": ["scaling/command_line.py", "scaling/config.py", "scaling/launcher_config.py"],
+    "omegaconf": [
+        "scaling/command_line.py",
+        "scaling/config.py",
+        "scaling/launcher_config.py",
+        "scaling/sweep_config.py",
+    ],
     "submitit": ["scaling/launchers/"],
     "torch.distributed": ["scaling/distributed/"],
     "scipy": ["analysis/"],

@@ -35,7 +35,7 @@ def valley(
     u = np.log(lr / TRUE.at(n, tokens, batch))
     errors = noise * np.random.default_rng(n + tokens + batch).standard_normal(len(lr))
     log_loss = np.log(0.3) - 0.1 * np.log(n / 1024) + CURVATURE * u**2 + errors
-    return Cell(n, 16, float(tokens), batch, lr, log_loss, np.ones(len(lr)))
+    return Cell(n, 16, float(tokens), batch, lr, log_loss, np.ones(len(lr)), np.zeros(len(lr)))
 
 
 def grid(noise: float = 0.0) -> list[Cell]:
@@ -66,7 +66,7 @@ def test_errors_are_those_of_repeated_experiments() -> None:
 
 def _with(cell: Cell, log_loss: np.ndarray) -> Cell:
     point = (cell.n_latents, cell.k, cell.tokens, cell.batch_tokens)
-    return Cell(*point, cell.lr, log_loss, cell.n_seeds)
+    return Cell(*point, cell.lr, log_loss, cell.n_seeds, cell.dead)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +164,19 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _write(folder: Path, cell: Cell, lr: float, loss: float, seed: int = 0, **rest: object) -> None:
+def _write(
+    folder: Path,
+    cell: Cell,
+    lr: float,
+    loss: float,
+    seed: int = 0,
+    dead: float = 0.01,
+    **rest: object,
+) -> None:
     n, tokens, batch = cell.n_latents, int(cell.tokens), cell.batch_tokens
     row = record(Point(n, cell.k, tokens), loss, lr=float(lr), batch_tokens=batch, seed=seed)
     row |= {"run_id": f"{n}-{tokens}-{batch}-{lr:.6g}-{seed}", **rest}
+    row["result"] |= {"dead_fraction": dead, "silent_fraction_eval": dead}
     row["result"] |= {"steps": tokens // batch, "tokens": tokens // batch * batch}
     write_record(folder, row)
 
@@ -193,6 +202,19 @@ def test_the_command_prints_the_keys(sweep: Path, capsys: pytest.CaptureFixture[
     assert "Training by step_limited instead costs at most" in said
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert len(figure.read_bytes()) > 20_000
+
+
+def test_rates_that_kill_latents_are_the_upper_side_of_a_valley(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cell in grid():
+        for place, (lr, log_loss) in enumerate(zip(cell.lr, cell.log_loss, strict=True)):
+            _write(tmp_path, cell, lr, float(np.exp(log_loss)), dead=0.6 if place == 2 else 0.02)
+    cells = read_cells([tmp_path], "normalized_mse")
+    assert [len(cell.lr) for cell in cells] == [3] * 12
+    assert list(cells[0].dead) == pytest.approx([0.02, 0.02, 0.6])
+    assert calibrate_command([str(tmp_path)]) == 0
+    assert "(60% dead)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

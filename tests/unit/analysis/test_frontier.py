@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +15,10 @@ from planted_fit import D_MODEL, planted_fit, stored_as
 from analysis.command import write_json
 from analysis.errors import TableError
 from analysis.frontier import frontier_command
-from analysis.laws.forms import CONSTANT, Array, Form, Points
+from analysis.laws.forms import CONSTANT, Form
 from analysis.laws.joint import LatentsAndK, LatentsKPlusTokens, LatentsKTokens
 from analysis.laws.law import Law
+from analysis.laws.powers import OfLatentsAndTokens
 from analysis.planning.compute import Convention
 from analysis.planning.frontier import default_budgets, frontier
 from analysis.planning.frontier_table import frontier_json, frontier_text
@@ -34,39 +34,8 @@ LIMIT = LatentsAndK(**{name: PLANTED.parameters[name] for name in LatentsAndK.pa
 ADDITIVE = LatentsKPlusTokens(**LIMIT.parameters, tau=1.0, b=0.35, c=0.5)
 
 
-@dataclass(frozen=True)
-class Powers(Law):
-    """E + A n^-a + B D^-b at one k: its best n is known in closed form."""
-
-    log_E: float
-    log_A: float
-    minus_a: float
-    log_B: float
-    minus_b: float
-
-    name: ClassVar[str] = "powers"
-    title: ClassVar[str] = "L(n,D)"
-    formula: ClassVar[str] = "E + A n^-a + B D^-b"
-    axes: ClassVar[tuple[str, ...]] = ("n", "tokens")
-    form: ClassVar[Form] = Form((((CONSTANT,), (CONSTANT, ("n",)), (CONSTANT, ("tokens",))),))
-    parameter_names: ClassVar[tuple[str, ...]] = ("log_E", "log_A", "minus_a", "log_B", "minus_b")
-
-    @classmethod
-    def parameters_from(cls, coefficients: Array, reference: Mapping[str, float]) -> Array:
-        return coefficients
-
-    def coefficients(self) -> Array:
-        return np.array(list(self.parameters.values()))
-
-    def coefficient_jacobian(self) -> Array:
-        return np.eye(5)
-
-    @classmethod
-    def starting_coefficients(cls, logs: Points, log_loss: Array) -> Array:
-        raise NotImplementedError
-
-
-POWERS = Powers(np.log(0.05), np.log(4.0), -0.35, np.log(40.0), -0.45)
+# E + A n^-a + B D^-b at one k: its best n is known in closed form.
+POWERS = OfLatentsAndTokens(E=0.05, A=4.0, a=0.35, B=40.0, b=0.45)
 BUDGETS = [1e13, 3e13, 1e14]
 
 
@@ -99,22 +68,21 @@ def test_the_closed_form_of_two_powers() -> None:
     assert line.of_tokens.value == pytest.approx(0.35 / (0.35 + 0.45), abs=1e-6)
 
 
-def _log_best(law: Powers, flops: float) -> float:
+def _log_best(law: OfLatentsAndTokens, flops: float) -> float:
     """ln n of the least A n^-a + B (12 n d / C)^b, from its derivative."""
-    a, b = -law.minus_a, -law.minus_b
-    balance = np.log(a) + law.log_A - np.log(b) - law.log_B
-    return float((balance + b * np.log(flops / (12 * D_MODEL))) / (a + b))
+    balance = np.log(law.a * law.A) - np.log(law.b * law.B)
+    return float((balance + law.b * np.log(flops / (12 * D_MODEL))) / (law.a + law.b))
 
 
 def test_intervals_are_those_of_the_closed_forms_gradient() -> None:
     stored = stored_as(POWERS, relative_doubt=0.02)
     point = frontier(stored, [1e14], [32.0], DENSE, n_range=(1, 1e7)).points[0]
     assert stored.covariance is not None
-    step = 1e-5
-    gradient = [
-        (_log_best(Powers(*(c + e)), 1e14) - _log_best(Powers(*(c - e)), 1e14)) / (2 * step)
-        for c, e in zip([POWERS.coefficients()] * 5, step * np.eye(5), strict=True)
-    ]
+    gradient = []
+    for name, value in POWERS.parameters.items():
+        ends = [replace(POWERS, **{name: value * (1 + sign * 1e-5)}) for sign in (1, -1)]
+        above, below = (_log_best(law, 1e14) for law in ends)
+        gradient.append((above - below) / (2e-5 * value))
     error = np.sqrt(gradient @ stored.covariance @ gradient)
     t = 2.0422725  # Student's t of 30 degrees of freedom at 97.5%
     assert np.log(point.n.high / point.n.value) == pytest.approx(t * error, rel=2e-3)
