@@ -171,7 +171,7 @@ _LOAD = """
 import json, sys
 from analysis.records import load_curves, load_runs
 source, columns = sys.argv[1], sys.argv[2].split(",")
-frame = load_runs(source).sort_values("run_id")
+frame = load_runs(source, allow=("rejected",)).sort_values("run_id")
 curves = load_curves(source).sort_values(["run_id", "step"])
 print(frame[columns].to_json(orient="records", double_precision=15))
 print(curves[["run_id", *sys.argv[3].split(",")]].to_json(orient="records", double_precision=15))
