@@ -93,7 +93,7 @@ def test_cost_and_provenance(fits: dict, sweep: Path) -> None:
 
 
 def test_the_page_is_self_contained(page: str) -> None:
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     # Nothing is fetched: every reference is to a part of the page itself.
     assert all(target.startswith("#") for target in re.findall(r'(?:href|src)="([^"]*)"', page))
     assert "<script" not in page
