@@ -19,6 +19,13 @@ class EncoderInit(StrEnum):
 class LrRule(StrEnum):
     inverse_sqrt_n = auto()
     step_limited = auto()
+    power = auto()
+    """Of one's own exponents."""
+
+
+class FlopsConvention(StrEnum):
+    dense = auto()
+    sparse = auto()
 
 
 class Precision(StrEnum):

@@ -22,7 +22,7 @@ from scaling.config import (
     LauncherConfig,
     RunConfig,
     register,
-    to_run_config,
+    to_run_configs,
 )
 from scaling.errors import UserError
 
@@ -56,7 +56,7 @@ def compose_points(root: Path) -> list[RunConfig]:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(explain(error)) from error
     try:
-        return [to_run_config(config) for config in composed]
+        return [point for config in composed for point in to_run_configs(config)]
     except UserError as error:
         if len(composed) == 1 and any(arg.startswith("sweeps=") for arg in sys.argv):
             raise UserError(

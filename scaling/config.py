@@ -25,10 +25,8 @@ from scaling.choices import (
     ExchangeName,
     KernelsName,
     LoggerName,
-    LrRule,
     ModelDtype,
     Normalization,
-    OnBadLoss,
     Precision,
     StoreDtype,
 )
@@ -39,6 +37,8 @@ from scaling.launcher_config import (
     LocalLauncherConfig,
     SlurmLauncherConfig,
 )
+from scaling.sweep_config import SweepConfig, register_resolvers, with_points
+from scaling.train_config import TrainConfig
 
 
 @dataclass(kw_only=True)
@@ -141,42 +141,6 @@ class StoreConfig(ActivationsConfig):
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
-    """How it is trained. Every field is part of the run's identity."""
-
-    tokens: int = MISSING
-    batch_tokens: int = 131_072
-    """Tokens per step, over all ranks."""
-    lr: float | None = None
-    """Peak learning rate; null = `lr_rule`."""
-    lr_rule: LrRule = LrRule.inverse_sqrt_n
-    """inverse_sqrt_n: 2e-4 (n / 2^14)^-1/2.
-    step_limited: 1.9e-3 (n / 1024)^-0.25 (tokens / 1e6)^-0.4 (batch / 256)^0.45."""
-    lr_scale: float = 1.0
-    """Multiplies the rule, or `lr` (for learning-rate studies)."""
-    warmup_tokens: int = 0
-    decay_fraction: float = 0.0
-    """Last share of training over which lr falls linearly to 0; 0 = constant."""
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_eps: float = 6.25e-10
-    clip_norm: float | None = None
-    """Clip the global gradient norm; null = off."""
-    ema_decay: float = 0.999
-    """Per step; the average is bias-corrected and used for evaluation only."""
-    seed: int = 0
-    """Seeds initialization and data order."""
-    shuffle_block: int = 1
-    """Rows read together; 1 = every row drawn independently. Raise it for stores that do not
-    fit in memory (their rows are globally shuffled already)."""
-    on_bad_loss: OnBadLoss = OnBadLoss.stop
-    """What to do with a step whose loss is not finite, or a spike: stop the run as `diverged`, or
-    skip the update and count it."""
-    spike_factor: float | None = None
-    """A loss above this multiple of the median of the last 100 steps is a spike; null = none is."""
-
-
-@dataclass(kw_only=True)
 class NumericsConfig:
     """Dtypes and approximations. Every field is part of the run's identity."""
 
@@ -223,19 +187,6 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True)
-class SweepConfig:
-    where: str | None = None
-    """Keep only grid points for which this holds, e.g. "k <= n_latents / 16". Names: n_latents,
-    k, tokens, batch_tokens, lr_scale, seed, rung."""
-    rung: int = 0
-    """Index into `ladder`; sweep over it to give each n_latents token budgets of its own."""
-    ladder: dict[int, list[int]] = field(default_factory=dict)
-    """Token budgets by n_latents, used as train.tokens=${ladder:}."""
-    max_hours: float | None = None
-    """Refuse a sweep estimated to take longer."""
-
-
-@dataclass(kw_only=True)
 class DebugConfig:
     profile: bool = False
     """Write a torch profiler trace of a few steps into the run's folder."""
@@ -277,7 +228,16 @@ def register() -> None:
     store.store(group="launcher", name="local_schema", node=LocalLauncherConfig)
     store.store(group="launcher", name="deepspeed_schema", node=DeepSpeedLauncherConfig)
     store.store(group="launcher", name="slurm_schema", node=SlurmLauncherConfig)
-    OmegaConf.register_new_resolver("ladder", _from_ladder, replace=True)
+    register_resolvers()
+
+
+def to_run_configs(composed: DictConfig) -> list[RunConfig]:
+    """The typed configs of what was composed: one, or one for each cell of its `sweep.points`.
+
+    Raises:
+        UserError: as `to_run_config`.
+    """
+    return [to_run_config(point) for point in with_points(composed)]
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
@@ -307,13 +267,3 @@ def _undeclared(config: object, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
         elif is_dataclass(value):
             yield from _undeclared(value, f"{prefix}{name}.")
-
-
-def _from_ladder(*, _root_: DictConfig) -> int:
-    n_latents, sweep = _root_.autoencoder.n_latents, _root_.sweep
-    budgets = sweep.ladder.get(n_latents, [])
-    if not 0 <= sweep.rung < len(budgets):
-        raise ValueError(
-            f"sweep.ladder has no rung {sweep.rung} for autoencoder.n_latents={n_latents}"
-        )
-    return budgets[sweep.rung]

@@ -49,10 +49,14 @@ class TrainPlan:
     shuffle_block: int
     on_bad_loss: str = "stop"
     spike_factor: float | None = None
+    stop_fall: float | None = None
+    """Of the rule that may end the run before its last step; None = there is none."""
+    stop_after_tokens: int | None = None
+    stop_per_doubling: int | None = None
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on: whole batches only."""
+        """Tokens trained on, at most where a rule may end the run: whole batches only."""
         return self.steps * self.batch_tokens
 
 
@@ -215,7 +219,13 @@ _PLAIN_FIELDS = (
 )
 
 
-_LATER_TRAIN_KEYS = {"on_bad_loss": "stop", "spike_factor": None}
+_LATER_TRAIN_KEYS = {
+    "on_bad_loss": "stop",
+    "spike_factor": None,
+    "stop_fall": None,
+    "stop_after_tokens": None,
+    "stop_per_doubling": None,
+}
 _LATER_NUMERICS_KEYS = {"capacity_factor": None, "selection_shards": None}
 """Keys younger than some records, with the value that those records had without saying so."""
 

@@ -1,23 +1,58 @@
-"""Learning rates: two published or measured rules for the peak, and its course over a run."""
+"""Learning rates: rules for the peak, published, measured or one's own, and its course."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+N_LATENTS, TOKENS, BATCH_TOKENS = 1024, 1e6, 256
+"""Where a rule of one's own states its rate: so many latents, training tokens, tokens a step."""
+
+
+@dataclass(frozen=True)
+class PowerRule:
+    """lr = `lr` (n / n0)^`n` (D / D0)^`tokens` (B / B0)^`batch`, independent of k."""
+
+    lr: float
+    """At n0 latents, D0 training tokens and B0 tokens a step."""
+    n: float
+    tokens: float
+    batch: float
+    n0: float = N_LATENTS
+    tokens0: float = TOKENS
+    batch0: float = BATCH_TOKENS
+
+    def at(self, n_latents: float, tokens: float, batch_tokens: float) -> float:
+        return (
+            self.lr
+            * (n_latents / self.n0) ** self.n
+            * (tokens / self.tokens0) ** self.tokens
+            * (batch_tokens / self.batch0) ** self.batch
+        )
+
+
+INVERSE_SQRT_N = PowerRule(2e-4, n=-0.5, tokens=0.0, batch=0.0, n0=2**14)
+"""The published calibration for long runs at large batches."""
+
+STEP_LIMITED = PowerRule(1.9e-3, n=-0.25, tokens=-0.4, batch=0.45)
+"""For short runs.
+
+Calibrated at n = 256..4096, D = 125k..1M, B = 256..4096 on residual streams of a 135M model
+(grid of peaks, parabola in ln lr). The exponent in D is real: one rate for all D would be
+read by a fit as a wrong token exponent.
+"""
+
+RULES = {"inverse_sqrt_n": INVERSE_SQRT_N, "step_limited": STEP_LIMITED}
+"""By their names in train.lr_rule."""
+
 
 def inverse_sqrt_n(n_latents: int) -> float:
-    """2e-4 / sqrt(n / 2^14): the published calibration for long runs at large batches."""
-    return 2e-4 * (n_latents / 2**14) ** -0.5
+    """2e-4 / sqrt(n / 2^14)."""
+    return INVERSE_SQRT_N.at(n_latents, TOKENS, BATCH_TOKENS)
 
 
 def step_limited(n_latents: int, tokens: int, batch_tokens: int) -> float:
-    """For short runs: 1.9e-3 (n/1024)^-0.25 (D/1M)^-0.4 (B/256)^0.45, independent of k.
-
-    Calibrated at n = 256..4096, D = 125k..1M, B = 256..4096 on residual streams of a 135M model
-    (grid of peaks, parabola in ln lr). The exponent in D is real: one rate for all D would be
-    read by a fit as a wrong token exponent.
-    """
-    return (
-        1.9e-3 * (n_latents / 1024) ** -0.25 * (tokens / 1e6) ** -0.4 * (batch_tokens / 256) ** 0.45
-    )
+    """1.9e-3 (n/1024)^-0.25 (D/1M)^-0.4 (B/256)^0.45."""
+    return STEP_LIMITED.at(n_latents, tokens, batch_tokens)
 
 
 def lr_at(

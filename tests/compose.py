@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
-from scaling.config import RunConfig, register, to_run_config
+from scaling.config import RunConfig, register, to_run_configs
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -24,6 +24,12 @@ TINY = [
 
 def composed(*overrides: str) -> RunConfig:
     """The config of `python launch.py OVERRIDES`."""
+    (point,) = composed_points(*overrides)
+    return point
+
+
+def composed_points(*overrides: str) -> list[RunConfig]:
+    """The same, where `sweep.points` may make several of it."""
     register()
     os.environ["SCALING_ROOT"] = str(ROOT)
     os.environ["SCALING_HYDRA_DIR"] = str(ROOT)
@@ -31,7 +37,7 @@ def composed(*overrides: str) -> RunConfig:
         config = compose("config", overrides=list(overrides), return_hydra_config=True)
     with open_dict(config):
         config.pop("hydra")
-    return to_run_config(config)
+    return to_run_configs(config)
 
 
 def tiny(*overrides: str) -> RunConfig:

@@ -30,6 +30,8 @@ MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERSION_VERSION = 1
 """Raise it when the conversion gives other bytes; part of the folder's name and identity."""
 D_MODEL, N_LAYERS = 576, 30
+N_PARAMS = 134_515_008
+"""Embeddings and output share theirs."""
 MODEL_NAME = "SmolLM2-135M-Instruct"
 TEXT_NAME = "State of the Union addresses"
 

@@ -215,5 +215,5 @@ class HarvestPass:
             dtype=self._recipe.store_dtype,
             median_norm=self._median_norm(layer),
             calibration=calibrate(store, train, d_model, self._recipe.store_dtype),
-            names=self._request.names,
+            names={**self._request.names, "params": self._request.subject_params},
         )

@@ -81,7 +81,7 @@ class Manifest:
     """Median norm of the residual stream over the first part of the training text."""
     calibration: CalibrationEntry
     names: dict[str, Any]
-    """Model and text as the user named them; for people, not part of any hash."""
+    """Model and text as the user named them, and the model's parameters; part of no hash."""
     train: list[Segment] = field(default_factory=list)
     eval: list[Segment] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION

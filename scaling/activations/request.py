@@ -83,6 +83,15 @@ class HarvestRequest:
 
         return model_shape(ModelLocation(self.model_path, self.revision))
 
+    @cached_property
+    def subject_params(self) -> int:
+        """Parameters of the subject model, tied ones once."""
+        if self.model == embedded.EMBEDDED:
+            return embedded.N_PARAMS
+        from scaling.activations.subject import ModelLocation, n_params
+
+        return n_params(ModelLocation(self.model_path, self.revision))
+
     def check_layers(self) -> None:
         """Raises UserError for a layer that the model does not have."""
         _, n_layers = self.model_shape

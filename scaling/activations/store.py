@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.activations.embedded import MODEL_PACKAGE, N_PARAMS
 from scaling.activations.gather import gather_rows
 from scaling.activations.manifest import NUMPY_DTYPES, Manifest, Shard, load_manifest
 from scaling.activations.order import RowOrder, Rows
@@ -130,6 +131,7 @@ def _describe(manifest: Manifest, n_train: int) -> dict[str, Any]:
     return {
         "subject_model": manifest.names["model"],
         "subject_content": manifest.recipe["model"],
+        "subject_params": _subject_params(manifest),
         "layer": manifest.layer,
         "context": manifest.recipe["context"],
         "normalization": manifest.recipe["normalization"],
@@ -140,6 +142,12 @@ def _describe(manifest: Manifest, n_train: int) -> dict[str, Any]:
         "outlier_factor": manifest.recipe["outlier_factor"],
         "dropped": manifest.dropped(n_train),
     }
+
+
+def _subject_params(manifest: Manifest) -> int | None:
+    """None in stores that are older than the count, but of the packaged model."""
+    packaged = manifest.recipe["model"].startswith(f"{MODEL_PACKAGE}==")
+    return manifest.names.get("params", N_PARAMS if packaged else None)
 
 
 def _view_rows(folder: Path, manifest: Manifest, split: str, wanted: int | None) -> int:

@@ -115,6 +115,18 @@ def model_shape(location: ModelLocation) -> tuple[int, int]:
     return config.hidden_size, config.num_hidden_layers
 
 
+def n_params(location: ModelLocation) -> int:
+    """Parameters of a model, tied ones once, from its config alone: no weight is read or made.
+
+    Raises:
+        UserError: no such model.
+    """
+    with _reported(location, "config"):
+        config = transformers.AutoConfig.from_pretrained(location.path, revision=location.revision)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config).num_parameters()
+
+
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks of any Hugging Face causal LM: its outermost list of that length."""
     n_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr]

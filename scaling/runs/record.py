@@ -1,10 +1,11 @@
 """record.json: one row per run, the only thing analysis reads. docs/records.md shows an example.
 
 `RESULT_FIELDS` is what the run computed: equal, bit for bit, for equal run ids on equal hardware.
-Two of them are labels outside that promise, as launches that word them otherwise may plan the same
-run: `tokens_requested` and `subject_model`. `COST_FIELDS` is what it took, and differs from one
-time to the next. `peak_memory_bytes` there is an upper bound on CPU: the resident size also counts
-pages of memory-mapped activations and what the allocator keeps of earlier runs of the same worker.
+Three of them are labels outside that promise, as launches that word them otherwise may plan the
+same run: `tokens_requested`, `subject_model` and `subject_params`. `COST_FIELDS` is what it took,
+and differs from one time to the next. `peak_memory_bytes` there is an upper bound on CPU: the
+resident size also counts pages of memory-mapped activations and what the allocator keeps of earlier
+runs of the same worker.
 
 Both tables are the schema: `problems_of` compares a record with them.
 """
@@ -46,10 +47,12 @@ class Field(NamedTuple):
     types: tuple[type, ...]  # of the JSON value; NoneType where null has a meaning
     unit: str
     meaning: str
+    optional: bool = False  # absent from records that are older than it
 
 
 _Null = type(None)
 _INT, _FLOAT, _STR, _BOOL = (int,), (float, int), (str,), (bool,)
+_BOOL_OR_NULL = (bool, _Null)
 _INT_OR_NULL, _FLOAT_OR_NULL, _STR_OR_NULL = (int, _Null), (float, int, _Null), (str, _Null)
 
 RESULT_FIELDS: dict[str, Field] = {
@@ -81,6 +84,18 @@ RESULT_FIELDS: dict[str, Field] = {
         _FLOAT_OR_NULL, "share of latents", "silent over the whole held-out set"
     ),
     "train_normalized_mse": Field(_FLOAT_OR_NULL, "", "normalized_mse on as many training vectors"),
+    "converged": Field(
+        _BOOL_OR_NULL,
+        "",
+        "train.stop.fall ended the run; false: its tokens did; null: no such rule",
+        True,
+    ),
+    "last_doubling_fall": Field(
+        _FLOAT_OR_NULL,
+        "share of the loss",
+        "by which the last doubling of tokens that train.stop saw lowered normalized_mse_ema",
+        True,
+    ),
     "flops_dense": Field(_FLOAT, "FLOPs", "of training, every latent counted"),
     "flops_sparse": Field(_FLOAT, "FLOPs", "of training, k active latents counted in the decoder"),
     "epochs": Field(_FLOAT_OR_NULL, "", "passes over the data; null when it is unlimited"),
@@ -91,6 +106,9 @@ RESULT_FIELDS: dict[str, Field] = {
         _STR_OR_NULL,
         "",
         'whose activations ("planted": made up); a label of the launch that planned the run',
+    ),
+    "subject_params": Field(
+        _INT_OR_NULL, "", "parameters of the subject model; null where not known; a label", True
     ),
     "layer": Field(_INT_OR_NULL, "blocks", "residual stream after so many; null for planted data"),
     "numerics_version": Field(_INT, "", "raised when the code's results change"),
@@ -220,7 +238,11 @@ def problems_of(record: Record) -> list[str]:
 
 
 def _section_problems(name: str, values: dict[str, Any], schema: dict[str, Field]) -> list[str]:
-    missing = [f"{name}.{key} is missing" for key in schema if key not in values]
+    missing = [
+        f"{name}.{key} is missing"
+        for key, wanted in schema.items()
+        if key not in values and not wanted.optional
+    ]
     unknown = [f"{name}.{key} is not in the schema" for key in values if key not in schema]
     mistyped = [
         f"{name}.{key} = {values[key]!r} has the wrong type"

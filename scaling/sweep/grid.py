@@ -46,6 +46,7 @@ def _names(point: RunConfig) -> dict[str, float]:
         "lr_scale": point.train.lr_scale,
         "seed": point.train.seed,
         "rung": point.sweep.rung,
+        "share": point.sweep.share,
     }
 
 

@@ -40,6 +40,7 @@ from scaling.sweep.planner import check_memory, make_plan
 from scaling.sweep.preparation import harvest_bar
 from scaling.sweep.preview import print_harvest, print_preview
 from scaling.sweep.stop import announced
+from scaling.sweep.tokens import settle_tokens
 from scaling.sweep.validate import check_folders, check_numbers, check_shared, validate
 
 
@@ -52,6 +53,8 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     console = console or Console()
     for point in points:
         check_numbers(point)
+    describe_once = _Descriptions()
+    points = settle_tokens(points, lambda point: describe_once(point).d_model)
     wanted = keep_wanted(points)
     if not wanted:
         raise UserError(
@@ -62,7 +65,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     shared = wanted[0]
     if excluded := len(points) - len(wanted):
         console.print(f"{excluded} of {len(points)} grid points left out by sweep.where")
-    descriptions = _describe_all(wanted)
+    descriptions = {_key(point.activations): describe_once(point) for point in wanted}
     for point in wanted:
         found = descriptions[_key(point.activations)]
         validate(point, n_train=found.n_train)
@@ -151,12 +154,17 @@ def _key(config: ActivationsConfig) -> str:
     return json.dumps(asdict(config), sort_keys=True)
 
 
-def _describe_all(points: Sequence[RunConfig]) -> dict[str, Description]:
-    """Each distinct source, described once."""
-    configs = {_key(point.activations): point for point in points}
-    return {
-        key: describe(point.activations, Path(point.data_dir)) for key, point in configs.items()
-    }
+class _Descriptions:
+    """Each distinct source, described once and only when it is asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Description] = {}
+
+    def __call__(self, point: RunConfig) -> Description:
+        key = _key(point.activations)
+        if key not in self._known:
+            self._known[key] = describe(point.activations, Path(point.data_dir))
+        return self._known[key]
 
 
 def _prepare_all(

@@ -19,13 +19,14 @@ from scaling.plan import (
     RunPlan,
     TrainPlan,
 )
-from scaling.schedule import inverse_sqrt_n, step_limited
+from scaling.schedule import RULES, PowerRule
 from scaling.sweep.execution import (
     plan_execution,
     planned_device,
     planned_engine,
     planned_exchange,
 )
+from scaling.train_config import TrainConfig
 
 BYTES_PER_VALUE = {"float32": 4, "float64": 8, "bf16": 4}
 ROWS_PER_RUN = 100
@@ -243,19 +244,36 @@ def _train(config: RunConfig) -> TrainPlan:
         shuffle_block=train.shuffle_block,
         on_bad_loss=str(train.on_bad_loss),
         spike_factor=train.spike_factor,
+        **_stop(train),
     )
+
+
+def _stop(train: TrainConfig) -> dict[str, Any]:
+    """Its keys enter the identity where the rule is on, and only there."""
+    stop = train.stop
+    if stop.fall is None:
+        return {}
+    return {
+        "stop_fall": stop.fall,
+        "stop_after_tokens": stop.after_tokens,
+        "stop_per_doubling": stop.per_doubling,
+    }
 
 
 def _peak_lr(config: RunConfig) -> float:
     train, n_latents = config.train, config.autoencoder.n_latents
     if train.lr is not None:
         return train.lr * train.lr_scale
-    match train.lr_rule:
-        case LrRule.inverse_sqrt_n:
-            rate = inverse_sqrt_n(n_latents)
-        case LrRule.step_limited:
-            rate = step_limited(n_latents, train.tokens, train.batch_tokens)
+    rate = _lr_rule(train).at(n_latents, train.tokens, train.batch_tokens)
     return rate * train.lr_scale
+
+
+def _lr_rule(train: TrainConfig) -> PowerRule:
+    if train.lr_rule is not LrRule.power:
+        return RULES[train.lr_rule]
+    own = train.lr_power
+    assert own.lr is not None  # validated
+    return PowerRule(own.lr, n=own.n, tokens=own.tokens, batch=own.batch)
 
 
 def _observe(config: RunConfig) -> ObservePlan:

@@ -9,13 +9,14 @@ from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from scaling.choices import ExchangeName
+from scaling.choices import ExchangeName, LrRule
 from scaling.config import RunConfig, TopKConfig
 from scaling.errors import UserError
 from scaling.launcher_config import DeepSpeedLauncherConfig, SlurmLauncherConfig
 from scaling.launchers.hostfile import hosts_for, read_hostfile
 from scaling.launchers.slurm_params import shape_of
 from scaling.plan import MeshPlan
+from scaling.train_config import LrPowerConfig, TrainConfig
 
 
 def validate(config: RunConfig, *, n_train: int | None) -> None:
@@ -102,7 +103,6 @@ def _check_present(config: RunConfig) -> None:
     for key, value in (
         ("autoencoder.n_latents", config.autoencoder.n_latents),
         ("autoencoder.k", config.autoencoder.k),
-        ("train.tokens", config.train.tokens),
     ):
         if not isinstance(value, int):
             raise UserError(f"{key} is not set. Give it on the command line, e.g. {key}=1024.")
@@ -140,10 +140,8 @@ def _check_train(config: RunConfig) -> None:
             f"train.warmup_tokens={train.warmup_tokens} leaves nothing of train.tokens="
             f"{train.tokens}: the learning rate would never reach its peak. Lower it."
         )
-    for key, value in (("train.lr", train.lr), ("train.lr_scale", train.lr_scale)):
-        _positive(key, value)
-        if value is not None:
-            _within(key, value, lambda v: v <= LARGEST_RATE, f"at most {LARGEST_RATE:.0e}")
+    _check_rates(train)
+    _check_stop(train)
     _positive("train.clip_norm", train.clip_norm)
     _positive("train.adam_eps", train.adam_eps)
     if train.spike_factor is not None:
@@ -151,6 +149,54 @@ def _check_train(config: RunConfig) -> None:
     _within("train.decay_fraction", train.decay_fraction, lambda v: 0 <= v <= 1, "0..1")
     for key in ("adam_beta1", "adam_beta2", "ema_decay"):
         _within(f"train.{key}", getattr(train, key), lambda v: 0 <= v < 1, "0 up to below 1")
+
+
+def _check_rates(train: TrainConfig) -> None:
+    own = train.lr_power
+    for key, value in (
+        ("train.lr", train.lr),
+        ("train.lr_scale", train.lr_scale),
+        ("train.lr_power.lr", own.lr),
+    ):
+        _positive(key, value)
+        if value is not None:
+            _within(key, value, lambda v: v <= LARGEST_RATE, f"at most {LARGEST_RATE:.0e}")
+    for key in ("n", "tokens", "batch"):
+        _within(f"train.lr_power.{key}", getattr(own, key), lambda v: abs(v) <= 4, "-4..4")
+    if train.lr_rule is LrRule.power and train.lr is None and own.lr is None:
+        raise UserError(
+            "train.lr_power.lr is not set, from which train.lr_rule=power begins. Give the keys "
+            "that python -m analysis.calibrate prints, or another train.lr_rule."
+        )
+    if train.lr_rule is not LrRule.power and own != LrPowerConfig():
+        raise UserError(
+            f"train.lr_power is not read by train.lr_rule={train.lr_rule}. Set "
+            "train.lr_rule=power, or leave train.lr_power out."
+        )
+
+
+def _check_stop(train: TrainConfig) -> None:
+    stop = train.stop
+    if stop.fall is None:
+        return
+    _within("train.stop.fall", stop.fall, lambda v: 0 < v < 1, "above 0 and below 1")
+    _within("train.stop.per_doubling", stop.per_doubling, lambda v: 1 <= v <= 16, "1..16")
+    _at_least("train.stop.after_tokens", stop.after_tokens, 1)
+    if train.decay_fraction:
+        raise UserError(
+            f"train.decay_fraction={train.decay_fraction} with train.stop.fall: a rate that falls "
+            "towards a planned end cannot meet one that is not planned. Set train.decay_fraction=0."
+        )
+    if not train.ema_decay:
+        raise UserError(
+            "train.ema_decay=0 keeps no averaged weights, by whose loss train.stop.fall judges. "
+            "Set train.ema_decay=0.999."
+        )
+    if 2 * stop.after_tokens > train.tokens:
+        raise UserError(
+            f"train.stop.after_tokens={stop.after_tokens} leaves no doubling to judge within "
+            f"train.tokens={train.tokens}. Lower the one or raise the other."
+        )
 
 
 def _check_data(config: RunConfig, n_train: int | None) -> None:

@@ -17,6 +17,7 @@ from scaling.plan import ObservePlan, TrainPlan
 from scaling.schedule import lr_at
 from scaling.train.engine import Engine, StepStats
 from scaling.train.guard import LossGuard
+from scaling.train.stopping import StopRule
 
 Row = dict[str, float | int | None]
 
@@ -58,12 +59,14 @@ def fit(
     *,
     first_step: int = 0,
     guard: LossGuard | None = None,
+    rule: StopRule | None = None,
 ) -> Ending:
-    """Train from `first_step` to the last; returns why it ended."""
+    """Train from `first_step` to the last, or to where `rule` ends it; returns why it ended."""
     pace = Pace(train.batch_tokens)
     for step in range(first_step, train.steps):
         done = step + 1
-        logs = done % observe.log_every_steps == 0 or _evaluates(observe, train, done)
+        evaluates = _evaluates(observe, train, done) or (rule is not None and rule.evaluates(done))
+        logs = done % observe.log_every_steps == 0 or evaluates
         with observers.profiled_step(step):
             accept = None if guard is None else partial(guard.accepts, done)
             stats = engine.step(batches(step), _lr(train, step), measure=logs, accept=accept)
@@ -73,10 +76,12 @@ def fit(
             if diverged:
                 observers.row(row)
                 return Ending.diverged
-            scores = observers.evaluation() if _evaluates(observe, train, done) else {}
+            scores = observers.evaluation() if evaluates else {}
             observers.row(row | scores)
             if not _all_finite(scores):
                 return Ending.diverged
+            if rule is not None and rule.ends(done, scores):
+                break
         if done == train.steps:
             break
         if observers.stop():

@@ -12,6 +12,7 @@ from scaling.train.engine import Engine, Reconstructor
 from scaling.train.evaluate import Evaluation, evaluate
 from scaling.train.loop import Row
 from scaling.train.mesh import ALONE, Mesh
+from scaling.train.stopping import StopRule
 
 
 @dataclass(frozen=True)
@@ -93,22 +94,32 @@ def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
         "eval_hash": source.eval_hash,
         "normalization": source.description["normalization"],
         "subject_model": source.description.get("subject_model"),
+        "subject_params": source.description.get("subject_params"),
         "layer": source.description.get("layer"),
         "numerics_version": NUMERICS_VERSION,
     }
 
 
 def measured_results(
-    plan: RunPlan, scores: Scores, engine: Engine, source: ActivationSource, mesh: Mesh = ALONE
+    plan: RunPlan,
+    scores: Scores,
+    engine: Engine,
+    source: ActivationSource,
+    mesh: Mesh = ALONE,
+    *,
+    steps_done: int,
+    rule: StopRule | None = None,
 ) -> dict[str, Any]:
-    """The result fields of a finished run that its weights decide."""
+    """The result fields of a finished run that its weights decide, and its stopping rule."""
     return {
         "normalized_mse": scores.raw.normalized_mse,
         "normalized_mse_ema": scores.averaged.normalized_mse if scores.averaged else None,
         "l0": scores.raw.l0,
-        "dead_fraction": dead_fraction(plan, engine, mesh),
+        "dead_fraction": dead_fraction(plan, engine, mesh, steps_done=steps_done),
         "silent_fraction_eval": scores.raw.silent_fraction,
         "train_normalized_mse": on_training_set(plan, engine, source, mesh).normalized_mse,
+        "converged": rule.met if rule else None,
+        "last_doubling_fall": rule.last_fall if rule else None,
     }
 
 
@@ -120,15 +131,19 @@ UNMEASURED: dict[str, Any] = dict.fromkeys(
         "dead_fraction",
         "silent_fraction_eval",
         "train_normalized_mse",
+        "converged",
+        "last_doubling_fall",
     )
 )
 """The measured fields of a run that did not finish."""
 
 
-def dead_fraction(plan: RunPlan, engine: Engine, mesh: Mesh = ALONE) -> float | None:
+def dead_fraction(
+    plan: RunPlan, engine: Engine, mesh: Mesh = ALONE, *, steps_done: int
+) -> float | None:
     """Share of latents silent for the window; None when the run was shorter than the window."""
     window = plan.autoencoder.dead_after_tokens
-    if plan.tokens < window:
+    if steps_done * plan.train.batch_tokens < window:
         return None
     n_dead = int((engine.tokens_since_fired() >= window).sum())
     return mesh.sum_numbers([n_dead], mesh.latent)[0] / plan.autoencoder.n_latents

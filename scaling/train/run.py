@@ -45,6 +45,7 @@ from scaling.train.results import (
     measured_results,
     planned_results,
 )
+from scaling.train.stopping import StopRule
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -108,6 +109,7 @@ class Attempt:
         )
         self.here = fingerprint(plan.execution.device, plan.execution.kernels)
         self.guard = LossGuard.of(plan.train)
+        self.rule = StopRule.of(plan.train, self._agree)
         self.warnings: list[str] = []
         self.bit_exact = True
         self.train_s = 0.0
@@ -168,6 +170,7 @@ class Attempt:
                 observers,
                 first_step=self.first_step,
                 guard=self.guard,
+                rule=self.rule,
             )
             self.checkpoints.finish()
         return ending
@@ -191,7 +194,15 @@ class Attempt:
     def measured(self) -> dict[str, Any]:
         """The result fields that only a finished run has."""
         assert self.scores is not None  # the last step always evaluates
-        return measured_results(self.plan, self.scores, self.engine, self.source, self.mesh)
+        return measured_results(
+            self.plan,
+            self.scores,
+            self.engine,
+            self.source,
+            self.mesh,
+            steps_done=self.last_step,
+            rule=self.rule,
+        )
 
     def keep_weights(self) -> None:
         """weights/: raw and averaged weights of the finished run."""
@@ -240,6 +251,8 @@ class Attempt:
         self.engine.load_state(found.state)
         if self.guard is not None:
             self.guard.load_state(found.state)
+        if self.rule is not None:
+            self.rule.load_state(found.state)
         self._compare_with(found.origin or Origin(self.plan.execution.fingerprint, True))
         return found.step
 
@@ -283,8 +296,14 @@ class Attempt:
         self.last_step = step
         self.checkpoints.finish()  # before a second snapshot takes up memory
         origin = Origin(self.here, self.bit_exact, self.plan.mesh)
-        guarded = self.guard.state() if self.guard else {}
-        self.checkpoints.save(step, self.engine.state() | guarded, origin)
+        judged = (self.guard.state() if self.guard else {}) | (
+            self.rule.state() if self.rule else {}
+        )
+        self.checkpoints.save(step, self.engine.state() | judged, origin)
+
+    def _agree(self, met: bool) -> bool:
+        """The leading rank's word, on all ranks: on GPUs their sums may differ in the last bit."""
+        return bool(self.mesh.from_leader(torch.tensor([float(met)])).item())
 
     def _utilization(self, tokens_per_s: float) -> float:
         """Sparse-convention FLOPs over the measured matmul rate of all ranks' devices."""

@@ -152,7 +152,7 @@ def test_keys_added_with_a_plus_are_refused_too() -> None:
         (["activations.layer=3"], "another option of the group activations"),
         (["train.tokens=1e6"], "could not be converted to Integer"),
         (["autoencoder=moe"], "Available options in 'autoencoder': topk. "),
-        (["train.lr_rule=fast"], "expected one of [inverse_sqrt_n, step_limited]"),
+        (["train.lr_rule=fast"], "expected one of [inverse_sqrt_n, step_limited, power]"),
     ],
 )
 def test_hydra_errors_become_one_helpful_paragraph(overrides: list[str], said: str) -> None:

@@ -17,10 +17,16 @@ SOURCES = sorted(
 
 OWNERS = {
     "deepspeed": ["scaling/distributed/"],
-    "wandb": ["scaling/runs/wandb_mirror.py", "analysis/wandb_reader.py"],
+    "wandb": ["scaling/runs/wandb_mirror.py", "analysis/records/wandb_reader.py"],
+    "wandb_workspaces": ["analysis/dashboards/"],
     "triton": ["scaling/kernels/"],
     "hydra": ["scaling/command_line.py", "scaling/config.py"],
-    "omegaconf": ["scaling/command_line.py", "scaling/config.py", "scaling/launcher_config.py"],
+    "omegaconf": [
+        "scaling/command_line.py",
+        "scaling/config.py",
+        "scaling/launcher_config.py",
+        "scaling/sweep_config.py",
+    ],
     "submitit": ["scaling/launchers/"],
     "torch.distributed": ["scaling/distributed/"],
     "scipy": ["analysis/"],
@@ -59,7 +65,13 @@ LAYERS = {
         "scaling.hardware",
         "scaling.errors",
     ],
-    "analysis/": ["analysis", "scaling.runs.record", "scaling.runs.store", "scaling.budget"],
+    "analysis/": [
+        "analysis",
+        "scaling.runs.record",
+        "scaling.runs.store",
+        "scaling.budget",
+        "scaling.schedule",
+    ],
 }
 """What of this project each part may import: arrows point down only."""
 

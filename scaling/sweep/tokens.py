@@ -1,0 +1,62 @@
+"""Token budgets from FLOP budgets: settled once d_model is known, and only as whole tokens.
+
+`train.flops` stands in the place of `train.tokens`; the run's identity has the steps that come of
+it, as it has the number that a learning-rate rule gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from scaling import budget
+from scaling.choices import FlopsConvention
+from scaling.config import RunConfig
+from scaling.errors import UserError
+
+
+def settle_tokens(
+    points: Sequence[RunConfig], d_model_of: Callable[[RunConfig], int]
+) -> list[RunConfig]:
+    """The points, each with its train.tokens. `d_model_of` is asked where a point has FLOPs only.
+
+    Raises:
+        UserError: a point has neither tokens nor FLOPs, both, or FLOPs for less than a batch.
+    """
+    return [_settled(point, d_model_of) for point in points]
+
+
+def _settled(point: RunConfig, d_model_of: Callable[[RunConfig], int]) -> RunConfig:
+    train = point.train
+    if train.flops is None:
+        if not train.tokens:
+            raise UserError(
+                "train.tokens is not set. Give it on the command line, e.g. train.tokens=1_000_000,"
+                " or train.flops=1e15 for as many tokens as those FLOPs train."
+            )
+        return point
+    if train.tokens:
+        raise UserError(
+            f"train.tokens={train.tokens} and train.flops={train.flops:g} both set the length of "
+            "training. Leave one out."
+        )
+    if not train.flops > 0:
+        raise UserError(f"train.flops={train.flops:g} is out of range. Set it to above 0.")
+    tokens = int(train.flops / flops_per_token(point, d_model_of(point)))
+    if tokens < train.batch_tokens:
+        raise UserError(
+            f"train.flops={train.flops:g} ({train.flops_convention}) trains {tokens} tokens of "
+            f"autoencoder.n_latents={point.autoencoder.n_latents}, less than one batch "
+            f"(train.batch_tokens={train.batch_tokens}). Raise the one or lower the other."
+        )
+    return replace(point, train=replace(train, tokens=tokens))
+
+
+def flops_per_token(point: RunConfig, d_model: int) -> int:
+    """Training FLOPs of a token, by the point's convention."""
+    ae = point.autoencoder
+    match point.train.flops_convention:
+        case FlopsConvention.dense:
+            return budget.flops_per_token_dense(ae.n_latents, d_model)
+        case FlopsConvention.sparse:
+            return budget.flops_per_token_sparse(ae.n_latents, d_model, ae.k)

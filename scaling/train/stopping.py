@@ -1,0 +1,101 @@
+"""When a run to convergence is through: the last doubling of tokens bought less than a share.
+
+The held-out loss of the averaged weights is taken at steps spaced evenly in ln tokens, each with
+one at exactly half its tokens. A run ends at the first at which the fall since that half is below
+`fall`. Under a constant rate the averaged weights are the ones to judge by: the raw ones carry the
+rate's noise, which no tokens take away.
+
+What was seen is part of a checkpoint, so that a resumed run judges as the undisturbed one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from scaling.plan import TrainPlan
+
+LOSS = "eval/normalized_mse_ema"
+"""The figure of a row of metrics that is judged."""
+Agree = Callable[[bool], bool]
+
+
+def _alone(met: bool) -> bool:
+    return met
+
+
+class StopRule:
+    """Judges a run at its evaluations. `agree` makes the ranks of a run end at the same step."""
+
+    def __init__(
+        self, *, fall: float, first_step: int, per_doubling: int, steps: int, agree: Agree = _alone
+    ) -> None:
+        self.met = False
+        self.last_fall: float | None = None
+        """Share by which the last doubling that was seen lowered the loss."""
+        self._fall, self._agree = fall, agree
+        self._steps = frozenset(evaluated_steps(first_step, per_doubling, steps))
+        self._losses: dict[int, float] = {}
+
+    @classmethod
+    def of(cls, train: TrainPlan, agree: Agree = _alone) -> StopRule | None:
+        """None where a run trains all its tokens."""
+        if train.stop_fall is None:
+            return None
+        assert train.stop_after_tokens is not None
+        assert train.stop_per_doubling is not None
+        return cls(
+            fall=train.stop_fall,
+            first_step=max(1, -(-train.stop_after_tokens // train.batch_tokens)),
+            per_doubling=train.stop_per_doubling,
+            steps=train.steps,
+            agree=agree,
+        )
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the loss after `step` steps is needed."""
+        return step in self._steps
+
+    def ends(self, step: int, scores: Mapping[str, float | int | None]) -> bool:
+        """Whether the run is through; to be asked after each evaluation. Collective."""
+        if not self.evaluates(step):
+            return False
+        loss = scores[LOSS]
+        assert loss is not None  # ema_decay = 0 is refused with this rule
+        self._losses[step] = float(loss)
+        before = None if step % 2 else self._losses.get(step // 2)
+        if before is not None:
+            self.last_fall = 1.0 - float(loss) / before
+        self.met = self._agree(before is not None and 1.0 - float(loss) / before < self._fall)
+        return self.met
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {
+            _STEPS: torch.tensor(list(self._losses), dtype=torch.int64),
+            _LOSSES: torch.tensor(list(self._losses.values()), dtype=torch.float64),
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up a `state()`; KeyError where it has none."""
+        self._losses = dict(zip(state[_STEPS].tolist(), state[_LOSSES].tolist(), strict=True))
+        newest = max(self._losses, default=1)
+        before = None if newest % 2 else self._losses.get(newest // 2)
+        self.last_fall = None if before is None else 1.0 - self._losses[newest] / before
+
+
+def evaluated_steps(first: int, per_doubling: int, steps: int) -> list[int]:
+    """Steps up to `steps`, `per_doubling` in each doubling from `first` on; all that have a double
+    within have it among them, exactly."""
+    octave = sorted({round(first * 2 ** (i / per_doubling)) for i in range(per_doubling)})
+    octave = [step for step in octave if step < 2 * first]
+    found: list[int] = []
+    while octave and octave[0] <= steps:
+        found += [step for step in octave if step <= steps]
+        octave = [2 * step for step in octave]
+    return found
+
+
+_STEPS, _LOSSES = "stop.steps", "stop.losses"
