@@ -6,6 +6,7 @@ judged by ladders alone: the end of an annealed curve falls by its schedule.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,15 +23,16 @@ from analysis.records.table import Dropped, RunTable
 
 RULE = (
     f"twice the tokens bought at most {SETTLED_FALL:.0%} of the loss: shown by longer runs of the "
-    "same n and k, or by the last doubling of tokens of a run at a constant learning rate"
+    "same n and k, or by the last doubling of tokens of a run at a constant learning rate, judged "
+    "here or by its stopping rule"
 )
 _Cell = tuple[float, float]
 
 
 class Verdict(NamedTuple):
-    """Of one run: what showed it converged ("ladder", "curve"; "" is neither), or why it is not."""
+    """What showed a run converged ("ladder", "curve", "stopping rule"), or why nothing did."""
 
-    shown_by: str
+    shown_by: str  # "" where nothing showed it
     reason: str
 
 
@@ -73,13 +75,16 @@ class Selection(NamedTuple):
     dropped: tuple[Dropped, ...]
 
 
-def converged_runs(table: RunTable, curves: pd.DataFrame | None = None) -> Settled:
+def converged_runs(
+    table: RunTable, curves: pd.DataFrame | None = None, stopped: Collection[str] = ()
+) -> Settled:
     """Judge every run. TableError where the table has no tokens.
 
     `curves` are rows of logged steps as `records.load_curves` gives them: run_id, tokens, train/lr,
     eval/LOSS or train/normalized_mse. A run is converged if doubling the tokens of its cell bought
     at most SETTLED_FALL at its budget and at every larger one, and lost no more than that either;
-    or, where no longer run contradicts it, if its own curve fell by no more in its last doubling.
+    or, where no longer run contradicts it, if its own curve fell by no more in its last doubling or
+    it is one of `stopped`, the runs that such a rule ended (`stopped_by_rule`).
     """
     if "tokens" not in table.points:
         raise TableError(
@@ -92,18 +97,31 @@ def converged_runs(table: RunTable, curves: pd.DataFrame | None = None) -> Settl
         table.runs, *(table.points[a] for a in ("n", "k", "tokens")), strict=True
     ):
         verdict, contradicted = by_ladder[(float(cell[0]), float(cell[1]))][float(cell[2])]
-        if not (verdict.shown_by or contradicted) and run in own:
+        if not (verdict.shown_by or contradicted) and run in stopped:
+            verdict = Verdict("stopping rule", "")
+        elif not (verdict.shown_by or contradicted) and run in own:
             verdict = _curve_verdict(own[run], table.loss_name)
         verdicts.append(verdict)
     return Settled(table, tuple(verdicts))
 
 
-def select_converged(table: RunTable, curves: pd.DataFrame | None = None) -> Selection:
+def stopped_by_rule(frame: pd.DataFrame) -> frozenset[str]:
+    """run_id of the rows of `records.load_runs` whose stopping rule ended them (`converged`)."""
+    if "converged" not in frame:
+        return frozenset()
+    rows = zip(frame["run_id"], frame["converged"], strict=True)
+    # A column with gaps holds true, false and NaN, as Python or numpy values.
+    return frozenset(str(run) for run, value in rows if value == True)  # noqa: E712
+
+
+def select_converged(
+    table: RunTable, curves: pd.DataFrame | None = None, stopped: Collection[str] = ()
+) -> Selection:
     """Only the runs shown converged. TableError where there are none.
 
     The table's `dropped` names the others with their reasons, its `shown_converged` the rule.
     """
-    settled = converged_runs(table, curves)
+    settled = converged_runs(table, curves, stopped)
     if not settled.mask.any():
         reasons = sorted({v.reason for v in settled.verdicts})
         more = f" (and {len(reasons) - 3} more reasons)" if len(reasons) > 3 else ""
