@@ -108,9 +108,12 @@ def _sweep(options: argparse.Namespace, design: RunDesign, cells: Sequence[Cell]
 
 def _launch(path: Path) -> str:
     """The command that runs it: Hydra finds sweep files in folders named sweeps."""
-    if path.resolve().parent.name != "sweeps":
+    folder = path.resolve().parent
+    if folder.name != "sweeps":
         return f"move it into sweeps/, then python launch.py -m sweeps={path.stem}"
-    return f"python launch.py -m sweeps={path.stem} (dry_run=true shows its cost)"
+    elsewhere = folder != Path(__file__).resolve().parents[1] / "sweeps"
+    where = f"--config-dir {folder.parent} " if elsewhere else ""
+    return f"python launch.py -m {where}sweeps={path.stem} (dry_run=true shows its cost)"
 
 
 def _parser() -> argparse.ArgumentParser:
