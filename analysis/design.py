@@ -32,7 +32,8 @@ def design_command(argv: Sequence[str] | None = None) -> int:
     """Print the runs to buy; returns the exit code (2: unusable input, said on stderr)."""
     options = _parser().parse_args(argv)
     try:
-        stored = read_law(options.fits, law=options.law, rows=options.rows)
+        # Which runs to add is a question of independent errors: clusters have too few directions.
+        stored = read_law(options.fits, law=options.law, rows=options.rows, clustered=False)
         there = load_runs(options.runs, loss=stored.loss) if options.runs else None
         cost = _cost(options, stored, there)
         design = design_runs(
