@@ -32,7 +32,8 @@ def design_command(argv: Sequence[str] | None = None) -> int:
     """Print the runs to buy; returns the exit code (2: unusable input, said on stderr)."""
     options = _parser().parse_args(argv)
     try:
-        stored = read_law(options.fits, law=options.law, rows=options.rows)
+        # Which runs to add is a question of independent errors: clusters have too few directions.
+        stored = read_law(options.fits, law=options.law, rows=options.rows, clustered=False)
         there = load_runs(options.runs, loss=stored.loss) if options.runs else None
         cost = _cost(options, stored, there)
         design = design_runs(
@@ -108,9 +109,12 @@ def _sweep(options: argparse.Namespace, design: RunDesign, cells: Sequence[Cell]
 
 def _launch(path: Path) -> str:
     """The command that runs it: Hydra finds sweep files in folders named sweeps."""
-    if path.resolve().parent.name != "sweeps":
+    folder = path.resolve().parent
+    if folder.name != "sweeps":
         return f"move it into sweeps/, then python launch.py -m sweeps={path.stem}"
-    return f"python launch.py -m sweeps={path.stem} (dry_run=true shows its cost)"
+    elsewhere = folder != Path(__file__).resolve().parents[1] / "sweeps"
+    where = f"--config-dir {folder.parent} " if elsewhere else ""
+    return f"python launch.py -m {where}sweeps={path.stem} (dry_run=true shows its cost)"
 
 
 def _parser() -> argparse.ArgumentParser:

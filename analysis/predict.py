@@ -45,6 +45,8 @@ def describe_source(stored: StoredLaw) -> str:
     lines = [f"{stored.title} ({stored.law.name}), fitted on {stored.rows}: {stored.n_runs} runs"]
     ranges = [f"{axis} {text.size(a)} to {text.size(b)}" for axis, (a, b) in stored.ranges.items()]
     lines += [f"  fitted ranges: {', '.join(ranges)}"] if ranges else []
+    shared = stored.shared_by
+    lines += [f"  intervals hold errors shared by runs of one {shared}"] if shared else []
     return "\n".join([*lines, *(f"  warning {c}: {m}" for c, m in stored.warnings.items())])
 
 

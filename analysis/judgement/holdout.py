@@ -17,7 +17,7 @@ from analysis.errors import TableError
 from analysis.fitting.fit import Fit
 from analysis.laws.forms import Array, Points
 from analysis.records.table import RunTable
-from analysis.uncertainty.bootstrap import Interval
+from analysis.uncertainty.interval import Interval
 
 _MOST_CHARACTERS = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {

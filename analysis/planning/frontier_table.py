@@ -109,6 +109,7 @@ def _estimate(name: str, estimate: Estimate) -> dict[str, Any]:
 def _cell(estimate: Estimate, form: Callable[[float], str]) -> str:
     if math.isnan(estimate.low):
         return form(estimate.value)
-    low = form(estimate.low) if estimate.low > 0 else "no end"
+    # A size of 0 or infinity is one that no law nearby would choose within the search.
+    low = "no end" if estimate.low in (0.0, -math.inf) else form(estimate.low)
     high = form(estimate.high) if math.isfinite(estimate.high) else "no end"
     return f"{form(estimate.value)} [{low}, {high}]"

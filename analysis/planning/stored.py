@@ -51,6 +51,7 @@ class StoredLaw:
     ranges: Mapping[str, tuple[float, float]]  # axis -> smallest and largest value fitted
     warnings: Mapping[str, str]  # code -> message
     d_model: int | None = None  # of the sweep's autoencoders, where the file says it
+    shared_by: str = ""  # "n", "seed", ...: whose shared errors the covariance holds, if any
 
     def predict(self, points: Points, level: float = 0.95) -> Prediction:
         """Value and intervals at points (axis -> float64 [M]).
@@ -111,17 +112,21 @@ def _times(log_ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.3g}x"
 
 
-def read_law(path: Path, *, law: str | None = None, rows: str | None = None) -> StoredLaw:
+def read_law(
+    path: Path, *, law: str | None = None, rows: str | None = None, clustered: bool = True
+) -> StoredLaw:
     """The fit that `law` (a name, or a title) and `rows` (words of the fit's `rows`) choose.
 
-    By default a report's headline law, of the fit on all runs where there is one. TableError
-    where the file is no such JSON, or holds no fit that was asked for.
+    By default a report's headline law, of the fit on all runs where there is one. Where the fit
+    was asked for clusters, its doubt is that of errors shared within them, unless `clustered` is
+    false. TableError where the file is no such JSON, or holds no fit that was asked for.
     """
     content = _read(path)
     fits = content.get("fits", [content])
     if not (isinstance(fits, list) and all(isinstance(fit, dict) for fit in fits)):
         raise TableError(f"{path}: fits is not a list of fits; {_REMAKE}.")
     chosen = _choose(path, fits, law or _headline(content, fits), rows)
+    chosen = chosen if clustered else {**chosen, "clustered": None}
     return stored_law(chosen, source=str(path), d_model=_d_model(content))
 
 
@@ -200,18 +205,21 @@ def _stored(fit: Mapping[str, Any], d_model: int | None) -> StoredLaw:
     freedom = int(fit.get("degrees_of_freedom", n_runs - len(law.parameter_names)))
     # Files made before the variance was in them: it follows from the sum of squares.
     variance = fit.get("variance", 2 * fit["half_sum_of_squares"] / max(freedom, 1))
+    clustered = fit.get("clustered") or {}
+    order = fit["covariance_order"]
     return StoredLaw(
         law=law(**_parameters(fit, law), **{k: float(v) for k, v in fit["reference"].items()}),
         title=str(fit["title"]),
         rows=str(fit["rows"]),
         loss=str(fit["loss"]),
         n_runs=n_runs,
-        covariance=_covariance(fit, law),
+        covariance=_covariance(clustered.get("covariance", fit["covariance"]), order, law),
         variance=float(variance),
-        degrees_of_freedom=freedom,
+        degrees_of_freedom=int(clustered.get("degrees_of_freedom", freedom)),
         ranges={axis: (float(a), float(b)) for axis, (a, b) in fit.get("ranges", {}).items()},
         warnings=dict(fit.get("warning_messages", {})),
         d_model=d_model,
+        shared_by=str(clustered.get("by", "")),
     )
 
 
@@ -226,12 +234,13 @@ def _parameters(fit: Mapping[str, Any], law: type[Law]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def _covariance(fit: Mapping[str, Any], law: type[Law]) -> Array | None:
-    stated = fit["covariance"]
+def _covariance(
+    stated: Sequence[Sequence[float | None]] | None, order: Sequence[str], law: type[Law]
+) -> Array | None:
     if stated is None or any(value is None for row in stated for value in row):
         return None
-    order = [fit["covariance_order"].index(name) for name in law.parameter_names]
-    covariance = np.array(stated, dtype=np.float64)[np.ix_(order, order)]
+    rows = [order.index(name) for name in law.parameter_names]
+    covariance = np.array(stated, dtype=np.float64)[np.ix_(rows, rows)]
     return 0.5 * (covariance + covariance.T)
 
 

@@ -47,12 +47,9 @@ def cells_of(
     for run in runs:
         n, k, tokens = (round(value) for value in (run.n, run.k, run.tokens))
         used = {
-            cell.seed for cell in cells if (cell.n_latents, cell.k, cell.tokens) == (n, k, tokens)
-        }
-        used |= {
-            seed
-            for (other_n, other_k, budget), seed in taken
-            if (other_n, other_k) == (n, k) and abs(budget / tokens - 1.0) < _SAME_BUDGET
+            cell.seed
+            for cell in [*taken, *cells]
+            if (cell.n_latents, cell.k) == (n, k) and _same_budget(cell.tokens, tokens)
         }
         seed = next(s for s in range(first_seed, first_seed + len(used) + 1) if s not in used)
         cells.append(Cell(n, k, tokens, seed))

@@ -10,6 +10,7 @@ from analysis.counts import short_count
 from analysis.uncertainty.bootstrap import Interval
 
 _WHOLE_BELOW = 1e6
+_SHORT_BELOW = 1e12  # FLOPs are beyond every suffix that reads well
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -23,15 +24,17 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def size(value: float) -> str:
-    """A count with few digits: 65536 as it is, 1.2M, "beyond" where it has no finite value."""
+    """A count with few digits: 65536 as it is, 1.2M, 3e+13; "beyond" without a finite value."""
     if not np.isfinite(value) or value <= 0:
         return "beyond"
-    return f"{value:.0f}" if value < _WHOLE_BELOW else short_count(float(f"{value:.4g}"))
+    return f"{value:.0f}" if value < _WHOLE_BELOW else tokens(value)
 
 
 def tokens(value: float) -> str:
     """Tokens as 500k or 1.234M, to four digits."""
-    return size(value) if not np.isfinite(value) else short_count(float(f"{value:.4g}"))
+    if not np.isfinite(value) or value >= _SHORT_BELOW:
+        return f"{value:.4g}"
+    return short_count(float(f"{value:.4g}"))
 
 
 def between(interval: Interval | None, row: int) -> str:

@@ -49,8 +49,9 @@ def _origin(text: str) -> Origin:
 
 def _wandb(text: str) -> Origin:
     path = Path(text)
-    if path.is_dir() and is_offline_folder(path):
-        return OfflineFolder(path)
+    for folder in (path, path / "wandb"):  # as it is, or as the mirror puts it in a sweep
+        if folder.is_dir() and is_offline_folder(folder):
+            return OfflineFolder(folder)
     match = _PROJECT.fullmatch(text)
     if path.is_absolute() or text.startswith(".") or path.exists() or match is None:
         raise TableError(

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from analysis.errors import TableError
 from analysis.records.rows import Row
-from analysis.records.wandb_rows import FINISHED, Copied
+from analysis.records.wandb_rows import Copied
 
 _COMPLETE = {"complete": True}
 
@@ -46,7 +46,7 @@ class RunCache:
             copy = Copied(**json.loads(self._file(run_id, ".json").read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
-        return copy if copy.state == FINISHED else None
+        return copy if copy.is_final else None
 
     def keep(self, copy: Copied) -> None:
         """Raises TableError where the disk does not take it."""

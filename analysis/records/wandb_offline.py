@@ -45,14 +45,14 @@ class OfflineFolder:
         return str(self.path)
 
     def rows(self) -> list[Row]:
-        copies = self._copies(None)
+        copies = self._copies(None, history=False)
         rows = [self._row(copy) for copy in copies]
         keys = {key for copy in copies for key in copy.summary if not key.startswith("_")}
         refuse_foreign(rows, self.name, sorted(keys))
         return rows
 
     def histories(self, runs: Collection[str] | None) -> Iterator[tuple[str, list[Row]]]:
-        for copy in self._copies(runs):
+        for copy in self._copies(runs, history=True):
             yield copy.run_id, copy.history
 
     def _row(self, copy: OfflineCopy) -> Row:
@@ -61,12 +61,12 @@ class OfflineFolder:
             return unreadable(copy.run_id, copy.damage, folder=folder, source=self.name)
         return row_of_copy(copy, source=self.name, folder=folder)
 
-    def _copies(self, runs: Collection[str] | None) -> list[OfflineCopy]:
+    def _copies(self, runs: Collection[str] | None, *, history: bool) -> list[OfflineCopy]:
         copies: dict[str, OfflineCopy] = {}
         for file in wandb_files(self.path):
             run_id = file.stem.removeprefix("run-")
             if runs is None or run_id in runs:
-                _read_into(copies.setdefault(run_id, OfflineCopy(run_id)), file)
+                _read_into(copies.setdefault(run_id, OfflineCopy(run_id)), file, history=history)
         return list(copies.values())
 
 
@@ -80,12 +80,18 @@ def is_offline_folder(path: Path) -> bool:
     return any(path.glob("*.wandb")) or any(path.glob("*run-*/*.wandb"))
 
 
-def _read_into(copy: OfflineCopy, file: Path) -> None:
+def _read_into(copy: OfflineCopy, file: Path, *, history: bool) -> None:
     copy.files.append(file)
     copy.state = "running"  # until the file says how it ended
+    summary: dict[str, str] = {}
     try:
         for entry in entries(file.read_bytes()):
-            _take(copy, parse_entry(entry))
+            record = parse_entry(entry)
+            if record.HasField("summary"):  # one per logged row: only the last texts are parsed
+                summary |= _texts(record.summary.update)
+            elif history or not record.HasField("history"):
+                _take(copy, record)
+        copy.summary |= {name: json.loads(text) for name, text in summary.items()}
     except TableError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -100,8 +106,6 @@ def _take(copy: OfflineCopy, record: Any) -> None:
             copy.config |= _values(record.run.config.update)
         case "config":
             copy.config |= _values(record.config.update)
-        case "summary":
-            copy.summary |= _values(record.summary.update)
         case "history":
             row = {"_step": record.history.step.num, **_values(record.history.item)}
             copy.history.append(history_row(row))
@@ -109,6 +113,10 @@ def _take(copy: OfflineCopy, record: Any) -> None:
             copy.state = "failed" if record.exit.exit_code else FINISHED
 
 
+def _texts(items: Any) -> dict[str, str]:
+    """Names and JSON texts of protobuf items; a nested name is joined by dots."""
+    return {item.key or ".".join(item.nested_key): item.value_json for item in items}
+
+
 def _values(items: Any) -> dict[str, Any]:
-    """Names and values of protobuf items; a nested name is joined by dots."""
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+    return {name: json.loads(text) for name, text in _texts(items).items()}

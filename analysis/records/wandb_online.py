@@ -17,7 +17,6 @@ from analysis.records.pace import Pace
 from analysis.records.rows import Row
 from analysis.records.wandb_cache import RunCache
 from analysis.records.wandb_rows import (
-    FINISHED,
     Copied,
     history_row,
     plain,
@@ -58,7 +57,7 @@ class WandbProject:
     def histories(self, runs: Collection[str] | None) -> Iterator[tuple[str, list[Row]]]:
         api = self.connect()
         cache = self._cache(api)
-        for run in self._runs(api, lazy=True):
+        for run in self._runs(api, lazy=cache.holds_any()):
             if runs is None or run.id in runs:
                 yield run.id, [history_row(row) for row in self._history(run, cache)]
 
@@ -118,6 +117,7 @@ class WandbProject:
         rows, complete = cache.history(run.id)
         if complete:
             return rows
+        ended = self._copy(run, cache).is_final  # before its rows: they are all there then
         attempt = 0
         while True:
             fresh: list[Row] = []
@@ -136,7 +136,7 @@ class WandbProject:
                 attempt += 1
             finally:  # of an interrupt too
                 _keep(cache, run.id, rows, fresh)
-        cache.add_history(run.id, [], complete=run.state == FINISHED)
+        cache.add_history(run.id, [], complete=ended)
         return rows
 
 

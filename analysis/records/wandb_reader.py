@@ -6,6 +6,7 @@ The only module here that imports wandb, and only when W&B is asked for: the imp
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 from analysis.errors import TableError
@@ -33,15 +34,10 @@ def connect() -> Any:
 
 def parse_entry(data: bytes) -> Any:
     """One entry of a .wandb file, a protobuf `Record`. ValueError where it is none."""
-    _wandb()
-    from google.protobuf.message import DecodeError
-    from wandb.proto import wandb_internal_pb2
-
-    # The generated module makes its classes when it is loaded: no type checker sees them.
-    record_type: Any = vars(wandb_internal_pb2)["Record"]
+    record, decode_error = _entry_types()
     try:
-        return record_type.FromString(data)
-    except DecodeError as error:
+        return record.FromString(data)
+    except decode_error as error:
         raise ValueError(f"an entry is no record of W&B ({error})") from error
 
 
@@ -68,6 +64,16 @@ def retry_after_s(error: BaseException) -> float:
 
 def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".replace("\n", " ").rstrip(": ")
+
+
+@cache
+def _entry_types() -> tuple[Any, type[Exception]]:
+    _wandb()
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    # The generated module makes its classes when it is loaded: no type checker sees them.
+    return vars(wandb_internal_pb2)["Record"], DecodeError
 
 
 def _wandb() -> Any:

@@ -17,7 +17,7 @@ from analysis.records.rows import (
     flat_type_problem,
     unreadable,
 )
-from scaling.runs.record import RESULT_FIELDS, Status
+from scaling.runs.record import FINAL, RESULT_FIELDS, Status
 
 FINISHED = "finished"
 _STATUS_OF_STATE = {
@@ -47,6 +47,25 @@ class Copied:
     summary: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def status(self) -> Status:
+        """As the mirror noted it, or else what W&B's state says of another program's run.
+
+        That state alone is not enough: W&B calls a run finished whose mirror has stopped, and it
+        may still train. Its result is not there then.
+        """
+        stated = self.summary.get("status")
+        if isinstance(stated, str) and stated in {*Status}:
+            return Status(stated)
+        status = _STATUS_OF_STATE.get(self.state, Status.running)
+        has_result = "n_latents" in self.summary or "n_latents" in self.config
+        return status if has_result or status is not Status.done else Status.running
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing will be added to it."""
+        return self.status in FINAL
+
 
 def row_of_copy(copy: Copied, *, source: str, folder: str = "") -> Row:
     """The row of a run; a value of the wrong type makes it unreadable."""
@@ -56,7 +75,7 @@ def row_of_copy(copy: Copied, *, source: str, folder: str = "") -> Row:
         for name in FIELDS
         if name in fields and not isinstance(fields[name], Mapping)
     }
-    row |= {"run_id": copy.run_id, "sweep": copy.group, "status": _status(copy)}
+    row |= {"run_id": copy.run_id, "sweep": copy.group, "status": str(copy.status)}
     row |= {"source": source, "folder": folder, "error": ""}
     problem = flat_type_problem(row)
     return unreadable(copy.run_id, problem, folder=folder, source=source) if problem else row
@@ -69,9 +88,9 @@ def refuse_foreign(rows: Sequence[Row], source: str, keys: Sequence[str]) -> Non
     """
     done = [row for row in rows if row["status"] == Status.done]
     judged = done or [row for row in rows if row["status"] != UNREADABLE]
-    needed = COORDINATES if done else ("n_latents", "k")
-    missing = [name for name in needed if all(row.get(name) is None for row in judged)]
-    if not judged or not missing:
+    missing = [name for name in COORDINATES if all(row.get(name) is None for row in judged)]
+    # Without a result, ours are known by these two: their config has them.
+    if not judged or not (missing if done else {"n_latents", "k"} & {*missing}):
         return
     found = ", ".join([*keys][:20]) or "nothing"
     raise TableError(
@@ -93,13 +112,6 @@ def history_row(row: Mapping[str, Any]) -> Row:
     step = row.get("step", row.get("_step"))
     kept = {name: plain(value) for name, value in row.items() if not name.startswith("_")}
     return {**kept, "step": int(step) if isinstance(step, int | float) else -1}
-
-
-def _status(copy: Copied) -> str:
-    stated = copy.summary.get("status")
-    if isinstance(stated, str) and stated in {*Status}:
-        return stated
-    return str(_STATUS_OF_STATE.get(copy.state, Status.running))
 
 
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.report.contents import Contents
-from analysis.study.comparison import comparison_json
 from analysis.study.fitted import SCHEMA_VERSION, FittedLaw, to_json
 from analysis.study.outliers import outliers_json
-from analysis.study.study import Study
+from analysis.study.study import HEADLINE_RULE, Study
 
 
 def fits_json(found: Contents) -> dict[str, Any]:
@@ -24,7 +23,10 @@ def fits_json(found: Contents) -> dict[str, Any]:
             for o in study.outcomes
             for rows, reason in o.refusals.items()
         ],
-        "comparison": comparison_json(study),
+        "comparison": {
+            "rule": HEADLINE_RULE,
+            **(study.judged.rivals.json() if study.judged else {"message": "", "laws": []}),
+        },
         "judged": study.judged.json() if study.judged else None,
         "outliers": outliers_json(study.outliers),
         "frontier": found.frontier_json(),

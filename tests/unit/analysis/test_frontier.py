@@ -20,11 +20,19 @@ from analysis.laws.joint import LatentsAndK, LatentsKPlusTokens, LatentsKTokens
 from analysis.laws.law import Law
 from analysis.laws.powers import OfLatentsAndTokens
 from analysis.planning.compute import Convention
-from analysis.planning.frontier import default_budgets, frontier
-from analysis.planning.frontier_table import frontier_json, frontier_text
+from analysis.planning.frontier import Exponents, Frontier, default_budgets, frontier
+from analysis.planning.frontier_table import exponent_rows, frontier_json, frontier_text, rows
 from analysis.planning.profile import token_terms
 from analysis.planning.stored import of_fitted
-from analysis.planning.variants import NoVariants, Nudges, Resampled, exponential, nudged, resampled
+from analysis.planning.variants import (
+    Estimate,
+    NoVariants,
+    Nudges,
+    Resampled,
+    exponential,
+    nudged,
+    resampled,
+)
 from analysis.study.fitted import FittedLaw, to_json
 from scaling.budget import flops_per_token_dense, flops_per_token_sparse
 
@@ -182,6 +190,17 @@ def test_doubt_beyond_every_size_has_no_end() -> None:
     assert exponential(infinite) == (np.e, 0.0, np.inf)
     percentiles = Resampled(np.zeros((5, 2))).interval(0.0, np.array([-np.inf, -1, 0, 1, np.inf]))
     assert percentiles[1:] == (-np.inf, np.inf)
+
+
+def test_cells_say_where_an_interval_has_no_end() -> None:
+    point = frontier(stored_as(PLANTED), [1e13], [16.0], DENSE).points[0]
+    open_ended = replace(point, n=Estimate(2000.0, 0.0, np.inf), tokens=Estimate(1e6, 1e5, np.inf))
+    steep = Exponents("rule", 16.0, Estimate(0.3, -0.2, 0.8), Estimate(0.7, -np.inf, np.inf))
+    shown = Frontier((open_ended,), (steep,), (), DENSE, "L")
+    (cells,), (exponents,) = rows(shown), exponent_rows(shown)
+    assert cells[3:5] == ("2000 [no end, no end]", "1M [100k, no end]")
+    assert exponents[2:] == ("0.300 [-0.200, 0.800]", "0.700 [no end, no end]")
+    assert frontier_json(shown)["exponents"][0]["of_tokens_ci95"] == [None, None]
 
 
 def test_without_a_covariance_there_are_no_intervals() -> None:

@@ -11,13 +11,14 @@ import pytest
 from fabricate import Cell, points_of
 from gpt4 import gpt4_table
 from planted_fit import planted_fit, stored_as
+from scipy.special import stdtrit
 
 from analysis.command import write_json
 from analysis.errors import TableError
 from analysis.judgement.holdout import prediction_interval
 from analysis.laws.joint import LatentsAndK, LatentsKTokensTilted
 from analysis.planning.quantities import count, grid
-from analysis.planning.stored import of_fitted, read_law, stored_law
+from analysis.planning.stored import StoredLaw, of_fitted, read_law, stored_law
 from analysis.predict import predict_command
 from analysis.study.fitted import FittedLaw, fit_table, to_json
 
@@ -124,6 +125,23 @@ def test_covariances_in_another_order_are_the_same(fitted: FittedLaw) -> None:
     first, second = (stored_law(c, source="").doubt(POINTS) for c in (content, turned))
     assert first is not None
     np.testing.assert_allclose(first, second, rtol=1e-12)
+
+
+def test_a_clustered_fits_doubt_is_that_of_its_clusters(tmp_path: Path, fitted: FittedLaw) -> None:
+    content = to_json(fitted)
+    wide = (4 * np.array(content["covariance"])).tolist()
+    content["clustered"] = {"by": "n", "degrees_of_freedom": 4, "covariance": wide}
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(content))
+    shared, plain = read_law(path), read_law(path, clustered=False)
+    assert (shared.shared_by, shared.degrees_of_freedom, plain.shared_by) == ("n", 4, "")
+    widths = [np.log(p.of_law.high / p.of_law.low) for p in map(_predict, (shared, plain))]
+    t = 2.7764451 / stdtrit(fitted.fit.degrees_of_freedom, 0.975)
+    np.testing.assert_allclose(widths[0], 2 * t * widths[1], rtol=1e-6)
+
+
+def _predict(stored: StoredLaw) -> Any:
+    return stored.predict(POINTS)
 
 
 def test_the_command_prints_a_line_per_point(
