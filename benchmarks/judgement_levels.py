@@ -3,8 +3,8 @@
     python benchmarks/judgement_levels.py [--data-sets 100]
 
 Planted runs with independent 1% errors on a design of 60 cells (five n over 2^8, three k over 16,
-four budgets over 64, scaled with n) and two more seeds in five of them. The right law is the planted
-l_nkdu; wrong ones are l_nkd (no u) and l_nkdu_no_floor. Prints a markdown table.
+four budgets over 64, scaled with n) and two more seeds in five of them. The right law is the
+planted l_nkdu; wrong ones are l_nkd (no u) and l_nkdu_no_floor. Prints a markdown table.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _column(curve: pd.DataFrame, loss_name: str) -> str:
     choices = [f"eval/{loss_name}"]
     # The training loss is of the raw weights: it says nothing of their average.
     choices += ["train/normalized_mse"] if loss_name == "normalized_mse" else []
-    usable = (c for c in choices if c in curve and int(curve[c].notna().sum()) > 1)
+    usable = (c for c in choices if c in curve and np.count_nonzero(curve[c].notna()) > 1)
     return next(usable, "")
 
 

@@ -7,7 +7,6 @@ with equal errors, and here to first order in the curvature of the law.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from scipy.special import chdtrc, fdtrc
 
 from analysis.fitting.fit import Fit
+from analysis.fitting.replicates import cell_ids
 from analysis.laws.forms import Array
 from analysis.records.table import RunTable
 
@@ -24,7 +24,7 @@ _UNEQUAL = 0.01
 
 
 @dataclass(frozen=True)
-class PureError:
+class SeedSpread:
     """Spread of ln loss over runs of one point, one entry per point with at least two runs."""
 
     sums_of_squares: Array  # [C], about the mean of each point
@@ -97,21 +97,22 @@ class LackOfFit:
         }
 
 
-def replicates(table: RunTable, axes: Sequence[str] | None = None) -> PureError:
+def replicates(table: RunTable) -> SeedSpread:
     """Spread over runs that agree in n, k, tokens (and FLOPs or subject, where the table has them).
 
     Nothing but the seed may differ, so every axis of the table counts, also one the law lacks.
     """
-    points = np.column_stack([table.points[axis] for axis in axes or table.points])
-    _, of_run, sizes = np.unique(points, axis=0, return_inverse=True, return_counts=True)
-    of_run = of_run.reshape(-1)
+    of_run = cell_ids(table)
+    sizes = np.bincount(of_run)
     means = np.bincount(of_run, table.log_loss) / sizes
     squares = np.bincount(of_run, (table.log_loss - means[of_run]) ** 2).astype(np.float64)
-    return PureError(squares[sizes > 1], (sizes[sizes > 1] - 1).astype(np.float64))
+    return SeedSpread(squares[sizes > 1], (sizes[sizes > 1] - 1).astype(np.float64))
 
 
 def lack_of_fit(fit: Fit) -> LackOfFit:
-    """Test the fit against replicates in its table."""
+    """Test a least-squares fit against replicates in its table."""
+    if fit.method != "least_squares":
+        return LackOfFit("it is of least squares, and this fit is robust; test the plain one")
     pure = replicates(fit.table)
     if not len(pure.freedoms):
         return LackOfFit("no point was trained with a second seed; give some cells replicates")

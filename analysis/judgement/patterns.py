@@ -141,7 +141,7 @@ def _noise_residuals(fit: Fit) -> Array:
 
 
 def _judge(axis: str, cells: pd.DataFrame, observed: Array, noise: Array) -> SignRuns:
-    pairs = np.array([*_neighbors(axis, cells)], dtype=int).reshape(-1, 2)
+    pairs = _pairs(axis, cells)
     n_same = int(_same_sign(observed, pairs))
     by_noise = _same_sign(noise, pairs)
     share = (1.0 + np.sum(by_noise >= n_same)) / (1.0 + _N_DRAWS)
@@ -156,6 +156,16 @@ def _judge(axis: str, cells: pd.DataFrame, observed: Array, noise: Array) -> Sig
         p=float(share) if judged else None,
         ends=(low, high),
     )
+
+
+def _pairs(axis: str, cells: pd.DataFrame) -> NDArray[np.int_]:
+    """Rows of neighboring cells, [pairs, 2]. Budgets that grow with n are never equal at two n: there
+    the steps of the ladders stand for them, the longest first."""
+    pairs = [*_neighbors(axis, cells)]
+    if len(pairs) < _LEAST_PAIRS and axis != "tokens" and "tokens" in cells:
+        steps = cells.groupby(["n", "k"])["tokens"].rank(ascending=False)
+        pairs = [*_neighbors(axis, cells.assign(tokens=steps))]
+    return np.array(pairs, dtype=int).reshape(-1, 2)
 
 
 def _neighbors(axis: str, cells: pd.DataFrame) -> Iterator[tuple[int, int]]:

@@ -122,12 +122,12 @@ def compare_rivals(
 def aicc(fit: Fit) -> float | None:
     """Akaike's criterion with the correction for few runs (Hurvich and Tsai 1989).
 
-    The variance counts as a parameter. None where there are too few runs for the correction, or
-    the runs lie on the law exactly.
+    The variance counts as a parameter. None where there are too few runs for the correction, where
+    the runs lie on the law exactly, and for a robust fit, which minimizes something else.
     """
     n_runs, n_parameters = fit.jacobian.shape[0], fit.jacobian.shape[1] + 1
     mean_square = float(np.mean(fit.residuals**2))
-    if n_runs <= n_parameters + 1 or mean_square == 0.0:
+    if n_runs <= n_parameters + 1 or mean_square == 0.0 or fit.method != "least_squares":
         return None
     correction = 2 * n_parameters * (n_parameters + 1) / (n_runs - n_parameters - 1)
     return n_runs * float(np.log(mean_square)) + 2 * n_parameters + correction
