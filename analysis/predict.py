@@ -17,7 +17,7 @@ from analysis.laws.forms import Points
 from analysis.planning import text
 from analysis.planning.quantities import grid
 from analysis.planning.stored import Prediction, StoredLaw, check_point, read_law
-from analysis.uncertainty.bootstrap import Interval
+from analysis.uncertainty.interval import Interval
 
 _HEADINGS = {"n": "n_latents", "subject": "subject_params"}
 

@@ -15,7 +15,7 @@ from analysis.planning.choice import Chosen, Problem, choose, random_choice
 from analysis.planning.cost import Cost
 from analysis.planning.stored import StoredLaw, check_point
 from analysis.planning.variants import root_of
-from analysis.uncertainty.bootstrap import Interval
+from analysis.uncertainty.interval import Interval
 
 _MOST_CANDIDATES = 5_000
 _BLIND_CHOICES = 200

@@ -20,7 +20,7 @@ from analysis.laws import LAWS
 from analysis.laws.forms import Array, Points
 from analysis.laws.law import Law, logs_of
 from analysis.study.fitted import SCHEMA_VERSION, FittedLaw, to_json
-from analysis.uncertainty.bootstrap import Interval
+from analysis.uncertainty.interval import Interval
 
 # Budgets are tokens asked for, runs train whole batches: nearer than this is no other value.
 _SAME = 0.01

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.counts import short_count
-from analysis.uncertainty.bootstrap import Interval
+from analysis.uncertainty.interval import Interval
 
 _WHOLE_BELOW = 1e6
 _SHORT_BELOW = 1e12  # FLOPs are beyond every suffix that reads well

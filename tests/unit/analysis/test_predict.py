@@ -11,14 +11,13 @@ import pytest
 from fabricate import Cell, points_of
 from gpt4 import gpt4_table
 from planted_fit import planted_fit, stored_as
-from scipy.special import stdtrit
 
 from analysis.command import write_json
 from analysis.errors import TableError
 from analysis.judgement.holdout import prediction_interval
 from analysis.laws.joint import LatentsAndK, LatentsKTokensTilted
 from analysis.planning.quantities import count, grid
-from analysis.planning.stored import StoredLaw, of_fitted, read_law, stored_law
+from analysis.planning.stored import of_fitted, read_law, stored_law
 from analysis.predict import predict_command
 from analysis.study.fitted import FittedLaw, fit_table, to_json
 
@@ -127,21 +126,19 @@ def test_covariances_in_another_order_are_the_same(fitted: FittedLaw) -> None:
     np.testing.assert_allclose(first, second, rtol=1e-12)
 
 
-def test_a_clustered_fits_doubt_is_that_of_its_clusters(tmp_path: Path, fitted: FittedLaw) -> None:
-    content = to_json(fitted)
-    wide = (4 * np.array(content["covariance"])).tolist()
-    content["clustered"] = {"by": "n", "degrees_of_freedom": 4, "covariance": wide}
+def test_a_clustered_fits_doubt_is_that_of_its_clusters(tmp_path: Path) -> None:
+    fitted = planted_fit(clusters="n")
     path = tmp_path / "fit.json"
-    path.write_text(json.dumps(content))
+    write_json(path, to_json(fitted))
     shared, plain = read_law(path), read_law(path, clustered=False)
     assert (shared.shared_by, shared.degrees_of_freedom, plain.shared_by) == ("n", 4, "")
-    widths = [np.log(p.of_law.high / p.of_law.low) for p in map(_predict, (shared, plain))]
-    t = 2.7764451 / stdtrit(fitted.fit.degrees_of_freedom, 0.975)
-    np.testing.assert_allclose(widths[0], 2 * t * widths[1], rtol=1e-6)
-
-
-def _predict(stored: StoredLaw) -> Any:
-    return stored.predict(POINTS)
+    for stored, band in (
+        (shared, fitted.band(POINTS)),
+        (plain, prediction_interval(fitted.fit, POINTS, noise=False)),
+    ):
+        of_law = stored.predict(POINTS).of_law
+        assert of_law is not None
+        np.testing.assert_allclose(of_law, band, rtol=1e-7)
 
 
 def test_the_command_prints_a_line_per_point(
