@@ -159,8 +159,11 @@ def _judge(axis: str, cells: pd.DataFrame, observed: Array, noise: Array) -> Sig
 
 
 def _pairs(axis: str, cells: pd.DataFrame) -> NDArray[np.int_]:
-    """Rows of neighboring cells, [pairs, 2]. Budgets that grow with n are never equal at two n: there
-    the steps of the ladders stand for them, the longest first."""
+    """Rows of neighboring cells, [pairs, 2].
+
+    Budgets that grow with n may never be equal at two n: there the steps of the ladders stand for
+    them, counted from the longest.
+    """
     pairs = [*_neighbors(axis, cells)]
     if len(pairs) < _LEAST_PAIRS and axis != "tokens" and "tokens" in cells:
         steps = cells.groupby(["n", "k"])["tokens"].rank(ascending=False)
