@@ -29,6 +29,7 @@ from analysis.records.rows import (
 )
 from scaling.runs.record import FINAL, Status
 
+_ONE_RESULT = ("status", "tokens", "normalized_mse", "normalized_mse_ema")
 _TEXT = {*LEADING, *(name for name, field in FIELDS.items() if str in field.types)}
 
 
@@ -90,7 +91,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     """One row per run: a new one replaces an old one, unless only the old one has a result.
 
-    Sweeps may share a run, and one of them may not have got to it yet.
+    Sweeps may share a run, and one of them may not have got to it yet. Where both have one result,
+    the old row fills what the new one lacks: a copy in W&B knows less than the run's folder.
 
     Raises:
         TableError: a run_id is done at two token counts.
@@ -100,8 +102,15 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
         there = rows.get(row["run_id"])
         if there is None or row["status"] in FINAL or there["status"] not in FINAL:
             _refuse_checkpoints(row, there)
-            rows[row["run_id"]] = row
+            rows[row["run_id"]] = _filled(row, there)
     return list(rows.values())
+
+
+def _filled(row: Row, there: Row | None) -> Row:
+    """`row`, with what only `there` has, where the two are of one result."""
+    if there is None or any(row.get(name) != there.get(name) for name in _ONE_RESULT):
+        return row
+    return {**there, **{name: value for name, value in row.items() if value is not None}}
 
 
 def _refuse_checkpoints(row: Row, there: Row | None) -> None:

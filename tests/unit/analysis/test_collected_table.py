@@ -86,6 +86,19 @@ def test_adding_replaces_rows_of_a_run_and_keeps_the_others(tmp_path: Path) -> N
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_copy_that_knows_less_takes_nothing_away(tmp_path: Path) -> None:
+    sweep, table = fabricate_sweep(tmp_path / "sweep", CELLS), tmp_path / "runs.csv"
+    assert collect_command([str(sweep), "--csv", str(table)]) == 0
+    first, *others = rows = read_rows(table)
+    copy = {name: value for name, value in first.items() if name not in ("versions", "mesh")}
+    same = {**copy, "source": "wandb:a/b", "folder": "", "kl": 0.5, "commit": None}
+    (filled, *_) = merged(rows, [same])
+    assert filled == {**first, "source": "wandb:a/b", "folder": "", "kl": 0.5}
+    # Of another result nothing is kept.
+    again = {**copy, "normalized_mse": 0.2}
+    assert merged(rows, [again]) == [again, *others]
+
+
 def test_checkpoints_are_no_rows_of_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
