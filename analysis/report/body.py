@@ -21,7 +21,9 @@ def drawings(found: Contents) -> dict[str, Figure | None]:
         "loss_against_n": losses.loss_against_latents(study, found.subject),
         "loss_against_tokens": losses.loss_against_tokens(study),
         "residuals": residuals.residuals(study),
-        "residual_maps": residual_maps.residual_maps(study.judged.maps) if study.judged else None,
+        "residual_maps": residual_maps.residual_maps(study.judged.residual_maps)
+        if study.judged
+        else None,
         "frontier": frontier.frontier(found.frame),
     }
 
