@@ -97,6 +97,7 @@ def test_the_command_fits_it(name: str, tmp_path: Path) -> None:
     for parameter, (low, high) in found["ci95"].items():
         assert low < found["params"][parameter] < high
     assert found["degrees_of_freedom"] == found["n_used"] - len(law.parameter_names)
+    assert "starts_disagree" not in found["warnings"]
 
 
 def test_one_k_is_asked_for_and_can_be_chosen(

