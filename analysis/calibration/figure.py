@@ -38,7 +38,7 @@ def valleys(bests: Sequence[BestRate], fitted: PowerRule | None, in_use: PowerRu
         _panel(axes, best, fitted, in_use)
     figure.supxlabel("learning rate", fontsize=9)
     figure.supylabel("held-out loss", fontsize=9)
-    figure.legend(handles=_handles(fitted), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=_handles(fitted), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 

@@ -188,9 +188,15 @@ def _preview_spec(found: Description) -> SourceSpec:
 
 
 def _plans(points: Sequence[RunConfig], specs: dict[str, SourceSpec]) -> list[RunPlan]:
-    """One plan for each distinct run, in the order of the points."""
-    plans = [make_plan(point, specs[_key(point.activations)]) for point in points]
-    return list({plan.run_id: plan for plan in plans}.values())
+    """One plan for each distinct run, in the order of the points.
+
+    Before their data is there its hash is not known: then the key stands for it.
+    """
+    distinct: dict[tuple[str, str], RunPlan] = {}
+    for point in points:
+        plan = make_plan(point, specs[key := _key(point.activations)])
+        distinct["" if plan.source.content_hash else key, plan.run_id] = plan
+    return list(distinct.values())
 
 
 def _estimated(plans: Sequence[RunPlan], pending: set[str]) -> list[RunPlan]:

@@ -21,7 +21,6 @@ GROUPS = sorted(
     for path in ROOT.glob("conf/*/*.yaml")
     if path.parent.name != "hardware"  # models for scaling.budget: no group of Hydra's
 )
-SWEEPS = sorted(path.stem for path in ROOT.glob("sweeps/*.yaml"))
 
 
 @pytest.mark.parametrize("choice", GROUPS)
@@ -37,15 +36,6 @@ def test_every_group_option_composes(choice: str) -> None:
         "autoencoder.k=1",
         "train.tokens=1000",
     )
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_composes(name: str) -> None:
-    point = composed(f"sweeps={name}", "autoencoder.n_latents=256", "autoencoder.k=4")
-    validate(point, n_train=None)
-    assert point.sweep_name == name
-    header = (ROOT / "sweeps" / f"{name}.yaml").read_text()
-    assert all(word in header for word in ("Question:", "Runs:", "Feeds:"))
 
 
 def test_choices_become_typed_configs() -> None:

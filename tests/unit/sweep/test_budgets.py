@@ -1,0 +1,178 @@
+"""Token budgets from D*(n), FLOPs and cells of a sweep's own; rates by one's own rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scaling.activations.build import prepare
+from scaling.budget import flops_per_token_dense, flops_per_token_sparse
+from scaling.config import RunConfig
+from scaling.errors import UserError
+from scaling.plan import RunPlan
+from scaling.schedule import STEP_LIMITED
+from scaling.sweep.planner import make_plan
+from scaling.sweep.tokens import settle_tokens
+from scaling.sweep.validate import validate
+from tests.compose import composed, composed_points, tiny
+
+D_MODEL = 64
+POINTS = (
+    "sweep.points=[{n_latents:64,k:4,tokens:10240},{n_latents:128,k:8,tokens:20480,seed:3},"
+    "{n_latents:64,k:4,lr_scale:2,batch_tokens:128}]"
+)
+
+
+def plan_of(point: RunConfig) -> RunPlan:
+    (settled,) = settle_tokens([point], lambda _: D_MODEL)
+    return make_plan(settled, prepare(settled.activations, Path("x"), progress=lambda _: None))
+
+
+def d_star(n_latents: int, *overrides: str) -> int:
+    law = ["sweep.d_star.D0=1e6", "sweep.d_star.s=0.6", "train.tokens=${d_star:}"]
+    return tiny(f"autoencoder.n_latents={n_latents}", *law, *overrides).train.tokens
+
+
+def test_tokens_to_convergence_grow_with_the_width_in_whole_batches() -> None:
+    assert d_star(1024) == round(1e6 / 256) * 256
+    assert d_star(4096) == round(1e6 * 4**0.6 / 256) * 256
+    assert d_star(4096, "sweep.share=0.25") == round(0.25e6 * 4**0.6 / 256) * 256
+    assert d_star(64, "sweep.share=1e-9") == 256
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sweep.d_star.D0=null", r"sweep\.d_star\.D0=None gives no token budget"),
+        ("sweep.d_star.D0=-1", r"sweep\.d_star\.D0=-1"),
+        ("sweep.share=0", r"sweep\.share=0"),
+        ("sweep.d_star.n0=nan", r"sweep\.d_star\.n0=nan"),
+    ],
+)
+def test_a_law_without_a_value_is_named(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        d_star(1024, override)
+
+
+@pytest.mark.parametrize(
+    ("convention", "per_token"),
+    [
+        ("dense", flops_per_token_dense(64, D_MODEL)),
+        ("sparse", flops_per_token_sparse(64, D_MODEL, 4)),
+    ],
+)
+def test_flops_pay_for_tokens_by_the_named_convention(convention: str, per_token: int) -> None:
+    flops = 20_480 * per_token
+    plan = plan_of(
+        tiny("train.tokens=0", f"train.flops={flops}", f"train.flops_convention={convention}")
+    )
+    assert plan.tokens == plan.tokens_requested == 20_480
+    assert plan.run_id == plan_of(tiny("train.tokens=20_480")).run_id
+    assert plan.config["train"]["flops"] == flops  # as the user said it
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.flops=1e9"], r"train\.tokens=10240 and train\.flops=1e\+09 both set"),
+        (["train.tokens=0"], r"train\.tokens is not set"),
+        (["train.tokens=0", "train.flops=-1"], r"train\.flops=-1 is out of range"),
+        (["train.tokens=0", "train.flops=1e6"], r"less than one batch"),
+    ],
+)
+def test_lengths_that_are_none_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        settle_tokens([tiny(*overrides)], lambda _: D_MODEL)
+
+
+def test_widths_are_asked_for_only_where_flops_need_them() -> None:
+    def never(_: RunConfig) -> int:
+        raise AssertionError("asked")
+
+    assert settle_tokens([tiny()], never) == [tiny()]
+
+
+def test_points_are_runs_of_their_own() -> None:
+    points = composed_points("activations=planted", "train.tokens=5120", POINTS)
+    cells = [
+        (p.autoencoder.n_latents, p.autoencoder.k, p.train.tokens, p.train.seed) for p in points
+    ]
+    assert cells == [(64, 4, 10_240, 0), (128, 8, 20_480, 3), (64, 4, 5_120, 0)]
+    assert [p.train.lr_scale for p in points] == [1, 1, 2]
+    assert [p.train.batch_tokens for p in points] == [256, 256, 128]
+    assert not any(p.sweep.points for p in points)
+    same = composed("activations=planted", "autoencoder.n_latents=64", "autoencoder.k=4",
+                    "train.tokens=10240")  # fmt: skip
+    assert plan_of(points[0]).run_id == plan_of(same).run_id
+
+
+def test_points_take_budgets_that_follow_from_their_width() -> None:
+    points = composed_points(
+        "activations=planted",
+        "sweep.points=[{n_latents:1024,k:4},{n_latents:4096,k:4}]",
+        "sweep.d_star.D0=1e6",
+        "train.tokens=${d_star:}",
+    )
+    assert [p.train.tokens for p in points] == [d_star(1024), d_star(4096)]
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ("[{n_latents:64}]", "cell 1 has no k"),
+        ("[{n_latents:64,k:4},{k:4}]", "cell 2 has no n_latents"),
+        ("[{n_latents:64,k:4,width:3}]", "width"),
+        ("[{n_latents:64,k:many}]", "many"),
+    ],
+)
+def test_cells_that_are_none_are_refused(points: str, said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        composed_points("activations=planted", "train.tokens=5120", f"sweep.points={points}")
+
+
+def test_a_rule_of_ones_own_is_read_from_its_keys() -> None:
+    own = [
+        "train.lr_rule=power",
+        "train.lr_power={lr: 1.9e-3, n: -0.25, tokens: -0.4, batch: 0.45}",
+    ]
+    same = plan_of(tiny(*own))
+    assert same.train.lr == STEP_LIMITED.at(64, 10_240, 256)
+    assert same.run_id == plan_of(tiny("train.lr_rule=step_limited")).run_id
+    other = plan_of(tiny("train.lr_rule=power", "train.lr_power.lr=1e-3", "train.lr_power.n=-0.5"))
+    assert other.train.lr == pytest.approx(1e-3 * (64 / 1024) ** -0.5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.lr_rule=power"], r"train\.lr_power\.lr is not set"),
+        (["train.lr_power.lr=1e-3"], r"not read by train\.lr_rule=step_limited"),
+        (["train.lr_rule=power", "train.lr_power.lr=0"], r"train\.lr_power\.lr=0"),
+        (
+            ["train.lr_rule=power", "train.lr_power.lr=1", "train.lr_power.n=400"],
+            r"train\.lr_power\.n=400",
+        ),
+        ([*(STOP := ["train.stop.fall=0.01", "train.stop.after_tokens=2560"])], "decay_fraction"),
+        ([*STOP, "train.decay_fraction=0", "train.ema_decay=0"], r"train\.ema_decay=0 keeps no"),
+        ([*STOP, "train.decay_fraction=0", "train.stop.per_doubling=0"], "per_doubling=0"),
+        ([*STOP, "train.decay_fraction=0", "train.stop.fall=1"], r"train\.stop\.fall=1"),
+        (
+            [*STOP, "train.decay_fraction=0", "train.stop.after_tokens=9999"],
+            "leaves no doubling to judge",
+        ),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        validate(tiny(*overrides), n_train=None)
+
+
+def test_a_stopping_rule_is_part_of_the_identity_only_where_it_is_on() -> None:
+    constant = plan_of(tiny("train.decay_fraction=0"))
+    off = plan_of(tiny("train.decay_fraction=0", "train.stop.after_tokens=512"))
+    on = plan_of(tiny("train.decay_fraction=0", "train.stop.fall=0.01"))
+    other = plan_of(tiny("train.decay_fraction=0", "train.stop.fall=0.02"))
+    assert off.run_id == constant.run_id
+    assert len({constant.run_id, on.run_id, other.run_id}) == 3
+    assert RunPlan.from_json(on.to_json()) == on
