@@ -19,6 +19,7 @@ from analysis.laws import LAWS
 from analysis.records.table import RunTable, read_table
 from analysis.study.fitted import fit_table, to_json
 from analysis.uncertainty.clusters import By
+from analysis.uncertainty.profile import floor_intervals
 
 
 def fit_command(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +52,10 @@ def _fit(options: argparse.Namespace) -> None:
         clusters=_clusters(options.clusters),
         rows="all rows" if options.holdout is None else f"rows without {options.holdout}",
     )
+    floors = floor_intervals(fitted.fit) if options.floors else []
     if options.json is not None:
-        write_json(options.json, to_json(fitted))
-    print(describe(fitted))
+        write_json(options.json, {**to_json(fitted), "floors": [f.json() for f in floors]})
+    print("\n".join([describe(fitted), *(f"  {floor.text}" for floor in floors)]))
 
 
 def _clusters(text: str | None) -> By | tuple[By, ...] | None:
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method", choices=METHODS, default=METHODS[0], help="default: %(default)s"
     )
+    parser.add_argument("--floors", action="store_true", help="profile intervals of the floor")
     parser.add_argument("--clusters", help="runs that may share errors: n, seed, cell, or n,seed")
     parser.add_argument("--k", type=float, help="fit the runs of this k alone")
     return parser

@@ -54,14 +54,17 @@ class Verdicts:
         }
 
 
-def judge_fit(fit: Fit) -> Verdicts:
-    """Judge a fit against its own runs, and its law against the ends of them. Nothing raises."""
+def judge_fit(fit: Fit, held_out: tuple[HeldOutTest, ...] | None = None) -> Verdicts:
+    """Judge a fit against its own runs, and its law against the ends of them. Nothing raises.
+
+    `held_out` are such tests of its law where they have been made already.
+    """
     law = type(fit.law)
     return Verdicts(
         identifiability=identifiability(law, fit.table, fit),
         lack_of_fit=lack_of_fit(fit),
         sign_runs=sign_runs(fit),
         floors=floors(fit),
-        held_out=held_out_tests(law, fit.table),
+        held_out=held_out_tests(law, fit.table) if held_out is None else held_out,
         residual_maps=residual_maps(fit),
     )

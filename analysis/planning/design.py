@@ -17,7 +17,7 @@ from analysis.planning.stored import StoredLaw, check_point
 from analysis.planning.variants import root_of
 from analysis.uncertainty.interval import Interval
 
-_MOST_CANDIDATES = 5_000
+_MOST_CANDIDATES = 2_000  # a choice of a thousand runs among them takes seconds
 _BLIND_CHOICES = 200
 MOST_K_SHARE = 1 / 16  # k above n / 16 bends the law (docs/planning.md)
 
@@ -64,7 +64,7 @@ def candidate_grid(
     most_k_share: float = MOST_K_SHARE,
 ) -> dict[str, Array]:
     """Every n, k, tokens with k at most `most_k_share` of n; axis -> [J]. TableError where none
-    is left, or more than 5,000."""
+    is left, or more than 2,000."""
     cells = [cell for cell in product(n, k, tokens) if cell[1] <= most_k_share * cell[0]]
     if not cells:
         raise TableError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from matplotlib.figure import Figure
 
 from analysis.report import page
-from analysis.report.contents import Contents
+from analysis.report.contents import CONVENTION, Contents
 from analysis.report.plots import frontier, losses, residual_maps, residuals
 from analysis.report.sections import compute, forms, judgement, laws, prediction, runs, summary
 
@@ -21,8 +21,10 @@ def drawings(found: Contents) -> dict[str, Figure | None]:
         "loss_against_n": losses.loss_against_latents(study, found.subject),
         "loss_against_tokens": losses.loss_against_tokens(study),
         "residuals": residuals.residuals(study),
-        "residual_maps": residual_maps.residual_maps(study.judged.maps) if study.judged else None,
-        "frontier": frontier.frontier(found.frame),
+        "residual_maps": residual_maps.residual_maps(study.judged.residual_maps)
+        if study.judged
+        else None,
+        "frontier": frontier.frontier(found.frame, found.frontier, f"flops_{CONVENTION}"),
     }
 
 
@@ -84,7 +86,9 @@ def _trust(found: Contents, figures: Drawings) -> Iterator[str]:
 def _compute(found: Contents, figures: Drawings) -> Iterator[str]:
     yield page.heading("What to train for a budget of compute")
     yield page.figure(
-        figures["frontier"], "Faint points are runs that a cheaper run of the same k beats."
+        figures["frontier"],
+        "Faint points are runs that a cheaper run of the same k beats. Crosses are what the law "
+        "says of the best sizes for a budget.",
     )
     yield from compute.frontier(found.frontier, found.frontier_refusal)
 

@@ -19,7 +19,7 @@ from analysis.study.facts import costs, provenance, trained_tokens
 from analysis.study.run_cautions import run_cautions
 from analysis.study.study import Study, study_runs
 
-_CONVENTION = "sparse"  # what the kernels here compute; the page names it
+CONVENTION = "sparse"  # what the kernels here compute; the page names it
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _frontier(study: Study, frame: pd.DataFrame) -> Frontier:
     widths = provenance(frame)["d_model"]
     if len(widths) != 1:
         raise TableError("the records do not say one d_model, which FLOPs need.")
-    stored, convention = of_fitted(fitted, widths[0]), Convention(_CONVENTION, int(widths[0]))
+    stored, convention = of_fitted(fitted, widths[0]), Convention(CONVENTION, int(widths[0]))
     return frontier(
         stored,
         default_budgets(stored, convention),

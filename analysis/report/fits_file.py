@@ -25,7 +25,7 @@ def fits_json(found: Contents) -> dict[str, Any]:
         ],
         "comparison": {
             "rule": HEADLINE_RULE,
-            **(study.judged.rivals.json() if study.judged else {"message": "", "laws": []}),
+            **(study.rivals.json() if study.rivals else {"message": "", "laws": []}),
         },
         "judged": study.judged.json() if study.judged else None,
         "outliers": outliers_json(study.outliers),

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from analysis.errors import TableError
 from analysis.judgement.convergence import FallingPairs, falling_pairs
+from analysis.judgement.rivals import Rivals, compare_rivals, family
+from analysis.judgement.verdicts import Verdicts, judge_fit
 from analysis.laws.joint import (
     LatentsAndK,
     LatentsKPlusTokens,
@@ -18,7 +20,6 @@ from analysis.laws.joint import (
 )
 from analysis.records.table import RunTable
 from analysis.study.fitted import FittedLaw, fit_table, title_of
-from analysis.study.judged import Judged, judge_fit
 from analysis.study.outliers import Outliers, find_outliers
 
 HEADLINE_RULE = (
@@ -52,7 +53,8 @@ class Study:
     with_tokens: tuple[LawOutcome, ...]  # l_nkd, l_nkdu and their additive rival
     pairs: tuple[FallingPairs, ...]  # along n, k and tokens
     outliers: Outliers | None = None  # of the headline law's fit on all runs
-    judged: Judged | None = None  # the same fit
+    rivals: Rivals | None = None  # that law first, other forms and nested ones after
+    judged: Verdicts | None = None  # the same fit
 
     @property
     def outcomes(self) -> tuple[LawOutcome, ...]:
@@ -94,7 +96,17 @@ def study_runs(table: RunTable, *, n_bootstrap: int, seed: int) -> Study:
     )
     final = study.headline.final
     outliers = find_outliers(final, n_bootstrap=n_bootstrap, seed=seed)
-    return replace(study, outliers=outliers, judged=judge_fit(final) if final else None)
+    if final is None:
+        return replace(study, outliers=outliers)
+    rivals = compare_rivals(_forms(type(final.law)), final.fit.table)
+    judged = judge_fit(final.fit, rivals.rows[0].held_out)
+    return replace(study, outliers=outliers, rivals=rivals, judged=judged)
+
+
+def _forms(law: type[Law]) -> tuple[type[Law], ...]:
+    """A law, its rivals with tokens, and what is nested in it; each once."""
+    others = (LatentsKTokens, LatentsKPlusTokens) if "tokens" in law.axes else ()
+    return tuple(dict.fromkeys((law, *others, *family(law))))
 
 
 def _fit_both(

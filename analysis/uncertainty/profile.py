@@ -40,6 +40,17 @@ class FloorInterval:
     high: float
     level: float
 
+    @property
+    def text(self) -> str:
+        where = "".join(f" at {axis} = {size:g}" for axis, size in self.at.items())
+        return f"floor{where}: {self.floor:.4g}, {self.level:.0%} [{self.low:.4g}, {self.high:.4g}]"
+
+    def json(self) -> dict[str, Any]:
+        """By name; null for an end that is not finite."""
+        high = self.high if np.isfinite(self.high) else None
+        ends = {"floor": self.floor, "low": self.low, "high": high, "level": self.level}
+        return {"at": self.at, **ends}
+
 
 def floor_interval(
     fit: Fit, at: Mapping[str, float] | None = None, level: float = 0.95
@@ -61,6 +72,18 @@ def floor_interval(
         high=np.inf if high is None else float(np.exp(high)),
         level=level,
     )
+
+
+def floor_intervals(fit: Fit, level: float = 0.95) -> list[FloorInterval]:
+    """The floor at each level, among the runs, of the axis that it depends on; one if on none."""
+    if fit.law.floor_column is None:
+        return []
+    axes = _axes_of_floor(type(fit.law), fit.law.floor_column)
+    if not axes:
+        return [floor_interval(fit, level=level)]
+    (axis,) = axes
+    levels = np.unique(fit.table.points[axis]).tolist()
+    return [floor_interval(fit, {axis: size}, level) for size in levels]
 
 
 def _end(
@@ -154,9 +177,7 @@ class _Profile:
 
 def _sizes(law: type[Law], column: int, at: dict[str, float]) -> dict[str, float]:
     """The sizes that the law's floor depends on, from `at`."""
-    slices = law.form.columns()[0]
-    term = next(i for i, where in enumerate(slices) if where.start == column)
-    axes = {axis for monomial in law.form.factors[0][term] for axis in monomial}
+    axes = _axes_of_floor(law, column)
     missing = sorted(axes - set(at))
     if missing:
         raise TableError(
@@ -164,6 +185,12 @@ def _sizes(law: type[Law], column: int, at: dict[str, float]) -> dict[str, float
             f"at={{{missing[0]!r}: 32}}."
         )
     return {axis: at[axis] for axis in axes}
+
+
+def _axes_of_floor(law: type[Law], column: int) -> set[str]:
+    slices = law.form.columns()[0]
+    term = next(i for i, where in enumerate(slices) if where.start == column)
+    return {axis for monomial in law.form.factors[0][term] for axis in monomial}
 
 
 def _unit(fit: Fit) -> float:

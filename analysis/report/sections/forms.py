@@ -11,8 +11,8 @@ from analysis.study.study import HEADLINE_RULE, Study
 
 def forms_compared(study: Study) -> Iterator[str]:
     """The headline law, other forms and what is nested in it, on the same runs."""
-    if study.judged is not None:
-        rivals = study.judged.rivals
+    if study.rivals is not None:
+        rivals = study.rivals
         yield page.table(*_table(rivals))
         yield page.paragraph(rivals.message)
         yield page.paragraph(
@@ -29,7 +29,7 @@ def held_out_tests(study: Study) -> Iterator[str]:
     """How the headline law did on each held-out end of the runs."""
     if study.judged is None:
         return
-    for test in study.judged.rivals.rows[0].held_out:
+    for test in study.judged.held_out:
         yield page.paragraph(test.message, "warn" if test.found else "")
 
 

@@ -8,26 +8,27 @@ import numpy as np
 
 from analysis.judgement.floors import Floors
 from analysis.judgement.identifiability import Span
+from analysis.judgement.verdicts import Verdicts
 from analysis.report import page
 from analysis.report.sections.cells import cell_of, number
 from analysis.report.sections.laws import parameters
 from analysis.study import outliers
-from analysis.study.judged import Judged
 from analysis.study.study import Study
 
 
 def judged(study: Study) -> Iterator[str]:
     """Lack of fit, sign runs, floors and what the design determines, each in a sentence."""
     found = study.judged
-    if found is None:
+    if found is None or study.headline.final is None:
         yield page.paragraph("There is no fit on all runs to judge.")
         return
-    yield page.paragraph(f"Of {found.of.title}, {found.of.rows}:", "soft")
+    final = study.headline.final
+    yield page.paragraph(f"Of {final.title}, {final.rows}:", "soft")
     for fired, message in _verdicts(found):
         yield page.paragraph(message, "warn" if fired else "")
 
 
-def _verdicts(found: Judged) -> Iterator[tuple[bool, str]]:
+def _verdicts(found: Verdicts) -> Iterator[tuple[bool, str]]:
     yield found.lack_of_fit.found, found.lack_of_fit.message
     yield from ((runs.found, runs.message) for runs in found.sign_runs)
     yield found.floors.found, found.floors.message
@@ -64,12 +65,14 @@ def design(study: Study) -> Iterator[str]:
     found = study.judged
     if found is None:
         return
-    yield page.table(("axis", "levels", "from", "to", "factor"), map(_span, found.design.spans))
-    findings = found.design.findings
+    yield page.table(
+        ("axis", "levels", "from", "to", "factor"), map(_span, found.identifiability.spans)
+    )
+    findings = found.identifiability.findings
     for code, sentence in findings.items():
         yield page.paragraph(f"{code}: {sentence}", "warn")
     if not findings:
-        yield page.paragraph(found.design.message)
+        yield page.paragraph(found.identifiability.message)
 
 
 def _span(span: Span) -> tuple[str, ...]:

@@ -46,8 +46,8 @@ def _study(law: Law) -> Study:
 
 def test_the_rival_is_judged_on_the_same_runs_and_never_leads() -> None:
     study = _study(ADDITIVE)
-    assert study.judged is not None
-    rows = study.judged.rivals.rows
+    assert study.rivals is not None
+    rows = study.rivals.rows
     assert [row.law for row in rows[:3]] == ["l_nkdu", "l_nkd", "l_nkd_additive"]
     assert [row.n_parameters for row in rows[:3]] == [10, 9, 9]
     held = {test.holdout and len(test.holdout.table) for row in rows for test in row.held_out[:1]}

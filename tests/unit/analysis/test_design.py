@@ -179,7 +179,7 @@ def test_candidates_keep_to_the_share_of_k() -> None:
     assert len(candidate_grid((128, 1024), (8, 64), (1e6,), 1.0)["n"]) == 4
     with pytest.raises(TableError, match=r"no candidate has k at most 0\.0625 n"):
         candidate_grid((128,), (64,), (1e6,))
-    with pytest.raises(TableError, match="more than 5000"):
+    with pytest.raises(TableError, match="more than 2000"):
         candidate_grid(range(10_000, 10_100), range(1, 60), (1e6,))
 
 

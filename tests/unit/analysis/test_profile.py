@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from fabricate import PLANTED, demo_cells, losses_of, points_of
-from gpt4 import gpt4_table, with_losses
+from gpt4 import POINTS, gpt4_table, with_losses
 from scipy.optimize import brentq, least_squares
 from scipy.special import stdtrit
 
 from analysis.errors import TableError
+from analysis.fit import fit_command
 from analysis.fitting.fit import fit_law
 from analysis.laws import LAWS
 from analysis.laws.joint import LatentsAndK, LatentsKPlusTokens, LatentsKTokensTilted
@@ -95,6 +99,24 @@ def test_a_floor_that_is_one_number_needs_no_size() -> None:
     found = floor_interval(fit_law(OfLatents, table))
     assert found.low < 0.15 < found.high < 0.152
     assert found.at == {}
+
+
+def test_the_command_gives_the_floor_at_each_k(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    table = ("--table", str(POINTS), "--bootstrap", "0", "--json", str(out), "--floors")
+    assert fit_command(("--law", "l_nk", *table)) == 0
+    assert "floor at k = 32: 0.1914, 95% [0.1634, 0.2185]" in capsys.readouterr().out
+    floors = json.loads(out.read_text())["floors"]
+    assert [floor["at"] for floor in floors] == [{"k": 2.0**i} for i in range(5, 10)]
+    for floor in floors:
+        assert 0 < floor["low"] < floor["floor"] < floor["high"]
+    assert fit_command(("--law", "l_nk_constant_floor", *table)) == 0
+    (only,) = json.loads(out.read_text())["floors"]
+    assert only["at"] == {}
+    assert fit_command(("--law", "l_nk_no_floor", *table)) == 0
+    assert json.loads(out.read_text())["floors"] == []
 
 
 def test_profiles_that_make_no_sense_are_refused() -> None:
