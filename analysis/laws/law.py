@@ -2,7 +2,8 @@
 
 A law is a small class: its form in plain logs, its parameters' names, how they follow from the
 form's coefficients, and a few starting points from data. docs/laws.md shows how to add one.
-Points are a mapping from axis ("n" = n_latents, "k", "tokens") to float64 [M].
+Points are a mapping from axis ("n" = n_latents, "k", "tokens", "flops" = training FLOPs, "subject"
+= parameters of the subject model) to float64 [M].
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ class Law(ABC):
     form: ClassVar[Form]
     parameter_names: ClassVar[tuple[str, ...]]
     reference_names: ClassVar[tuple[str, ...]] = ()  # axes whose reference size the law states
+    # Axes that the law does not hold and that must not vary over the runs it is fitted to.
+    constant_axes: ClassVar[tuple[str, ...]] = ("tokens",)
+    response: ClassVar[str] = "loss"  # what is fitted: "loss" or "tokens" (to convergence)
+    units: ClassVar[Mapping[str, str]] = {}  # unit of each parameter; "1" has none
+    positive: ClassVar[tuple[str, ...]] = ()  # parameters that mean nothing at or below zero
+    # Where set, the law is of the lowest loss at each level of this axis: of no run beaten by one
+    # with less of it.
+    frontier_axis: ClassVar[str | None] = None
     floor_column: ClassVar[int | None] = None  # coefficient that is the log of the floor
 
     @classmethod
@@ -68,11 +77,11 @@ class Law(ABC):
         return {f"{axis}0": getattr(self, f"{axis}0") for axis in self.reference_names}
 
     def log_predict(self, points: Points) -> Array:
-        """ln L at points, [M]."""
+        """Log of `predict`, [M]."""
         return self.form.design(logs_of(points, self.axes)).log_value(self.coefficients())
 
     def predict(self, points: Points) -> Array:
-        """L (normalized MSE) at points, [M]."""
+        """The response at points, [M]: L (normalized MSE), or tokens to convergence."""
         return np.exp(self.log_predict(points))
 
     def jacobian(self, points: Points) -> Array:

@@ -1,16 +1,18 @@
 """Where least squares begins: guesses read off the data, the same for the same data.
 
-All logs are centered, so a guess made here moves with the units of n, k and tokens. A start is a
-guess of the floor; given the floor, the rest of the law is linear in its logs.
+All logs are centered, so a guess made here moves with the units of the axes. A start is a guess of
+the floor (and of a token term); given these, the rest of the law is linear in its logs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
 
-from analysis.laws.forms import Array, Points
+from analysis.laws.forms import CONSTANT, Array, Points, Term
+from analysis.laws.limit import Limit
 
 # Share of the lowest loss at each k that the floor takes, and how much of the lowest losses'
 # slope in k the floor copies. The true floor of a sweep lies between none and all of both.
@@ -24,41 +26,75 @@ _FEWER_SHARES = (0.3, 0.6, 0.9)
 _LEAST_REMAINDER = 1e-3  # of the loss, so that its log exists where the guess is too high
 
 
-def latents_and_k(logs: Points, log_loss: Array) -> Array:
-    """Starts [S, 6] for exp(1, k, n, kn) + exp(1, k)."""
-    level, slope = _lowest_by_k(logs["k"], log_loss)
-    guesses = product(_FLOOR_SHARES, _FLOOR_SLOPES)
-    return np.array(
-        [_given_floor(logs, log_loss, level + np.log(f), slope * e) for f, e in guesses]
-    )
+def limit_alone(limit: Limit, logs: Points, log_loss: Array) -> Array:
+    """Starts [S, P] for exp(falling) + exp(floor); one only, the solution, where there is none."""
+    return _given_floors(limit, logs, log_loss, _FLOOR_SHARES, _FLOOR_SLOPES)
 
 
-def with_tokens(logs: Points, log_loss: Array) -> Array:
-    """Starts [S, 9] for the above times [1 + exp(1, n, tokens)]."""
+def times_tokens(limit: Limit, tail: Term, logs: Points, log_loss: Array) -> Array:
+    """Starts for the limit times [1 + exp(tail)]."""
     rows = []
-    for excess, c, share in product(_EXCESSES, _TOKEN_EXPONENTS, _FEWER_SHARES):
-        tail = np.array([np.log(excess), c * _BUDGET_EXPONENT, -c])
-        log_excess = tail[0] + tail[1] * logs["n"] + tail[2] * logs["tokens"]
-        limit = log_loss - np.logaddexp(0.0, log_excess)
-        level, slope = _lowest_by_k(logs["k"], limit)
-        rows.append(np.append(_given_floor(logs, limit, level + np.log(share), slope), tail))
+    for excess, c in product(_EXCESSES, _TOKEN_EXPONENTS):
+        coefficients = _tail(tail, np.log(excess), c)
+        endless = log_loss - np.logaddexp(0.0, _linear(tail, logs) @ coefficients)
+        rows += [np.append(row, coefficients) for row in _fewer(limit, logs, endless)]
     return np.array(rows)
 
 
-def plus_tokens(logs: Points, log_loss: Array) -> Array:
-    """Starts [S, 9] for the first two terms plus exp(1, n, tokens)."""
+def plus_tokens(limit: Limit, tail: Term, logs: Points, log_loss: Array) -> Array:
+    """Starts for the limit plus exp(tail)."""
     rows = []
-    for excess, c, share in product(_EXCESSES, _TOKEN_EXPONENTS, _FEWER_SHARES):
-        level = log_loss.mean() + np.log(excess / (1.0 + excess))
-        tail = np.array([level, c * _BUDGET_EXPONENT, -c])
-        log_tail = tail[0] + tail[1] * logs["n"] + tail[2] * logs["tokens"]
-        limit = log_loss + np.log(np.maximum(1.0 - np.exp(log_tail - log_loss), _LEAST_REMAINDER))
-        level, slope = _lowest_by_k(logs["k"], limit)
-        rows.append(np.append(_given_floor(logs, limit, level + np.log(share), slope), tail))
+    for excess, c in product(_EXCESSES, _TOKEN_EXPONENTS):
+        coefficients = _tail(tail, log_loss.mean() + np.log(excess / (1.0 + excess)), c)
+        endless = _less(log_loss, _linear(tail, logs) @ coefficients)
+        rows += [np.append(row, coefficients) for row in _fewer(limit, logs, endless)]
     return np.array(rows)
 
 
-def _lowest_by_k(log_k: Array, log_loss: Array) -> tuple[float, float]:
+def straight_line(term: Term, logs: Points, log_value: Array) -> Array:
+    """The one start [1, P] of a single exponential: its solution, as it is linear in its logs."""
+    solution = np.linalg.lstsq(_linear(term, logs), log_value, rcond=None)[0]
+    return np.array([solution], dtype=np.float64)
+
+
+def _tail(tail: Term, level: float, c: float) -> Array:
+    """Coefficients of the token term; exponents of k begin at zero."""
+    known = {CONSTANT: level, ("n",): c * _BUDGET_EXPONENT, ("tokens",): -c}
+    return np.array([known.get(monomial, 0.0) for monomial in tail])
+
+
+def _fewer(limit: Limit, logs: Points, log_loss: Array) -> Array:
+    return _given_floors(limit, logs, log_loss, _FEWER_SHARES, (1.0,))
+
+
+def _given_floors(
+    limit: Limit, logs: Points, log_loss: Array, shares: Sequence[float], slopes: Sequence[float]
+) -> Array:
+    falling, *floors = limit.terms
+    if not floors:
+        return straight_line(falling, logs, log_loss)
+    features = _linear(floors[0], logs)
+    rows = []
+    for floor in _floors(floors[0], logs, log_loss, shares, slopes):
+        remainder = _less(log_loss, features @ floor)
+        rows.append(np.append(straight_line(falling, logs, remainder), floor))
+    return np.array(rows)
+
+
+def _floors(
+    floor: Term, logs: Points, log_loss: Array, shares: Sequence[float], slopes: Sequence[float]
+) -> Iterator[Array]:
+    """Guesses of the floor's coefficients: its level, and its slope where it has one."""
+    if len(floor) == 1:
+        yield from (np.array([log_loss.min() + np.log(share)]) for share in shares)
+        return
+    (axis,) = floor[1]
+    level, slope = _lowest_by(logs[axis], log_loss)
+    for share, copied in product(shares, slopes):
+        yield np.array([level + np.log(share), slope * copied])
+
+
+def _lowest_by(log_k: Array, log_loss: Array) -> tuple[float, float]:
     """Level (at the center) and slope in ln k of the lowest loss at each k."""
     levels = np.unique(log_k)
     lowest = np.array([log_loss[log_k == level].min() for level in levels])
@@ -66,12 +102,15 @@ def _lowest_by_k(log_k: Array, log_loss: Array) -> tuple[float, float]:
     return float(level), float(slope)
 
 
-def _given_floor(logs: Points, log_loss: Array, level: float, slope: float) -> Array:
-    """Linear least squares for the first term once exp(level + slope ln k) is taken away."""
-    floor_share = np.exp(level + slope * logs["k"] - log_loss)
-    remainder = log_loss + np.log(np.maximum(1.0 - floor_share, _LEAST_REMAINDER))
-    features = np.column_stack(
-        [np.ones_like(remainder), logs["k"], logs["n"], logs["k"] * logs["n"]]
-    )
-    first = np.linalg.lstsq(features, remainder, rcond=None)[0]
-    return np.append(first, [level, slope])
+def _less(log_loss: Array, log_part: Array) -> Array:
+    """Log of what is left of the loss without a part of it."""
+    return log_loss + np.log(np.maximum(1.0 - np.exp(log_part - log_loss), _LEAST_REMAINDER))
+
+
+def _linear(term: Term, logs: Points) -> Array:
+    n_points = len(next(iter(logs.values())))
+    columns = [
+        np.prod([logs[axis] for axis in monomial], axis=0) if monomial else np.ones(n_points)
+        for monomial in term
+    ]
+    return np.column_stack(columns)

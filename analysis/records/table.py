@@ -1,7 +1,8 @@
 """A table of runs in the one form that fits take, read from CSV or made from a DataFrame.
 
 Columns: n_latents (or n), k, a loss column (normalized_mse or loss, unless one is named), and
-optionally tokens, run_id, seed, status. One row is one run.
+optionally tokens, flops (or flops_dense), subject_params, run_id, seed, status. One row is one run.
+A table whose response is "tokens" holds tokens to convergence where others hold losses.
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ from numpy.typing import NDArray
 
 from analysis.errors import TableError
 from analysis.laws.forms import Array
+from analysis.records.frame_checks import check_frame
 
 LOSS_COLUMNS = ("normalized_mse", "loss")
+CONVERGENCE_COLUMNS = ("tokens_to_convergence", "tokens")
 _AXIS_COLUMNS = {"n": ("n_latents", "n"), "k": ("k",), "tokens": ("tokens",)}
+# Few laws need these, and records may lack them in some rows: there, the table goes without.
+_EXTRA_COLUMNS = {"flops": ("flops", "flops_dense"), "subject": ("subject_params",)}
+
+COLUMN_OF = {"n": "n_latents", "subject": "subject_params"}  # where it is not the axis's own name
 
 
 class Dropped(NamedTuple):
@@ -32,7 +39,12 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True)
 class RunTable:
-    """Usable runs. Arrays are float64 [M]; points holds "n", "k" and, where known, "tokens"."""
+    """Usable runs. Arrays are float64 [M].
+
+    points holds "n", "k" and, where every run has them, "tokens", "flops" (training FLOPs) and
+    "subject" (parameters of the subject model). `loss` is the value fitted: a loss, or, where
+    `response` is "tokens", the tokens to convergence.
+    """
 
     points: dict[str, Array]
     loss: Array
@@ -40,6 +52,8 @@ class RunTable:
     loss_name: str
     seeds: tuple[Any, ...]
     dropped: tuple[Dropped, ...] = ()
+    response: str = "loss"
+    shown_converged: str = ""  # by which rule every run was shown converged; "": it was not
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -62,8 +76,12 @@ class RunTable:
         return self.select(self.points["tokens"] == tokens)
 
 
-def read_table(path: Path, loss: str | None = None) -> RunTable:
-    """Read a CSV file. TableError where it is missing, not a table, or not usable."""
+def read_table(path: Path, loss: str | None = None, response: str = "loss") -> RunTable:
+    """Read a CSV file. TableError where it is missing, not a table, or not usable.
+
+    `loss` names the column of the value fitted; `response` says whether that is a "loss" or the
+    "tokens" to convergence.
+    """
     if not path.is_file():
         raise TableError(f"--table {path} is not a file; give the path of a CSV table of runs.")
     try:
@@ -73,25 +91,25 @@ def read_table(path: Path, loss: str | None = None) -> RunTable:
             f"--table {path} is not a CSV table ({str(error).strip()}); it needs a header line and "
             "one line per run, with columns n_latents (or n), k and normalized_mse (or loss)."
         ) from error
-    return table_from_frame(frame, source=str(path), loss=loss)
+    return table_from_frame(frame, source=str(path), loss=loss, response=response)
 
 
-def table_from_frame(frame: pd.DataFrame, *, source: str, loss: str | None = None) -> RunTable:
+def table_from_frame(
+    frame: pd.DataFrame, *, source: str, loss: str | None = None, response: str = "loss"
+) -> RunTable:
     """Check and convert. Rows with a status other than done are dropped, with the reason."""
     frame = frame.rename(columns=str.strip) if all(map(_is_text, frame.columns)) else frame
     if frame.empty:
         raise TableError(f"{source} has no rows; a fit needs at least one run per row.")
-    loss_name = _loss_column(frame, loss, source)
+    check_frame(frame, source=source)
+    names = LOSS_COLUMNS if response == "loss" else CONVERGENCE_COLUMNS
+    loss_name = _column(frame, names if loss is None else (loss,), source, optional=False)
     frame = frame.assign(_run=_run_names(frame, source))
     frame, dropped = _finished(frame)
-    points = {
-        axis: _positive(frame, column, source)
-        for axis, choices in _AXIS_COLUMNS.items()
-        if (column := _column(frame, choices, source, optional=axis == "tokens"))
-    }
+    points = {**_axes(frame, source, response), **_extra_axes(frame)}
     seeds = tuple(frame["seed"]) if "seed" in frame else (None,) * len(frame)
-    losses = _losses(frame, loss_name, source)
-    table = RunTable(points, losses, tuple(frame["_run"]), loss_name, seeds, dropped)
+    values = (_losses if response == "loss" else _positive)(frame, loss_name, source)
+    table = RunTable(points, values, tuple(frame["_run"]), loss_name, seeds, dropped, response)
     _refuse_duplicates(table, source)
     return table
 
@@ -111,8 +129,26 @@ def _column(frame: pd.DataFrame, choices: Sequence[str], source: str, *, optiona
     return found
 
 
-def _loss_column(frame: pd.DataFrame, loss: str | None, source: str) -> str:
-    return _column(frame, LOSS_COLUMNS if loss is None else (loss,), source, optional=False)
+def _axes(frame: pd.DataFrame, source: str, response: str) -> dict[str, Array]:
+    """The common axes; tokens to convergence are no axis but the value fitted."""
+    return {
+        axis: _positive(frame, column, source)
+        for axis, choices in _AXIS_COLUMNS.items()
+        if axis != response
+        and (column := _column(frame, choices, source, optional=axis == "tokens"))
+    }
+
+
+def _extra_axes(frame: pd.DataFrame) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for axis, choices in _EXTRA_COLUMNS.items():
+        column = next((name for name in choices if name in frame), None)
+        if column is None:
+            continue
+        values = np.asarray(pd.to_numeric(frame[column], errors="coerce"), dtype=np.float64)
+        if (np.isfinite(values) & (values > 0)).all():
+            found[axis] = values
+    return found
 
 
 def _run_names(frame: pd.DataFrame, source: str) -> list[str]:

@@ -10,7 +10,7 @@ from html import escape
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from analysis.report.plots import INK
+from analysis.report.plots.style import INK
 
 _CSS = """
 :root { color-scheme: light dark; --text: #1c1e21; --soft: #5c6370; --back: #ffffff;

@@ -1,29 +1,24 @@
-"""One command from a sweep's records to its laws: `python -m analysis.report RUNS_DIR/SWEEP`.
+"""One command from a sweep's records to its laws: `python -m analysis.report SOURCE`.
 
-Writes SWEEP/report/index.html (self-contained), fits.json and the figures as PNG.
+Writes index.html (self-contained), fits.json and the figures as PNG into SOURCE/report, or into
+`--out`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis.command import BAD_INPUT, check_refits, describe, write_json
 from analysis.errors import TableError
-from analysis.records.load import DEFAULT_LOSS, load_runs, runs_table
-from analysis.report import page, plots, sections
-from analysis.study.comparison import comparison_json
-from analysis.study.facts import costs, provenance, trained_tokens
-from analysis.study.fitted import SCHEMA_VERSION, to_json
-from analysis.study.outliers import outliers_json
-from analysis.study.run_cautions import run_cautions
-from analysis.study.study import Study, study_runs
+from analysis.records.load import DEFAULT_LOSS, load_runs
+from analysis.report import page
+from analysis.report.body import body, drawings
+from analysis.report.contents import Contents, contents
+from analysis.report.fits_file import fits_json
+from analysis.study.study import Study
 
 _DPI = 160  # 1,180 pixels wide: sharp where a README shows it at 800
 
@@ -33,16 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         check_refits(options.bootstrap)
-        frame = load_runs(options.sweep, loss=options.loss)
-        study = study_runs(
-            runs_table(frame, options.loss), n_bootstrap=options.bootstrap, seed=options.seed
+        folder = options.out or _default_folder(options.source)
+        frame = load_runs(options.source, loss=options.loss, allow=options.allow)
+        found = contents(
+            frame,
+            name=options.name or _name_of(options.source),
+            loss=options.loss,
+            n_bootstrap=options.bootstrap,
+            seed=options.seed,
         )
-        folder = write_report(study, frame, options.sweep)
+        write_report(found, folder)
     except TableError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    print(result_text(study))
-    for code, message in run_cautions(frame).items():
+    print(result_text(found.study))
+    for code, message in found.cautions.items():
         print(f"  caution {code}: {message}")
     print(f"report: {folder / 'index.html'}")
     return 0
@@ -52,11 +52,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report", description="Fit the laws of a sweep and write its page."
     )
-    parser.add_argument("sweep", type=Path, help="folder of the sweep, RUNS_DIR/SWEEP")
+    parser.add_argument(
+        "source", help="RUNS_DIR/SWEEP, a table made by analysis.collect, or wandb:..."
+    )
+    parser.add_argument("--out", type=Path, help="folder of the report (default: SOURCE/report)")
+    parser.add_argument("--name", help="of the sweep, as the page says it")
     parser.add_argument("--bootstrap", type=int, default=1000, help="refits; 0: intervals from se")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--loss", default=DEFAULT_LOSS, help="normalized_mse or normalized_mse_ema")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="COLUMN", help="let runs differ in COLUMN"
+    )
     return parser
+
+
+def _default_folder(source: str) -> Path:
+    """SWEEP/report beside its runs. TableError for a source that is no folder of a sweep."""
+    folder = Path(source)
+    if folder.is_dir() or not (folder.exists() or source.startswith("wandb:")):
+        return folder / "report"
+    raise TableError(f"{source} is no folder to write a report into; name one with --out FOLDER.")
+
+
+def _name_of(source: str) -> str:
+    return Path(source.removeprefix("wandb:")).resolve().stem
 
 
 def result_text(study: Study) -> str:
@@ -73,99 +92,18 @@ def result_text(study: Study) -> str:
     return "\n".join([*lines, f"fitted on {fitted.rows}", describe(fitted)])
 
 
-def write_report(study: Study, frame: pd.DataFrame, sweep: Path) -> Path:
-    """Write report/ inside the sweep's folder and return its path."""
-    folder = sweep / "report"
-    drawings = {
-        "loss_against_n": plots.loss_against_latents(study, _subject(provenance(frame))),
-        "loss_against_tokens": plots.loss_against_tokens(study),
-        "residuals": plots.residuals(study),
-        "frontier": plots.frontier(frame),
-    }
+def write_report(found: Contents, folder: Path) -> None:
+    """Page, figures and fits.json into `folder`. TableError where it cannot be written."""
+    figures = drawings(found)
     try:
-        folder.mkdir(exist_ok=True)
-        html = page.page(f"Scaling laws: {sweep.name}", _body(study, frame, sweep.name, drawings))
+        folder.mkdir(exist_ok=True, parents=True)
+        html = page.page(f"Scaling laws: {found.name}", body(found, figures))
         (folder / "index.html").write_text(html)
-        for name, drawing in drawings.items():
+        for name, drawing in figures.items():
             if drawing is not None:
                 drawing.savefig(folder / f"{name}.png", dpi=_DPI, facecolor="white")
     except OSError as error:
         raise TableError(
-            f"cannot write {folder} ({error.strerror}); make the folder of the sweep writable."
+            f"cannot write {folder} ({error.strerror}); make it writable, or name another --out."
         ) from error
-    write_json(folder / "fits.json", report_json(study, frame, sweep.name))
-    return folder
-
-
-def report_json(study: Study, frame: pd.DataFrame, name: str) -> dict[str, Any]:
-    """The content of fits.json (docs/laws.md): every fit, every refusal, what they rest on."""
-    fits = [fit for o in study.outcomes for fit in (o.tested, o.final) if fit is not None]
-    if study.outliers is not None and study.outliers.without is not None:
-        fits.append(study.outliers.without)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "sweep": name,
-        "n_runs": len(study.table),
-        "headline": {"law": study.headline.law.name, "title": study.headline.title},
-        "fits": [to_json(fit) for fit in fits],
-        "not_fitted": [
-            {"law": o.law.name, "title": o.title, "rows": rows, "reason": reason}
-            for o in study.outcomes
-            for rows, reason in o.refusals.items()
-        ],
-        "comparison": comparison_json(study),
-        "outliers": outliers_json(study.outliers),
-        "cautions": run_cautions(frame),
-        "falling_pairs": [{**vars(pair), "share": pair.share} for pair in study.pairs],
-        "dropped": [drop._asdict() for drop in study.table.dropped],
-        "cost": costs(frame),
-        "provenance": provenance(frame),
-    }
-
-
-def _body(
-    study: Study, frame: pd.DataFrame, name: str, drawings: dict[str, Figure | None]
-) -> Iterator[str]:
-    facts, trained = provenance(frame), trained_tokens(frame, study.budget)
-    yield page.heading(f"Scaling laws of sparse autoencoders: {name}", 1)
-    yield page.paragraph(_subject(facts), "soft")
-    yield from sections.summary(study)
-    yield from sections.cautions(run_cautions(frame))
-    yield page.figure(
-        drawings["loss_against_n"],
-        "Runs and laws at the common token budget. Open points were held out: solid lines "
-        "predict them. Bands are 95% intervals of the headline law, without the noise of a "
-        f"run. {sections.budget_note(study, trained)}",
-    )
-    yield page.heading("Loss and tokens")
-    yield page.figure(
-        drawings["loss_against_tokens"],
-        "Runs against their token budget, for the k that have several, and the headline law.",
-    )
-    yield page.heading("Prediction of the largest n")
-    yield from sections.held_out_runs(study)
-    yield page.figure(drawings["residuals"], "Residuals of the headline law, held-out runs open.")
-    yield page.heading("The forms compared")
-    yield from sections.forms_compared(study)
-    yield page.heading("Outliers")
-    yield from sections.far_runs(study)
-    yield page.heading("The laws, and what each may be used for")
-    yield from sections.laws(study)
-    yield page.heading("Frontier")
-    yield page.figure(
-        drawings["frontier"], "Faint points are runs that a cheaper run of the same k beats."
-    )
-    yield page.heading("Does loss fall as it should?")
-    yield from sections.falling(study)
-    yield page.heading("Runs excluded")
-    yield from sections.excluded(study, len(frame))
-    yield page.heading("Cost")
-    yield from sections.cost(costs(frame))
-    yield page.heading("Provenance")
-    yield from sections.provenance(facts)
-
-
-def _subject(facts: dict[str, Any]) -> str:
-    models = ", ".join(map(str, facts["subject_model"])) or "planted data"
-    layers = ", ".join(map(str, facts["layer"]))
-    return f"Activations of {models}" + (f", after block {layers}" if layers else "")
+    write_json(folder / "fits.json", fits_json(found))

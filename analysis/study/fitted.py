@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from analysis.counts import short_count
+from analysis.errors import TableError
+from analysis.fitting.bounds import bounds
 from analysis.fitting.checks import check_usable, one_budget
-from analysis.fitting.fit import Fit, fit_law, middle_sizes
+from analysis.fitting.fit import Fit, Method, fit_law, middle_sizes
+from analysis.fitting.frontier import fitted_rows, without_beaten
+from analysis.fitting.replicates import pure_error
 from analysis.judgement.cautions import cautions
 from analysis.judgement.holdout import Holdout, Interval, judge, prediction_interval
 from analysis.laws.forms import Points
 from analysis.laws.law import Law
 from analysis.records.table import RunTable
 from analysis.uncertainty.bootstrap import Refits, bootstrap
+from analysis.uncertainty.clusters import By, Clusters, t_intervals
 
 SCHEMA_VERSION = 1
+_LIGHT = 0.5  # weight in a robust fit below which a run is listed
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class FittedLaw:
     refits: Refits | None  # None: no bootstrap, intervals from standard errors
     holdout: Holdout | None
     warnings: dict[str, str] = field(default_factory=dict)  # code -> message
+    clusters: Clusters | None = None  # whose shared errors the intervals hold
 
     @property
     def law(self) -> Law:
@@ -41,14 +47,26 @@ class FittedLaw:
         """Percentile bootstrap intervals, or Student's t times the standard error without one."""
         if self.refits is not None:
             return self.refits.parameter_intervals()
-        t = float(stdtrit(self.fit.degrees_of_freedom, 0.975))
-        errors = self.fit.standard_errors
-        return {p: (v - t * errors[p], v + t * errors[p]) for p, v in self.law.parameters.items()}
+        if self.clusters is not None:
+            return self.clusters.intervals(self.fit)
+        return t_intervals(self.fit, self.fit.covariance, self.fit.degrees_of_freedom)
+
+    @property
+    def ci95_method(self) -> str:
+        """How `ci95` was made, in words."""
+        by = None if self.clusters is None else self.clusters.name
+        if self.refits is None:
+            return "student t times se" + (f", clustered by {by}" if by else "")
+        drawn = f"clusters by {by}" if by else "runs"
+        refits = self.refits
+        return f"percentile bootstrap over {drawn}, {len(refits)} refits, seed {refits.seed}"
 
     def band(self, points: Points) -> Interval:
         """95% interval of the law itself (without run noise) at points."""
         if self.refits is not None:
             return self.refits.band(points)
+        if self.clusters is not None:
+            return self.clusters.band(self.fit, points)
         return prediction_interval(self.fit, points, noise=False)
 
 
@@ -62,20 +80,34 @@ def fit_table(
     context: RunTable | None = None,
     rows: str = "all runs",
     reference: dict[str, float] | None = None,
+    method: Method = "least_squares",
+    clusters: By | tuple[By, ...] | None = None,
 ) -> FittedLaw:
     """Fit `law` to the rows not held out and judge it on the others.
 
     `context` holds further runs (other budgets) from which convergence is judged; it defaults to
     the table. `reference` are the sizes at which D0 and u are stated, by default the middle of
-    the table. TableError where the table cannot determine the law.
+    the table. `method` "huber" gives runs far from the law less weight. `clusters` ("n", "seed",
+    "cell" or several) says which runs may share an error: the bootstrap then draws clusters, and
+    a cluster-robust covariance stands beside the plain one. TableError where the table cannot
+    determine the law.
     """
+    held_out = None if held_out is None else held_out[fitted_rows(law, table)]
+    table = without_beaten(law, table)
     check_usable(law, table)
+    if held_out is not None and not held_out.any():
+        raise TableError(
+            f"law {law.name} is of the runs that no cheaper run beats, and no run held out is one; "
+            "hold out others."
+        )
     kept = table if held_out is None else table.select(~held_out)
-    fit = fit_law(law, kept, reference or middle_sizes(table))
-    refits = bootstrap(fit, n_bootstrap, seed) if n_bootstrap else None
+    fit = fit_law(law, kept, reference or middle_sizes(table), method=method)
+    shared = None if clusters is None else Clusters.of(fit, clusters)
+    ids = None if shared is None else shared.ids
+    refits = bootstrap(fit, n_bootstrap, seed, ids) if n_bootstrap else None
     holdout = None if held_out is None else judge(fit, table.select(held_out))
     warnings = cautions(fit, refits, table if context is None else context)
-    return FittedLaw(title_of(law, table), rows, fit, refits, holdout, warnings)
+    return FittedLaw(title_of(law, table), rows, fit, refits, holdout, warnings, shared)
 
 
 def title_of(law: type[Law], table: RunTable) -> str:
@@ -95,15 +127,24 @@ def to_json(fitted: FittedLaw) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "law": fit.law.name,
         "title": fitted.title,
+        "method": fit.method,
         "rows": fitted.rows,
         "loss": fit.table.loss_name,
         "params": {p: finite(v) for p, v in fit.law.parameters.items()},
         "reference": fit.law.reference,
+        "units": {p: fit.law.units.get(p, "") for p in names},
         "se": {p: finite(v) if known else None for p, v in fit.standard_errors.items()},
         "ci95": {p: [finite(low), finite(high)] for p, (low, high) in fitted.ci95.items()},
-        "ci95_method": _interval_method(fitted),
+        "ci95_method": fitted.ci95_method,
         "covariance": [[finite(v) for v in row] for row in fit.covariance] if known else None,
         "covariance_order": list(names),
+        "clustered": fitted.clusters.json(fit) if fitted.clusters and known else None,
+        "bounds": bounds(fit),
+        "robust": _robust_json(fit),
+        "pure_error": _pure_error_json(fit),
+        "variance": fit.variance,
+        "degrees_of_freedom": fit.degrees_of_freedom,
+        "ranges": {axis: [float(v.min()), float(v.max())] for axis, v in fit.table.points.items()},
         "rms_log_residual": fit.rms_log_residual,
         "half_sum_of_squares": fit.half_sum_of_squares,
         "n_used": len(fit.table),
@@ -120,10 +161,18 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _interval_method(fitted: FittedLaw) -> str:
-    if fitted.refits is None:
-        return "student t times se"
-    return f"percentile bootstrap over runs, {len(fitted.refits)} refits, seed {fitted.refits.seed}"
+def _robust_json(fit: Fit) -> dict[str, Any] | None:
+    """The robust scale and the runs that weigh less than half: beyond 2.7 standard deviations."""
+    if fit.scale is None:
+        return None
+    rows = zip(fit.table.runs, fit.residuals.tolist(), fit.weights.tolist(), strict=True)
+    light = [{"run": r, "residual_log": e, "weight": w} for r, e, w in rows if w < _LIGHT]
+    return {"scale": fit.scale, "light_runs": light}
+
+
+def _pure_error_json(fit: Fit) -> dict[str, Any] | None:
+    pure = pure_error(fit.table)
+    return None if pure is None else asdict(pure)
 
 
 def _holdout_json(holdout: Holdout | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from analysis.laws.joint import (
 )
 from analysis.records.table import RunTable
 from analysis.study.fitted import FittedLaw, fit_table, title_of
+from analysis.study.judged import Judged, judge_fit
 from analysis.study.outliers import Outliers, find_outliers
 
 HEADLINE_RULE = (
@@ -51,6 +52,7 @@ class Study:
     with_tokens: tuple[LawOutcome, ...]  # l_nkd, l_nkdu and their additive rival
     pairs: tuple[FallingPairs, ...]  # along n, k and tokens
     outliers: Outliers | None = None  # of the headline law's fit on all runs
+    judged: Judged | None = None  # the same fit
 
     @property
     def outcomes(self) -> tuple[LawOutcome, ...]:
@@ -92,7 +94,7 @@ def study_runs(table: RunTable, *, n_bootstrap: int, seed: int) -> Study:
     )
     final = study.headline.final
     outliers = find_outliers(final, n_bootstrap=n_bootstrap, seed=seed)
-    return replace(study, outliers=outliers)
+    return replace(study, outliers=outliers, judged=judge_fit(final) if final else None)
 
 
 def _fit_both(

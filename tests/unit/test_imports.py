@@ -17,7 +17,8 @@ SOURCES = sorted(
 
 OWNERS = {
     "deepspeed": ["scaling/distributed/"],
-    "wandb": ["scaling/runs/wandb_mirror.py", "analysis/wandb_reader.py"],
+    "wandb": ["scaling/runs/wandb_mirror.py", "analysis/records/wandb_reader.py"],
+    "wandb_workspaces": ["analysis/dashboards/"],
     "triton": ["scaling/kernels/"],
     "hydra": ["scaling/command_line.py", "scaling/config.py"],
     "omegaconf": [

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis.laws.joint import LatentsKTokensTilted, Law
+from analysis.records.table import RunTable
 
 # Close to what small sweeps of a real model gave, so that tests meet realistic conditioning.
 PLANTED = LatentsKTokensTilted(
@@ -104,3 +105,13 @@ def _cost(cell: Cell) -> dict[str, Any]:
         **{"bit_exact": True, "engine": "torch", "kernels": "torch", "threads": 1, "mesh": [1, 1]},
         **{"attempts": 1, "resumed_at_step": 0},
     }
+
+
+def planted_table(
+    law: Law, cells: list[Cell], noise: float, seed: int = 0, seeds: Iterable[int] | None = None
+) -> RunTable:
+    """A table of planted losses: run i has name "run i", and seed 0 unless `seeds` says."""
+    names = tuple(f"run {i}" for i in range(len(cells)))
+    loss = losses_of(law, cells, noise, seed)
+    labels = (0,) * len(cells) if seeds is None else tuple(seeds)
+    return RunTable(points_of(cells), loss, names, "normalized_mse", labels)

@@ -19,10 +19,11 @@ from fabricate import (
 )
 
 from analysis.fitting.fit import fit_law
+from analysis.judgement.rivals import aicc
 from analysis.laws.joint import LatentsKPlusTokens, LatentsKTokensTilted, Law
 from analysis.records.table import RunTable
+from analysis.report.sections.forms import forms_compared
 from analysis.report.write import main
-from analysis.study.comparison import aicc, compare, text_rows, verdict
 from analysis.study.outliers import far_off
 from analysis.study.study import Study, study_runs
 
@@ -45,16 +46,21 @@ def _study(law: Law) -> Study:
 
 def test_the_rival_is_judged_on_the_same_runs_and_never_leads() -> None:
     study = _study(ADDITIVE)
-    rows = compare(study)
-    assert [row.law for row in rows] == ["l_nkd", "l_nkdu", "l_nkd_additive"]
-    assert [row.n_parameters for row in rows] == [9, 10, 9]
-    assert {(row.n_fitted, row.n_held_out) for row in rows} == {(len(CELLS) - 5, 5)}
-    best = min(rows, key=lambda row: row.holdout_rms_log or 1.0)
+    assert study.judged is not None
+    rows = study.judged.rivals.rows
+    assert [row.law for row in rows[:3]] == ["l_nkdu", "l_nkd", "l_nkd_additive"]
+    assert [row.n_parameters for row in rows[:3]] == [10, 9, 9]
+    held = {test.holdout and len(test.holdout.table) for row in rows for test in row.held_out[:1]}
+    assert held == {5}
+    assert min(rows, key=lambda row: row.holdout_rms("largest n") or 1.0).law == "l_nkd_additive"
+    best = min(rows, key=lambda row: row.aicc or 0.0)
     assert best.law == "l_nkd_additive"
-    assert best.aicc_all_runs == min(row.aicc_all_runs or 0.0 for row in rows)
+    assert best.delta == 0.0
+    assert sum(row.weight or 0.0 for row in rows) == pytest.approx(1.0)
     assert study.headline.law is LatentsKTokensTilted
-    assert "l_nkd_additive, not the headline" in verdict(study, rows)
-    assert list(text_rows(rows))[2][-1] == "0.0"
+    table = "".join(forms_compared(study))
+    assert "l_nkd_additive</td>" in table
+    assert "AICc prefers l_nkd_additive (weight 1.00)" in table
 
 
 def test_aicc_is_the_textbook_formula() -> None:

@@ -1,42 +1,84 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fabricate import PLANTED, demo_cells, points_of
 
 from analysis.laws import LAWS
-from analysis.laws.forms import CONSTANT, Array, Form, Points
+from analysis.laws.forms import Form
 from analysis.laws.joint import (
     LatentsAndK,
+    LatentsAndSubject,
     LatentsKPlusTokens,
     LatentsKTokens,
     LatentsKTokensTilted,
 )
 from analysis.laws.law import Law
+from analysis.laws.powers import OfCompute, OfLatents, OfLatentsAndTokens, TokensToConvergence
 from analysis.records.table import RunTable
 from analysis.study.fitted import fit_table, to_json
+from analysis.uncertainty.profile import floor_interval
 
 _FIRST = {"alpha": -0.5, "beta_k": 0.26, "beta_n": -0.017, "gamma": -0.042}
 _FLOOR = {"zeta": -1.32, "eta": -0.085}
 _TOKENS = {"D0": 7e4, "s": 0.65, "c": 0.55, "n0": 1024.0}
+_NESTED = {
+    f"{law}_{change}": LAWS[f"{law}_{change}"](
+        **{
+            **{name: value for name, value in {**_FIRST, **_FLOOR}.items() if name not in dropped},
+            **more,
+        }
+    )
+    for change, dropped in (
+        *(("no_floor", ("zeta", "eta")), ("constant_floor", ("eta",)), ("no_gamma", ("gamma",))),
+    )
+    for law, more in (
+        *(("l_nk", {}), ("l_nkd", _TOKENS), ("l_nkdu", {**_TOKENS, "u": 0.2, "k0": 16.0})),
+    )
+}
 LAW_VALUES: list[Law] = [
     LatentsAndK(**_FIRST, **_FLOOR),
     LatentsKTokens(**_FIRST, **_FLOOR, **_TOKENS),
     LatentsKTokensTilted(**_FIRST, **_FLOOR, **_TOKENS, u=0.2, k0=16.0),
     LatentsKPlusTokens(**_FIRST, **_FLOOR, tau=0.9, b=0.35, c=0.5),
+    *_NESTED.values(),
+    OfLatents(E=0.2, A=9.0, b=0.5),
+    OfCompute(E=0.1, A=40.0, b=0.2),
+    OfLatentsAndTokens(E=0.15, A=9.0, a=0.5, B=25.0, b=0.4),
+    TokensToConvergence(D0=3e5, s=0.65, n0=1024.0),
+    LatentsAndSubject(alpha=0.5, beta_s=-0.1, beta_n=-0.3, gamma=0.01, zeta=-3.0, eta=0.08),
 ]
-POINTS = points_of(demo_cells())
+WITH_TOKENS = ("l_nkd", "l_nkdu", "l_nkd_additive")  # all with the first law as their limit
+_CELLS = points_of(demo_cells())
+POINTS = {
+    **_CELLS,
+    "flops": 12 * 576 * _CELLS["n"] * _CELLS["tokens"],
+    "subject": 1e7 * _CELLS["k"] ** 2,
+}
 
 
 def _by_the_formula(law: Law) -> np.ndarray:
     """The formulas of the paper and of docs/laws.md, typed out once more."""
     p, n, k, tokens = law.parameters, POINTS["n"], POINTS["k"], POINTS["tokens"]
-    ln_n, ln_k = np.log(n), np.log(k)
-    first = p["alpha"] + p["beta_k"] * ln_k + p["beta_n"] * ln_n + p["gamma"] * ln_k * ln_n
-    loss = np.exp(first) + np.exp(p["zeta"] + p["eta"] * ln_k)
+    match law.name:
+        case "l_n":
+            return p["E"] + p["A"] * n ** -p["b"]
+        case "l_c":
+            return p["E"] + p["A"] * POINTS["flops"] ** -p["b"]
+        case "l_nd":
+            return p["E"] + p["A"] * n ** -p["a"] + p["B"] * tokens ** -p["b"]
+        case "d_star":
+            return p["D0"] * (n / 1024.0) ** p["s"]
+    ln_n, ln_k = np.log(n), np.log(POINTS["subject"] if law.name == "l_s" else k)
+    slope, gamma = p.get("beta_k", p.get("beta_s", np.nan)), p.get("gamma", 0.0)
+    loss = np.exp(p["alpha"] + slope * ln_k + p["beta_n"] * ln_n + gamma * ln_k * ln_n)
+    if "zeta" in p:
+        loss += np.exp(p["zeta"] + p.get("eta", 0.0) * ln_k)
     if "D0" in p:
         tilt = (k / 16.0) ** p.get("u", 0.0)
         loss *= 1 + (p["D0"] * (n / 1024.0) ** p["s"] / tokens) ** p["c"] * tilt
@@ -83,7 +125,7 @@ def test_reference_sizes_change_the_names_and_not_the_law() -> None:
 def test_endless_training_gives_the_law_of_latents_and_k() -> None:
     endless = {**POINTS, "tokens": np.full_like(POINTS["tokens"], 1e30)}
     limit = LAW_VALUES[0].predict(POINTS)
-    for law in LAW_VALUES[2:]:
+    for law in (law for law in LAW_VALUES if law.name in WITH_TOKENS):
         np.testing.assert_allclose(law.predict(endless), limit, rtol=1e-10)
         assert (law.predict(POINTS) > limit * 1.01).all()
 
@@ -115,47 +157,56 @@ def test_curvature_is_the_slope_of_the_jacobian() -> None:
     assert np.abs(analytic).max() > 0.1
 
 
-@dataclass(frozen=True)
-class FloorAndPower(Law):
-    """L(n) = E + A n^-b, as docs/laws.md tells how to write it."""
+def test_every_law_is_tested_and_has_units_and_a_formula_of_its_own() -> None:
+    assert sorted(law.name for law in LAW_VALUES) == sorted(LAWS)
+    for law in LAWS.values():
+        assert set(law.units) >= set(law.parameter_names)
+        assert set(law.positive) <= set(law.parameter_names)
+        assert not set(law.axes) & set(law.constant_axes)
+    for attribute in ("title", "formula"):
+        assert len({getattr(law, attribute) for law in LAWS.values()}) == len(LAWS)
 
-    E: float
-    A: float
-    b: float
 
-    name = "l_n"
-    title = "L(n)"
-    formula = "L(n) = E + A n^-b"
-    axes = ("n",)
-    form = Form((((CONSTANT,), (CONSTANT, ("n",))),))
-    parameter_names = ("E", "A", "b")
+@pytest.mark.parametrize("law", LAW_VALUES, ids=lambda law: law.name)
+def test_a_floor_column_is_that_of_the_floor(law: Law) -> None:
+    """Without every other part, which all have their constant first, exp of it is what is left."""
+    if law.floor_column is None:
+        assert law.name.endswith("no_floor") or law.name == "d_star"
+        return
+    at_one = {axis: np.ones(1) for axis in law.axes}
+    coefficients = law.coefficients()
+    constants = [c for c, monomial in enumerate(law.form.monomials) if monomial == ()]
+    coefficients[[c for c in constants if c != law.floor_column]] = -200.0
+    design = law.form.design({axis: np.log(values) for axis, values in at_one.items()})
+    floor = coefficients[law.floor_column]
+    assert design.log_value(coefficients)[0] == pytest.approx(floor, abs=1e-12)
+    named = law.parameters.get("E")
+    assert floor == pytest.approx(law.parameters["zeta"] if named is None else np.log(named))
 
-    @classmethod
-    def parameters_from(cls, coefficients: Array, reference: Mapping[str, float]) -> Array:
-        floor, level, slope = np.moveaxis(coefficients, -1, 0)
-        return np.stack([np.exp(floor), np.exp(level), -slope], axis=-1)
 
-    def coefficients(self) -> Array:
-        return np.array([np.log(self.E), np.log(self.A), -self.b])
-
-    def coefficient_jacobian(self) -> Array:
-        return np.diag([1 / self.E, 1 / self.A, -1.0])
-
-    @classmethod
-    def starting_coefficients(cls, logs: Points, log_loss: Array) -> Array:
-        lowest = log_loss.min()
-        return np.array([[lowest + np.log(f), lowest, -b] for f in (0.3, 0.8) for b in (0.1, 0.5)])
+def _law_of_the_docs() -> type[Law]:
+    """The example under "A law of your own" in docs/laws.md, run as it stands there."""
+    text = (Path(__file__).parents[3] / "docs" / "laws.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    module = types.ModuleType("law_of_the_docs")
+    sys.modules[module.__name__] = module  # where dataclasses look types up
+    exec(compile(code, "docs/laws.md", "exec", flags=annotations.compiler_flag), vars(module))
+    return module.SharedFloor
 
 
 def test_a_law_of_ones_own_needs_no_more_than_its_class() -> None:
-    truth = FloorAndPower(0.1, 3.0, 0.4)
-    n = np.repeat(2.0 ** np.arange(8, 16), 2)
+    law = _law_of_the_docs()
+    truth = law(E=0.1, A=3.0, a=0.4, b=0.2)
+    n, k = (v.ravel() for v in np.meshgrid(2.0 ** np.arange(8, 16), [4.0, 8.0, 16.0]))
+    points = {"n": n, "k": k}
+    np.testing.assert_allclose(truth.predict(points), 0.1 + 3.0 * n**-0.4 * k**-0.2, rtol=1e-12)
     noise = 1 + 0.003 * np.random.default_rng(0).standard_normal(len(n))
-    points = {"n": n, "k": np.full_like(n, 16.0)}
     names = tuple(map(str, range(len(n))))
     table = RunTable(points, truth.predict(points) * noise, names, "loss", names)
-    fitted = fit_table(FloorAndPower, table, held_out=n > 2**14, n_bootstrap=200)
+    fitted = fit_table(law, table, held_out=n > 2**14, n_bootstrap=200, method="huber")
     found = to_json(fitted)
     for name, value in truth.parameters.items():
         assert found["params"][name] == pytest.approx(value, abs=5 * found["se"][name])
     assert found["holdout"]["rms_log"] < 0.02
+    assert found["bounds"] == {}
+    assert floor_interval(fitted.fit).low < 0.1 < floor_interval(fitted.fit).high

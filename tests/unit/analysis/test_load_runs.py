@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 from fabricate import Cell, demo_cells, fabricate_sweep, record, write_record
 
 from analysis.errors import TableError
+from analysis.records.collected import write_rows
+from analysis.records.folders import Folders
 from analysis.records.load import load_runs, runs_table
 from analysis.study.run_cautions import run_cautions
 from scaling.runs.record import Record, problems_of
@@ -160,7 +163,7 @@ def test_folders_without_runs(tmp_path: Path) -> None:
         load_runs(tmp_path)
     write_record(tmp_path, record(ODD, 0.4, status="diverged"))
     with pytest.raises(TableError, match=r"none of the 1 runs .*status is diverged"):
-        runs_table(load_runs(tmp_path))
+        runs_table(load_runs(tmp_path, allow="rejected"))
 
 
 def test_many_folders_load_quickly(tmp_path: Path) -> None:
@@ -170,3 +173,150 @@ def test_many_folders_load_quickly(tmp_path: Path) -> None:
     assert len(load_runs(sweep)) == 500
     # 0.2 s on an idle core; 10,000 folders in 20 s would be 1 s here.
     assert time.perf_counter() - begun < 3
+
+
+def test_a_newer_record_is_unreadable_and_says_so(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
+    write_record(sweep, record(ODD, 0.4, schema_version=2))
+    (dropped,) = runs_table(load_runs(sweep)).dropped
+    assert "schema_version 2 is newer than 1" in dropped.reason
+
+
+def test_tables_of_runs_know_flops(tmp_path: Path) -> None:
+    frame = load_runs(fabricate_sweep(tmp_path / "sweep", CELLS))
+    table = runs_table(frame)
+    assert table.points["flops"].tolist() == frame["flops_dense"].tolist()
+
+
+def test_sources_of_many_kinds_give_the_same_rows(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    first = fabricate_sweep(runs / "first", CELLS[:8])
+    second = fabricate_sweep(runs / "second", CELLS[8:])
+    (runs / "notes").mkdir()
+    folder_of_sweeps = load_runs(runs)
+    assert folder_of_sweeps["source"].unique().tolist() == [str(runs)]
+    listed = load_runs([first, str(second)])
+    assert listed["source"].tolist() == [str(first)] * 8 + [str(second)] * (len(CELLS) - 8)
+    assert listed.drop(columns="source").equals(folder_of_sweeps.drop(columns="source"))
+    one = load_runs(first / str(listed["run_id"].iloc[0]))
+    assert one["run_id"].tolist() == listed["run_id"].tolist()[:1]
+    write_rows(tmp_path / "second.csv", Folders(second).rows())
+    mixed = load_runs([[first], tmp_path / "second.csv"])
+    assert runs_table(mixed).loss.tolist() == runs_table(listed).loss.tolist()
+    with pytest.raises(TableError, match="the list of sources is empty"):
+        load_runs([])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "is not a folder: nothing is there"),
+        ("file.parquet", r"is not a folder, nor a table \(.csv\)"),
+        ("wandb:only-a-project", "neither ENTITY/PROJECT"),
+        ("wandb:/none/there", "neither ENTITY/PROJECT"),
+        ("wandb:./none", "neither ENTITY/PROJECT"),
+        ("wandb:a/b/", "neither ENTITY/PROJECT"),
+    ],
+)
+def test_sources_that_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file.parquet").touch()
+    with pytest.raises(TableError, match=message):
+        load_runs(name)
+
+
+def test_a_planned_run_may_have_no_record_yet(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
+    (sweep / "a-plan").mkdir()
+    (sweep / "a-plan" / "plan.json").write_text("{}")
+    frame = load_runs(sweep).set_index("run_id")
+    assert frame.loc["a-plan", ["status", "sweep"]].tolist() == ["planned", "sweep"]
+
+
+def test_evaluations_are_merged_in(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
+    run_id = str(record(CELLS[0], 0.4)["run_id"])
+    values = {"kl": 0.25, "delta_ce": 0.1, "normalized_mse": 9.0, "loss": 8.0, "note": "text"}
+    file = sweep / run_id / "evaluation.json"
+    file.write_text(json.dumps({**values, "nested": {"x": 1}, "flag": True}))
+    frame = load_runs(sweep)
+    row = frame.set_index("run_id").loc[run_id]
+    assert (row["kl"], row["delta_ce"]) == (0.25, 0.1)
+    assert row["loss"] == row["normalized_mse"] < 1
+    assert (
+        row["evaluation_error"] == "evaluation.json: loss, normalized_mse left out: a record has it"
+    )
+    assert not {"note", "nested", "flag"} & {*frame}
+    assert frame["kl"].notna().sum() == 1
+    file.write_text('{"kl": 0.2')
+    frame = load_runs(sweep)
+    assert "kl" not in frame
+    assert "JSONDecodeError" in frame.set_index("run_id").loc[run_id, "evaluation_error"]
+    assert len(runs_table(frame)) == len(CELLS)
+
+
+def test_mixtures_can_be_allowed_by_name(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
+    write_record(sweep, record(ODD, 0.4, layer=8, d_model=768))
+    with pytest.raises(TableError, match=r'mix layer: .*allow=\("layer",\)'):
+        load_runs(sweep, allow=["d_model"])
+    assert len(runs_table(load_runs(sweep, allow=("d_model", "layer")))) == len(CELLS) + 1
+    with pytest.raises(
+        TableError, match=r"allow names n_latents, .*takes rejected and the columns"
+    ):
+        load_runs(sweep, allow="n_latents")
+
+
+def test_too_many_rejected_runs_are_an_error(tmp_path: Path) -> None:
+    """A fifth is allowed, one more is not; runs yet to end count neither way."""
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS[:12])
+    bad: list[dict[str, Any]] = [
+        {"status": "diverged"},
+        {"dead_fraction": 0.7, "silent_fraction_eval": 0.8},
+        {"status": "failed", "error": FAILURE},
+    ]
+    for i, changes in enumerate(bad):
+        write_record(sweep, record(ODD, 0.4, run_id=f"bad{i}", **changes))
+    for i, status in enumerate(("planned", "running", "preempted")):
+        write_record(sweep, record(ODD, 0.4, run_id=f"yet{i}", status=status))
+    assert len(runs_table(load_runs(sweep))) == 12
+    (write_record(sweep, record(ODD, 0.4, run_id="bad3")) / "record.json").write_text("{")
+    with pytest.raises(TableError, match=r"4 of 16 runs that came to an end .* more than 20%") as e:
+        load_runs(sweep)
+    for part in ("status is diverged (1)", "its latents are dead (1)", "out of memory", "bad0"):
+        assert part in str(e.value)
+    assert len(runs_table(load_runs(sweep, allow="rejected"))) == 12
+
+
+def test_copies_are_rejected_but_a_run_that_two_sweeps_share_is_not(tmp_path: Path) -> None:
+    first = fabricate_sweep(tmp_path / "first", CELLS[:8])
+    second = fabricate_sweep(tmp_path / "second", CELLS[:8])
+    frame = load_runs([first, second])
+    assert len(runs_table(frame)) == 8
+    assert frame["excluded"].tolist()[8:] == [
+        f"copy of the run in {run}" for run in frame["run_id"][:8]
+    ]
+    for i in range(3):  # the same result under other names
+        write_record(first, record(ODD, 0.4, run_id=f"copy{i}"))
+    with pytest.raises(
+        TableError, match=r"more than 20%: copy of the run \(3\); the first is copy1"
+    ):
+        load_runs([first, *[write_record(tmp_path / "x", record(ODD, 0.4, run_id="copy3"))]])
+
+
+def test_checkpoints_passed_as_runs_are_refused(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
+    run = sweep / str(record(CELLS[0], 0.4)["run_id"])
+    step = run / "checkpoints" / "step_00000488"
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text("{}")
+    for source in (step, run / "checkpoints"):
+        with pytest.raises(TableError, match="holds checkpoints of one run") as refusal:
+            load_runs(source)
+        assert f"Give the run's folder, {run}" in str(refusal.value)
+    assert len(load_runs(run)) == 1
+    other = write_record(tmp_path / "other", record(CELLS[0], 0.5, tokens=62_464))
+    with pytest.raises(TableError, match=f"run {run.name} is there 2 times, at 62464 to 124928"):
+        load_runs([sweep, other])

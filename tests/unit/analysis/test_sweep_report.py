@@ -93,7 +93,7 @@ def test_cost_and_provenance(fits: dict, sweep: Path) -> None:
 
 
 def test_the_page_is_self_contained(page: str) -> None:
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     # Nothing is fetched: every reference is to a part of the page itself.
     assert all(target.startswith("#") for target in re.findall(r'(?:href|src)="([^"]*)"', page))
     assert "<script" not in page
@@ -129,7 +129,9 @@ def test_the_page_says_what_a_reader_needs(page: str) -> None:
 
 def test_figures_are_files_too(page: str, sweep: Path) -> None:
     names = {path.name for path in (sweep / "report").iterdir()}
-    drawings = ("loss_against_n", "loss_against_tokens", "residuals", "frontier")
+    drawings = (
+        *("loss_against_n", "loss_against_tokens", "residuals", "residual_maps", "frontier"),
+    )
     assert names == {"index.html", "fits.json", *(f"{name}.png" for name in drawings)}
     assert all(path.stat().st_size > 5000 for path in (sweep / "report").glob("*.png"))
 

@@ -1,0 +1,59 @@
+"""Runs into one small table: `python -m analysis.collect SOURCE... --csv OUT`.
+
+A table that is there already is added to: rows of the same run_id are replaced, others stay.
+`load_runs` reads it back as it would read the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.errors import TableError
+from analysis.records.collected import merged, read_rows, write_rows
+from analysis.records.sources import origins
+
+_BAD_INPUT = 2
+
+
+def collect_command(argv: Sequence[str] | None = None) -> int:
+    """Write the table; returns the exit code (2: unusable input, said on stderr)."""
+    options = _parser().parse_args(argv)
+    try:
+        print(collect(options.source, options.csv))
+    except TableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    return 0
+
+
+def collect(sources: Sequence[str], table: Path) -> str:
+    """Add the runs of `sources` to `table`; what came of it, in one line.
+
+    Raises:
+        TableError: a source has no runs, or checkpoints of one; the table is unreadable, or its
+            folder not writable.
+    """
+    old = read_rows(table) if table.exists() else []
+    new = [row for origin in origins(sources) for row in origin.rows()]
+    rows = merged(old, new)
+    write_rows(table, rows)
+    statuses = Counter(row["status"] for row in rows).most_common()
+    found = ", ".join(f"{count} {status}" for status, count in statuses)
+    return f"{table}: {len(rows)} runs ({found}), {len(rows) - len(old)} of them added"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.collect", description="Collect runs into one CSV table."
+    )
+    parser.add_argument("source", nargs="+", help="sweep folder, table, wandb:ENTITY/PROJECT, ...")
+    parser.add_argument("--csv", required=True, type=Path, help="the table to write or add to")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(collect_command())

@@ -1,0 +1,155 @@
+"""The next runs to buy: `python -m analysis.design FITS --target n_latents=64k,k=32,tokens=1B ...`.
+
+Chooses, among the cells of --n x --k x --tokens and within a budget, the runs that narrow the
+prediction at the targets most, and writes them as a sweep file for launch.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.command import BAD_INPUT, write_json
+from analysis.errors import TableError
+from analysis.frontier import convention_of
+from analysis.laws.forms import Array
+from analysis.planning.compute import CONVENTIONS
+from analysis.planning.cost import CoreSecondsCost, Cost, FlopsCost, measured_cost
+from analysis.planning.design import MOST_K_SHARE, RunDesign, candidate_grid, design_runs
+from analysis.planning.design_table import design_json, design_text
+from analysis.planning.quantities import count, counts, grid
+from analysis.planning.stored import StoredLaw, read_law
+from analysis.planning.sweep_file import Cell, cells_of, sweep_text, write_sweep
+from analysis.records.load import load_runs
+
+
+def design_command(argv: Sequence[str] | None = None) -> int:
+    """Print the runs to buy; returns the exit code (2: unusable input, said on stderr)."""
+    options = _parser().parse_args(argv)
+    try:
+        # Which runs to add is a question of independent errors: clusters have too few directions.
+        stored = read_law(options.fits, law=options.law, rows=options.rows, clustered=False)
+        there = load_runs(options.runs, loss=stored.loss) if options.runs else None
+        cost = _cost(options, stored, there)
+        design = design_runs(
+            stored,
+            candidate_grid(*_levels(options), most_k_share=options.most_k_share),
+            _targets(options.target),
+            cost,
+            _budget(options),
+            replicates=options.replicates,
+        )
+        cells = cells_of(design.runs, there, options.first_seed)
+        if options.json is not None:
+            write_json(options.json, design_json(design, cells))
+        if options.sweep is not None:
+            write_sweep(options.sweep, _sweep(options, design, cells))
+    except TableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    print(design_text(design, cells))
+    if isinstance(cost, CoreSecondsCost):
+        print(f"cost as {cost.n_runs} runs took it, {cost.rms_error:.0%} rms about the formula")
+    if options.sweep is not None:
+        print(f"sweep: {options.sweep}: {_launch(options.sweep)}")
+    return 0
+
+
+def _cost(options: argparse.Namespace, stored: StoredLaw, there: pd.DataFrame | None) -> Cost:
+    if options.budget_flops is not None:
+        return FlopsCost(convention_of(stored, options.convention, options.d_model))
+    if there is None:
+        raise TableError(
+            "--budget-core-hours needs --runs SWEEP, whose runs say how long such runs take; or "
+            "give --budget-flops."
+        )
+    return measured_cost(there)
+
+
+def _budget(options: argparse.Namespace) -> float:
+    if options.budget_flops is not None:
+        return count(options.budget_flops, "--budget-flops")
+    return 3600.0 * count(options.budget_core_hours, "--budget-core-hours")
+
+
+def _levels(options: argparse.Namespace) -> tuple[list[float], list[float], list[float]]:
+    n, k, tokens = (counts(getattr(options, name), f"--{name}") for name in ("n", "k", "tokens"))
+    broken = [value for value in (*n, *k, *tokens) if value != round(value)]
+    if broken:
+        raise TableError(f"{broken[0]:g} is no whole number; sizes and tokens of runs are.")
+    return n, k, tokens
+
+
+def _targets(words: Sequence[str]) -> dict[str, Array]:
+    """Each word is one target, NAME=VALUE,NAME=VALUE,...; axis -> [T]."""
+    targets = [grid(word.split(",")) for word in words]
+    axes = set(targets[0])
+    if any(set(target) != axes for target in targets):
+        raise TableError("the targets name different axes; give n_latents, k and tokens in each.")
+    return {axis: np.concatenate([target[axis] for target in targets]) for axis in targets[0]}
+
+
+def _sweep(options: argparse.Namespace, design: RunDesign, cells: Sequence[Cell]) -> str:
+    targets = " and ".join(word.replace(",", ", ") for word in options.target)
+    name = options.name or (None if options.like else options.sweep.stem)
+    return sweep_text(
+        cells,
+        question=f"what narrows the prediction at {targets}?",
+        cost=f"{design.cost:.3g} {design.unit} (estimated)",
+        name=name,
+        like=options.like,
+        feeds=f"python -m analysis.report RUNS_DIR/{name or options.like}",
+    )
+
+
+def _launch(path: Path) -> str:
+    """The command that runs it: Hydra finds sweep files in folders named sweeps."""
+    folder = path.resolve().parent
+    if folder.name != "sweeps":
+        return f"move it into sweeps/, then python launch.py -m sweeps={path.stem}"
+    elsewhere = folder != Path(__file__).resolve().parents[1] / "sweeps"
+    where = f"--config-dir {folder.parent} " if elsewhere else ""
+    return f"python launch.py -m {where}sweeps={path.stem} (dry_run=true shows its cost)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.design", description="Choose the next runs to train."
+    )
+    parser.add_argument("fits", type=Path, help="a report's fits.json, or JSON of analysis.fit")
+    parser.add_argument(
+        "--target",
+        action="append",
+        required=True,
+        metavar="n_latents=..,k=..,tokens=..",
+        help="what is to be predicted; may be given several times",
+    )
+    for name, of in (("n", "latents"), ("k", "k"), ("tokens", "token budgets")):
+        parser.add_argument(f"--{name}", required=True, help=f"comma list of candidate {of}")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--budget-flops", help="training FLOPs of all new runs together")
+    budget.add_argument("--budget-core-hours", help="as the runs of --runs took them")
+    parser.add_argument("--convention", default="dense", choices=CONVENTIONS, help="of FLOPs")
+    parser.add_argument("--d-model", type=int, help="default: what fits.json says")
+    parser.add_argument("--runs", type=Path, help="the sweep's folder: seeds and times taken")
+    parser.add_argument("--replicates", type=int, default=1, help="most runs of one cell")
+    parser.add_argument("--first-seed", type=int, default=0, help="lowest seed of a new run")
+    parser.add_argument(
+        "--most-k-share", type=float, default=MOST_K_SHARE, help="most k / n of a candidate"
+    )
+    parser.add_argument("--sweep", type=Path, help="NAME.yaml to write, in sweeps/")
+    parser.add_argument("--like", help="sweep of sweeps/ whose recipe the new runs take")
+    parser.add_argument("--name", help="folder of the new runs (default: that of --like)")
+    parser.add_argument("--law", help="law of fits.json, by name or title (default: headline)")
+    parser.add_argument("--rows", help="words of the fit's rows (default: the fit on all runs)")
+    parser.add_argument("--json", type=Path, help="where to write the runs")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(design_command())

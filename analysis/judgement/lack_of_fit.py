@@ -1,0 +1,148 @@
+"""Does a law miss by more than runs scatter? Replicates (other seeds of a cell) against residuals.
+
+The classical test of lack of fit (Draper and Smith 1998, section 2.1): runs of one point differ by
+pure error alone, so what the residuals hold beyond it is the law's. It is exact for linear models
+with equal errors, and here to first order in the curvature of the law.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import chdtrc, fdtrc
+
+from analysis.fitting.fit import Fit
+from analysis.fitting.replicates import cell_ids
+from analysis.laws.forms import Array
+from analysis.records.table import RunTable
+
+SIGNIFICANT = 0.01
+# Spreads of the cells that differ this clearly cannot be pooled as if they were one.
+_UNEQUAL = 0.01
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """Spread of ln loss over runs of one point, one entry per point with at least two runs."""
+
+    sums_of_squares: Array  # [C], about the mean of each point
+    freedoms: Array  # [C], runs minus one
+
+    @property
+    def variance(self) -> float:
+        """Pooled over points."""
+        return float(self.sums_of_squares.sum() / self.freedoms.sum())
+
+    @property
+    def equal(self) -> bool:
+        """False where Bartlett's test finds the points' spreads unequal at 1%."""
+        if len(self.freedoms) < 2:
+            return True
+        return _bartlett_p(self.sums_of_squares, self.freedoms) >= _UNEQUAL
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Of the pooled variance; Satterthwaite's (1946) fewer ones where spreads are unequal."""
+        if self.equal:
+            return float(self.freedoms.sum())
+        total = self.sums_of_squares.sum()
+        return float(total**2 / np.sum(self.sums_of_squares**2 / self.freedoms))
+
+
+@dataclass(frozen=True)
+class LackOfFit:
+    """F test of the law against pure error; None in every number where it cannot be made."""
+
+    refusal: str  # why there is no test, "" where there is one
+    sd_pure: float | None = None  # of ln loss over seeds
+    sd_law: float | None = None  # of what the law misses beyond that, in ln loss; 0: nothing
+    f: float | None = None
+    freedoms: tuple[float, float] | None = None
+    p: float | None = None
+    equal_spreads: bool | None = None
+
+    @property
+    def found(self) -> bool:
+        return self.p is not None and self.p < SIGNIFICANT
+
+    @property
+    def message(self) -> str:
+        if self.refusal:
+            return f"Lack of fit cannot be tested: {self.refusal}."
+        assert self.freedoms is not None
+        numbers = (
+            f"F = {self.f:.3g} on {self.freedoms[0]:.0f} and {self.freedoms[1]:.3g} degrees of "
+            f"freedom, p = {self.p:.2g}"
+        )
+        if self.found:
+            return (
+                f"The law misses by more than runs scatter: {self.sd_law:.2%} of the loss beyond "
+                f"the {self.sd_pure:.2%} between seeds ({numbers}). Its form is not exact, and "
+                "intervals do not hold that."
+            )
+        return (
+            f"No lack of fit is seen against the {self.sd_pure:.2%} between seeds ({numbers}): "
+            "what is missed is no more than scatter allows."
+        )
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "found": self.found,
+            "message": self.message,
+            **{"sd_pure_log": self.sd_pure, "sd_law_log": self.sd_law},
+            **{"f": self.f, "degrees_of_freedom": self.freedoms, "p": self.p},
+            "equal_spreads": self.equal_spreads,
+        }
+
+
+def replicates(table: RunTable) -> SeedSpread:
+    """Spread over runs that agree in n, k, tokens (and FLOPs or subject, where the table has them).
+
+    Nothing but the seed may differ, so every axis of the table counts, also one the law lacks.
+    """
+    of_run = cell_ids(table)
+    sizes = np.bincount(of_run)
+    means = np.bincount(of_run, table.log_loss) / sizes
+    squares = np.bincount(of_run, (table.log_loss - means[of_run]) ** 2).astype(np.float64)
+    return SeedSpread(squares[sizes > 1], (sizes[sizes > 1] - 1).astype(np.float64))
+
+
+def lack_of_fit(fit: Fit) -> LackOfFit:
+    """Test a least-squares fit against replicates in its table."""
+    if fit.method != "least_squares":
+        return LackOfFit("it is of least squares, and this fit is robust; test the plain one")
+    pure = replicates(fit.table)
+    if not len(pure.freedoms):
+        return LackOfFit("no point was trained with a second seed; give some cells replicates")
+    freedom_law = fit.degrees_of_freedom - float(pure.freedoms.sum())
+    if freedom_law <= 0:
+        return LackOfFit("the law has as many parameters as there are different points")
+    if pure.variance == 0.0:
+        return LackOfFit("the replicates have equal losses to the last digit: are they copies?")
+    squares = float(fit.residuals @ fit.residuals) - float(pure.sums_of_squares.sum())
+    # A law fitted at its optimum cannot leave less than pure error, but for rounding.
+    mean_square = max(squares, 0.0) / freedom_law
+    f = mean_square / pure.variance
+    freedoms = (freedom_law, pure.degrees_of_freedom)
+    return LackOfFit(
+        refusal="",
+        sd_pure=float(np.sqrt(pure.variance)),
+        sd_law=float(np.sqrt(max(mean_square - pure.variance, 0.0))),
+        f=f,
+        freedoms=freedoms,
+        p=float(fdtrc(*freedoms, f)),
+        equal_spreads=pure.equal,
+    )
+
+
+def _bartlett_p(sums_of_squares: Array, freedoms: Array) -> float:
+    """Bartlett's (1937) test of equal variances, with his correction for small samples."""
+    if (sums_of_squares == 0.0).any():
+        return 0.0
+    total, groups = freedoms.sum(), len(freedoms)
+    pooled = np.log(sums_of_squares.sum() / total)
+    statistic = total * pooled - freedoms @ np.log(sums_of_squares / freedoms)
+    correction = 1.0 + (np.sum(1.0 / freedoms) - 1.0 / total) / (3.0 * (groups - 1))
+    return float(chdtrc(groups - 1, statistic / correction))

@@ -1,0 +1,124 @@
+"""Runs as a sweep file that launch.py runs: cells of `sweep.points`, each with a seed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import TableError
+from analysis.planning.design import NewRun
+from analysis.records.load import budgets, numbers
+
+WRITTEN_BY = "# Written by python -m analysis.design"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_SAME_BUDGET = 0.01  # whole batches of a budget are no other budget
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run as the launcher takes it: whole numbers and a seed."""
+
+    n_latents: int
+    k: int
+    tokens: int
+    seed: int
+
+    def line(self) -> str:
+        values = ", ".join(f"{name}: {value}" for name, value in vars(self).items())
+        return f"    - {{{values}}}"
+
+
+def cells_of(
+    runs: Iterable[NewRun], there: pd.DataFrame | None = None, first_seed: int = 0
+) -> list[Cell]:
+    """The runs with the lowest seeds not yet taken at their cell, from `first_seed`.
+
+    `there` are runs that exist already, as `load_runs` gives them: a second run of the same cell
+    and seed would be the same run, and tell nothing.
+    """
+    taken = _taken(there)
+    cells: list[Cell] = []
+    for run in runs:
+        n, k, tokens = (round(value) for value in (run.n, run.k, run.tokens))
+        used = {
+            cell.seed
+            for cell in [*taken, *cells]
+            if (cell.n_latents, cell.k) == (n, k) and _same_budget(cell.tokens, tokens)
+        }
+        seed = next(s for s in range(first_seed, first_seed + len(used) + 1) if s not in used)
+        cells.append(Cell(n, k, tokens, seed))
+    return cells
+
+
+def _same_budget(one: int, other: int) -> bool:
+    return abs(one / other - 1.0) < _SAME_BUDGET
+
+
+def _taken(there: pd.DataFrame | None) -> list[Cell]:
+    if there is None:
+        return []
+    used = there.loc[there["excluded"] == ""]
+    columns = (numbers(used, "n_latents"), numbers(used, "k"), budgets(used), numbers(used, "seed"))
+    rows = np.column_stack(columns).astype(int).tolist()
+    return [Cell(*row) for row in rows]
+
+
+def sweep_text(
+    cells: Sequence[Cell],
+    *,
+    question: str,
+    cost: str,
+    name: str | None,
+    like: str | None,
+    feeds: str,
+) -> str:
+    """The YAML. `like` is a sweep of sweeps/ whose recipe, activations and, without a `name`,
+    folder the runs take; without it they take the defaults of conf/."""
+    for word, option in ((name, "--name"), (like, "--like")):
+        if word is not None and not _NAME.fullmatch(word):
+            raise TableError(
+                f"{option} {word!r} is no name of a sweep; use letters, digits, _ . and -."
+            )
+    lines = [
+        "# @package _global_",
+        "#",
+        WRITTEN_BY,
+        f"# Question: {question}",
+        f"# Runs:     {len(cells)}",
+        f"# Cost:     {cost}",
+        f"# Feeds:    {feeds}",
+        *(["defaults:", f"  - {like}", "  - _self_", ""] if like else []),
+        *([f"sweep_name: {name}", ""] if name else []),
+        "sweep:",
+        "  where: null",
+        "  points:",
+        *(cell.line() for cell in cells),
+    ]
+    # The lists of the sweep it is like would multiply the cells.
+    lines += ["", "hydra:", "  sweeper:", "    params: null"] if like else []
+    return "\n".join(lines) + "\n"
+
+
+def write_sweep(path: Path, text: str) -> None:
+    """Write it whole. TableError where `path` holds a sweep that was written by hand."""
+    if path.exists() and not (path.is_file() and WRITTEN_BY in path.read_text()):
+        raise TableError(
+            f"{path} exists and was not written by this command; give another path for --sweep."
+        )
+    if path.suffix != ".yaml" or not _NAME.fullmatch(path.stem):
+        raise TableError(f"--sweep {path} is no sweep file; end it in NAME.yaml.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TableError(
+            f"cannot write {path} ({error.strerror}); give a path in an existing, writable folder."
+        ) from error

@@ -1,0 +1,32 @@
+"""Columns of loaded runs as numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws.forms import Array
+
+# Rounding to whole batches is no other budget: below this relative difference the budget asked
+# for names the run, so that runs of several batch sizes share one.
+_SAME_BUDGET = 0.01
+
+
+def numbers(frame: pd.DataFrame, column: str) -> Array:
+    """Column as float64 [M]; NaN where it is absent, null or no number."""
+    if column not in frame:
+        return np.full(len(frame), np.nan)
+    return np.array([float(v) if is_number(v) else np.nan for v in frame[column]])
+
+
+def budgets(usable: pd.DataFrame) -> Array:
+    """The token budget that names each run, [M]: what was asked for, where that was trained."""
+    trained, asked = numbers(usable, "tokens"), numbers(usable, "tokens_requested")
+    return np.where(np.abs(asked / trained - 1.0) < _SAME_BUDGET, asked, trained)
+
+
+def is_number(value: Any) -> bool:
+    # Compared, not converted: an integer may be too large for a float.
+    return isinstance(value, int | float) and -1e300 < value < 1e300

@@ -1,0 +1,140 @@
+"""Which runs no law is fitted to, and why; and when too many of them are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import TableError
+from analysis.records.columns import is_number, numbers
+from analysis.records.table import Dropped
+from scaling.runs.record import Status
+
+# Beyond this share of dead latents a run shows a failure of training and not a size. One measure
+# is not enough: dead_fraction depends on its window, and a rare latent may be silent on the few
+# held-out tokens without being dead.
+MOST_DEAD = 0.5
+DEATH_MEASURES = ("dead_fraction", "silent_fraction_eval")
+MOST_REJECTED = 0.2
+COORDINATES = ("n_latents", "k", "tokens", "seed")
+_UNFINISHED = (Status.planned, Status.running, Status.preempted)
+"""Not yet results: they say nothing of how the runs turn out."""
+
+
+def exclusions(frame: pd.DataFrame) -> tuple[Dropped, ...]:
+    """run_id and reason of each run that is not fitted; columns as in `load_runs`."""
+    left_out = frame.loc[frame["excluded"] != ""]
+    pairs = zip(left_out["run_id"], left_out["excluded"], strict=True)
+    return tuple(Dropped(str(run), str(reason)) for run, reason in pairs)
+
+
+def reasons(frame: pd.DataFrame, loss: str) -> list[str]:
+    """Why each row is not fitted, "" for a usable run. `frame` has the column `loss` already."""
+    dead = np.minimum(*(numbers(frame, name) for name in DEATH_MEASURES))  # NaN: not known dead
+    columns = ("run_id", "status", "folder", "source", "error", "loss", *COORDINATES)
+    names = [name for name in (*columns, *DEATH_MEASURES) if name in frame]
+    rows = zip(*(frame[name].tolist() for name in names), strict=True)
+    found: list[str] = []
+    seen: dict[object, str] = {}
+    for values, share in zip(rows, dead, strict=True):
+        row = dict(zip(names, values, strict=True))
+        reason = _reason(row, loss, share) or _copy_of(row, seen)
+        found.append(reason)
+    return found
+
+
+def refuse_checkpoints(frame: pd.DataFrame) -> None:
+    """TableError where one run_id is done at several token counts."""
+    done = frame.loc[frame["status"] == Status.done]
+    if "tokens" not in done or not done["run_id"].duplicated().any():
+        return
+    tokens = pd.Series(numbers(done, "tokens"), index=done.index)
+    for run, counts in tokens.groupby(done["run_id"]):
+        distinct = sorted(set(counts.dropna()))
+        if len(distinct) > 1:
+            raise TableError(
+                f"run {run} is there {len(distinct)} times, at {distinct[0]:g} to "
+                f"{distinct[-1]:g} tokens: checkpoints of one run are not independent points of a "
+                "law. Keep its last row; load_curves reads how the loss of a run fell."
+            )
+
+
+def refuse_rejected(frame: pd.DataFrame) -> None:
+    """TableError where more than `MOST_REJECTED` of the runs that came to an end are unusable.
+
+    Runs yet to end do not count, nor does a run that is there twice under one run_id.
+    """
+    runs = list(zip(frame["run_id"], frame["status"], frame["excluded"], strict=True))
+    used = {run for run, _, reason in runs if not reason}
+    rejected = [
+        (run, reason)
+        for run, status, reason in runs
+        if reason and status not in _UNFINISHED and run not in used
+    ]
+    ended = sum(not reason for _, _, reason in runs) + len(rejected)
+    if len(rejected) <= MOST_REJECTED * ended:
+        return
+    kinds = Counter(_kind(reason) for _, reason in rejected)
+    listed = "; ".join(f"{kind} ({count})" for kind, count in kinds.most_common(5))
+    raise TableError(
+        f"{len(rejected)} of {ended} runs that came to an end cannot be used, more than "
+        f"{MOST_REJECTED:.0%}: {listed}; the first is {rejected[0][0]}. What is left may be the "
+        "lucky part of the sweep, and a law of it misleads. Look at these runs and train them "
+        'again, or keep the rest on purpose with allow=("rejected",).'
+    )
+
+
+def _kind(reason: str) -> str:
+    """A reason without the numbers of its run, to count runs by."""
+    for known in ("its latents are dead", "copy of the run"):
+        if reason.startswith(known):
+            return known
+    return reason if len(reason) <= 120 else f"{reason[:117]}..."
+
+
+def _reason(row: dict[str, Any], loss: str, dead_share: float) -> str:
+    if row["status"] != Status.done:
+        return f"status is {row['status']}" + (f" ({row['error']})" if row["error"] else "")
+    missing = [name for name in COORDINATES if not is_number(row.get(name))]
+    if missing:
+        return f"the record lacks {', '.join(missing)}"
+    below = [name for name in ("n_latents", "k", "tokens") if not 0 < row[name] < 2**62]
+    if below:
+        return f"{below[0]} is {row[below[0]]}, which no run can have"
+    return _loss_reason(row["loss"], loss) or _death_reason(row, dead_share)
+
+
+def _loss_reason(value: Any, loss: str) -> str:
+    if not is_number(value):
+        return f"{loss} is null"
+    if value <= 0:
+        return f"{loss} is {value:g}, not above 0"
+    if value >= 1:
+        return f"{loss} is {value:.3g}: no better than predicting the mean"
+    return ""
+
+
+def _death_reason(row: dict[str, Any], dead_share: float) -> str:
+    if not dead_share > MOST_DEAD:
+        return ""
+    shares = " and ".join(f"{name} {row[name]:.0%}" for name in DEATH_MEASURES)
+    return f"its latents are dead: {shares}, both above {MOST_DEAD:.0%}"
+
+
+def _copy_of(row: dict[str, Any], seen: dict[object, str]) -> str:
+    """One run_id twice, or two runs equal to the last digit: counted once."""
+    result = tuple(row[name] for name in (*COORDINATES, "loss"))
+    identities: Sequence[object] = (row["run_id"], result)
+    first = next((seen[identity] for identity in identities if identity in seen), "")
+    for identity in identities:
+        seen.setdefault(identity, _place(row))
+    return f"copy of the run in {first}" if first else ""
+
+
+def _place(row: dict[str, Any]) -> str:
+    return Path(row["folder"]).name if row["folder"] else f"{row['source']} ({row['run_id']})"

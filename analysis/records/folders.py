@@ -1,0 +1,143 @@
+"""Run folders as rows: of one run, of a sweep, or of a folder that holds sweeps.
+
+A record that cannot be read does not stop the others: it is a row with status "unreadable".
+evaluation.json, where a run has one, adds its numbers as columns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import TableError
+from analysis.records.migrate import to_current
+from analysis.records.rows import (
+    Row,
+    reserved_names,
+    row_of,
+    type_problem,
+    unreadable,
+)
+from scaling.runs.record import Record
+from scaling.runs.store import RunFolder
+
+_RESERVED = reserved_names()
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Runs in a folder. An `Origin`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def rows(self) -> list[Row]:
+        return [read_run(folder, self.name) for folder in self._found()]
+
+    def histories(self, runs: Collection[str] | None) -> Iterator[tuple[str, list[Row]]]:
+        for folder in self._found():
+            if runs is None or folder.name in runs:
+                yield folder.name, RunFolder(folder).metrics()
+
+    def _found(self) -> list[Path]:
+        folders = find_runs(self.path)
+        if not folders:
+            _refuse_checkpoints(self.path)
+            raise TableError(
+                f"{self.path} holds no run (no */record.json); give the folder of a sweep, "
+                "RUNS_DIR/SWEEP, after at least one run was started."
+            )
+        return folders
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Run folders by name: `path` itself, else those in it, else those in the folders in it."""
+    if _is_run(path):
+        return [path]
+    inside = _folders_in(path)
+    runs = [folder for folder in inside if _is_run(folder)]
+    return runs or [run for sweep in inside for run in _folders_in(sweep) if _is_run(run)]
+
+
+def read_run(folder: Path, source: str) -> Row:
+    """The row of one run folder, with what its evaluation.json adds."""
+    row = _read_record(folder, source)
+    added, problem = _evaluation(folder)
+    if problem:
+        row["evaluation_error"] = problem
+    return {**added, **row}
+
+
+def _read_record(folder: Path, source: str) -> Row:
+    run_id, where = folder.name, str(folder)
+    try:
+        record = Record.from_json(to_current(_object(_bytes_of(folder / "record.json"))))
+        problem = type_problem(record)
+    except FileNotFoundError:  # a launch that was killed right after the plan
+        return row_of(Record(run_id, folder.parent.name), folder=where, source=source)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    else:
+        if not problem:
+            return row_of(record, folder=where, source=source)
+    return unreadable(run_id, f"record.json: {problem}", folder=where, source=source)
+
+
+def _evaluation(folder: Path) -> tuple[Row, str]:
+    """The numbers of evaluation.json, and what is wrong with the file ("": nothing)."""
+    try:
+        values = _object(_bytes_of(folder / "evaluation.json"))
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, f"evaluation.json: {type(error).__name__}: {error}"
+    numbers = {name: value for name, value in values.items() if _is_plain_number(value)}
+    taken = sorted(_RESERVED & {*numbers})
+    problem = f"evaluation.json: {', '.join(taken)} left out: a record has it" if taken else ""
+    return {name: value for name, value in numbers.items() if name not in _RESERVED}, problem
+
+
+def _bytes_of(path: Path) -> bytes:
+    # os.open and not pathlib: ten thousand of these are read in a row.
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read()
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _is_plain_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_run(path: Path) -> bool:
+    return any(os.path.exists(f"{path}/{name}") for name in ("record.json", "plan.json"))  # noqa: PTH110
+
+
+def _folders_in(path: Path) -> list[Path]:
+    with os.scandir(path) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+
+
+def _refuse_checkpoints(path: Path) -> None:
+    """TableError where `path` is the folder of a checkpoint, or of several."""
+    steps = [path] if path.name.startswith("step_") else sorted(path.glob("step_*"))
+    if not any((step / "manifest.json").exists() for step in steps):
+        return
+    run = steps[0].resolve().parent.parent
+    raise TableError(
+        f"{path} holds checkpoints of one run ({run.name}), and checkpoints are not independent "
+        f"points of a law. Give the run's folder, {run}, or the sweep's; load_curves reads how "
+        "the loss of a run fell."
+    )

@@ -1,0 +1,98 @@
+"""A run as a flat row, whatever it was read from, and rows as one DataFrame.
+
+Keys of a row: those of `LEADING` (text, never null), then the result and cost fields of record.json
+under their own names, then whatever an evaluation measured. docs/loading.md has the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import pandas as pd
+
+from scaling.runs.record import COST_FIELDS, RESULT_FIELDS, Field, Record, Status, problems_of
+
+Row = dict[str, Any]
+
+LEADING = ("run_id", "sweep", "status", "source", "folder", "error")
+UNREADABLE = "unreadable"
+"""Stands where a status would: nothing is known of the run but its name."""
+FIELDS: dict[str, Field] = {**RESULT_FIELDS, **COST_FIELDS}
+_DERIVED = ("loss", "excluded")
+
+
+class Origin(Protocol):
+    """Where runs come from: one of the kinds that `sources.origins` tells apart."""
+
+    @property
+    def name(self) -> str:
+        """As the user would give it; the column `source`."""
+        ...
+
+    def rows(self) -> list[Row]:
+        """A row per run. TableError where there is none."""
+        ...
+
+    def histories(self, runs: Collection[str] | None) -> Iterator[tuple[str, list[Row]]]:
+        """run_id and logged rows, in the order they were logged; of `runs` only, where given."""
+        ...
+
+
+def row_of(record: Record, *, folder: str, source: str) -> Row:
+    error = f"{record.error.type}: {record.error.message}" if record.error else ""
+    leading = (record.run_id, record.sweep, str(record.status), source, folder, error)
+    return {**record.cost, **record.result, **dict(zip(LEADING, leading, strict=True))}
+
+
+def unreadable(run_id: str, error: str, *, folder: str, source: str) -> Row:
+    """The row of a run of which there is no more than this error."""
+    return dict(zip(LEADING, (run_id, "", UNREADABLE, source, folder, error), strict=True))
+
+
+def type_problem(record: Record) -> str:
+    """The first value of another type than the schema gives it; "" where all are right."""
+    if not (isinstance(record.result, dict) and isinstance(record.cost, dict)):
+        return "result and cost must be objects"
+    if not (isinstance(record.run_id, str) and isinstance(record.sweep, str)):
+        return "run_id and sweep must be text"
+    problems = problems_of(record)
+    return next((problem for problem in problems if problem.endswith("wrong type")), "")
+
+
+def flat_type_problem(row: Row) -> str:
+    """`type_problem` of a row that never was a record, such as a line of a table."""
+    if row["status"] != Status.done:
+        return ""
+    result = {name: row[name] for name in RESULT_FIELDS if row.get(name) is not None}
+    cost = {name: row[name] for name in COST_FIELDS if row.get(name) is not None}
+    return type_problem(Record(row["run_id"], row["sweep"], Status.done, result, cost))
+
+
+def as_field(name: str, value: Any) -> Any:
+    """`value` with the type the schema gives `name`, where only its spelling differs.
+
+    Tables and W&B turn 4096 into 4096.0; a number that is not whole stays as it is.
+    """
+    field = FIELDS.get(name)
+    if field is None or float in field.types or not isinstance(value, float):
+        return value
+    return int(value) if value.is_integer() else value
+
+
+def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """One line per row; a key that a row lacks is null there. Columns in a fixed order."""
+    columns = column_order(rows)
+    return pd.DataFrame({name: [row.get(name) for row in rows] for name in columns})
+
+
+def column_order(rows: Iterable[Row]) -> list[str]:
+    """`LEADING`, then fields in the order of the schema, then all others by name."""
+    found = {name for row in rows for name in row}
+    known = [*LEADING, *(name for name in FIELDS if name in found)]
+    return [*known, *sorted(found - {*known})]
+
+
+def reserved_names() -> frozenset[str]:
+    """Columns that no evaluation may give another meaning."""
+    return frozenset((*LEADING, *FIELDS, *_DERIVED))

@@ -1,0 +1,85 @@
+"""All that a report shows, worked out once: from here on there is only drawing and writing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import TableError
+from analysis.planning.compute import Convention
+from analysis.planning.frontier import Frontier, default_budgets, frontier
+from analysis.planning.frontier_table import frontier_json
+from analysis.planning.stored import of_fitted
+from analysis.planning.variants import resampled
+from analysis.records.load import runs_table
+from analysis.study.facts import costs, provenance, trained_tokens
+from analysis.study.run_cautions import run_cautions
+from analysis.study.study import Study, study_runs
+
+_CONVENTION = "sparse"  # what the kernels here compute; the page names it
+
+
+@dataclass(frozen=True)
+class Contents:
+    name: str  # of the sweep
+    frame: pd.DataFrame  # as of load_runs
+    study: Study
+    frontier: Frontier | None
+    frontier_refusal: str  # why there is none
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return provenance(self.frame)
+
+    @property
+    def costs(self) -> dict[str, float | int | None]:
+        return costs(self.frame)
+
+    @property
+    def cautions(self) -> dict[str, str]:
+        return run_cautions(self.frame)
+
+    @property
+    def trained(self) -> list[int]:
+        """Tokens that runs of the common budget trained, in whole batches."""
+        return trained_tokens(self.frame, self.study.budget)
+
+    @property
+    def subject(self) -> str:
+        facts = self.facts
+        models = ", ".join(map(str, facts["subject_model"])) or "planted data"
+        layers = ", ".join(map(str, facts["layer"]))
+        return f"Activations of {models}" + (f", after block {layers}" if layers else "")
+
+    def frontier_json(self) -> dict[str, Any] | None:
+        return frontier_json(self.frontier) if self.frontier else None
+
+
+def contents(frame: pd.DataFrame, *, name: str, loss: str, n_bootstrap: int, seed: int) -> Contents:
+    """Fit, judge and plan. TableError where no run can be used."""
+    study = study_runs(runs_table(frame, loss), n_bootstrap=n_bootstrap, seed=seed)
+    try:
+        found, refusal = _frontier(study, frame), ""
+    except TableError as error:
+        found, refusal = None, str(error)
+    return Contents(name, frame, study, found, refusal)
+
+
+def _frontier(study: Study, frame: pd.DataFrame) -> Frontier:
+    fitted = study.headline.final
+    if fitted is None or "tokens" not in fitted.law.axes:
+        raise TableError("no law with tokens is fitted to all runs.")
+    widths = provenance(frame)["d_model"]
+    if len(widths) != 1:
+        raise TableError("the records do not say one d_model, which FLOPs need.")
+    stored, convention = of_fitted(fitted, widths[0]), Convention(_CONVENTION, int(widths[0]))
+    return frontier(
+        stored,
+        default_budgets(stored, convention),
+        np.unique(fitted.fit.table.points["k"]).tolist(),
+        convention,
+        variants=resampled(fitted.refits) if fitted.refits else None,
+    )

@@ -1,0 +1,168 @@
+"""Errors that runs share: all runs of one n, or of one seed, may lie off the law together.
+
+Two answers, to be used where such errors are possible. `clustered_covariance` is the sandwich: the
+spread of the clusters' own pulls at the optimum, for which G clusters are G errors and not M.
+bootstrap.py draws clusters in the place of runs. Both know of errors only what G clusters can say,
+and are too narrow where G is small (docs/math.md has the measured coverage).
+
+Legend: M = runs, P = coefficients, G = clusters, F = ways of clustering at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from analysis.errors import TableError
+from analysis.fitting.fit import Fit
+from analysis.fitting.replicates import cell_ids
+from analysis.laws.forms import Array, Points
+from analysis.records.table import RunTable
+from analysis.uncertainty.interval import Interval
+
+By: TypeAlias = Literal["n", "seed", "cell"]
+WAYS: tuple[By, ...] = ("n", "seed", "cell")
+LEAST_CLUSTERS = 4
+Ids: TypeAlias = NDArray[np.intp]
+Kind: TypeAlias = Literal["CR1", "CR3"]
+
+
+def cluster_ids(table: RunTable, by: By | tuple[By, ...]) -> Ids:
+    """Cluster of each run, int [M]; for several ways at once int [M, F].
+
+    "n": runs of one n; "seed": of one seed; "cell": of one n, k and budget (replicates). TableError
+    where a way is unknown or has fewer than LEAST_CLUSTERS clusters.
+    """
+    if isinstance(by, str):
+        return _ids(table, by)
+    if not by:
+        raise TableError("no way of clustering was named; give one of n, seed, cell.")
+    return np.column_stack([_ids(table, way) for way in by])
+
+
+def _ids(table: RunTable, way: str) -> Ids:
+    if way not in WAYS:
+        raise TableError(f"clusters {way!r} are not known; give one of {', '.join(WAYS)}.")
+    if way == "cell":
+        ids = cell_ids(table)
+    else:
+        values = table.seeds if way == "seed" else table.points["n"].tolist()
+        ids = np.unique([str(value) for value in values], return_inverse=True)[1]
+    n_clusters = len(np.unique(ids))
+    if n_clusters < LEAST_CLUSTERS:
+        raise TableError(
+            f"clusters by {way} need at least {LEAST_CLUSTERS} of them, but the runs to fit have "
+            f"{n_clusters}: so few say nothing of the errors they share. Leave --clusters out, or "
+            f"add runs at other values of {way}."
+        )
+    return ids.astype(np.intp)
+
+
+@dataclass(frozen=True)
+class ClusteredCovariance:
+    """Covariances that hold for errors shared within clusters; intervals take t of `freedom`."""
+
+    centered: Array  # [P, P], of the coefficients in the fit's centered logs
+    named: Array  # [P, P], of the named parameters
+    freedom: int  # G - 1, of the way with the fewest clusters
+    kind: Kind
+
+
+def clustered_covariance(fit: Fit, ids: Ids, kind: Kind = "CR3") -> ClusteredCovariance:
+    """Cluster-robust covariance of a fit; ids int [M], or [M, F] for errors shared in F ways.
+
+    "CR1" is the usual sandwich with the factor G/(G-1) (M-1)/(M-P). "CR3" takes each cluster's
+    residuals as they would be had it not been fitted (Bell and McCaffrey 2002; as the jackknife
+    over clusters), which costs nothing and covers better where clusters are few. Several ways add
+    up by inclusion and exclusion (Cameron, Gelbach and Miller 2011).
+    """
+    ways = ids[:, None] if ids.ndim == 1 else ids
+    inverse = np.linalg.pinv(fit.jacobian.T @ fit.jacobian, hermitian=True)
+    bread = np.asarray(inverse, dtype=np.float64)
+    total = np.zeros_like(bread)
+    for size in range(1, ways.shape[1] + 1):
+        for chosen in combinations(range(ways.shape[1]), size):
+            joint = np.unique(ways[:, chosen], axis=0, return_inverse=True)[1].ravel()
+            total -= (-1) ** size * _one_way(fit, joint, bread, kind)
+    total = _no_negative_variance(total)
+    freedom = min(len(np.unique(way)) for way in ways.T) - 1
+    return ClusteredCovariance(total, fit.to_named @ total @ fit.to_named.T, freedom, kind)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The clusters of a fit's runs and the covariance that holds for errors they share."""
+
+    name: str
+    ids: Ids
+    covariance: ClusteredCovariance
+
+    @classmethod
+    def of(cls, fit: Fit, by: By | tuple[By, ...], kind: Kind = "CR3") -> Clusters:
+        ids = cluster_ids(fit.table, by)
+        name = by if isinstance(by, str) else " and ".join(by)
+        return cls(name, ids, clustered_covariance(fit, ids, kind))
+
+    def intervals(self, fit: Fit, level: float = 0.95) -> dict[str, tuple[float, float]]:
+        return t_intervals(fit, self.covariance.named, self.covariance.freedom, level)
+
+    def band(self, fit: Fit, points: Points, level: float = 0.95) -> Interval:
+        """Interval of the law itself at points, [M] each."""
+        value, jacobian = fit.design(points).value_and_jacobian(fit.centered)
+        doubt = np.einsum("mp,pq,mq->m", jacobian, self.covariance.centered, jacobian)
+        half_width = stdtrit(self.covariance.freedom, 0.5 + level / 2) * np.sqrt(doubt)
+        return Interval(np.exp(value - half_width), np.exp(value + half_width))
+
+    def json(self, fit: Fit) -> dict[str, Any]:
+        named = self.covariance.named
+        errors = np.sqrt(np.diag(named)).tolist()
+        return {
+            "by": self.name,
+            "kind": self.covariance.kind,
+            "degrees_of_freedom": self.covariance.freedom,
+            "se": dict(zip(fit.law.parameter_names, errors, strict=True)),
+            "covariance": named.tolist(),
+            "ci95": {name: list(interval) for name, interval in self.intervals(fit).items()},
+        }
+
+
+def t_intervals(
+    fit: Fit, covariance: Array, freedom: int, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """Student's t times the standard error about each named parameter."""
+    half_widths = stdtrit(freedom, 0.5 + level / 2) * np.sqrt(np.diag(covariance))
+    pairs = zip(fit.law.parameters.items(), half_widths.tolist(), strict=True)
+    return {name: (value - half, value + half) for (name, value), half in pairs}
+
+
+def _one_way(fit: Fit, ids: Ids, bread: Array, kind: Kind) -> Array:
+    n_runs, n_parameters = fit.jacobian.shape
+    n_clusters = len(np.unique(ids))
+    pulls = np.clip(fit.residuals, -fit.huber_limit, fit.huber_limit)
+    meat = np.zeros_like(bread)
+    for cluster in range(n_clusters):
+        of_cluster = fit.jacobian[ids == cluster]
+        residuals = pulls[ids == cluster]
+        if kind == "CR3":
+            left = np.eye(len(residuals)) - of_cluster @ bread @ of_cluster.T
+            residuals = np.linalg.pinv(left, rcond=1e-8, hermitian=True) @ residuals
+        score = of_cluster.T @ residuals
+        meat += np.outer(score, score)
+    factor = (
+        (n_clusters - 1) / n_clusters
+        if kind == "CR3"
+        else n_clusters / (n_clusters - 1) * (n_runs - 1) / (n_runs - n_parameters)
+    )
+    share = float(np.mean(np.abs(fit.residuals) < fit.huber_limit))
+    return np.asarray(factor / share**2 * bread @ meat @ bread, dtype=np.float64)
+
+
+def _no_negative_variance(matrix: Array) -> Array:
+    """Inclusion and exclusion may leave a direction below zero; it is set to zero there."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T, dtype=np.float64)

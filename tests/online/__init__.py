@@ -1,0 +1,1 @@
+"""Against a W&B server that runs on this machine: nothing leaves it."""
