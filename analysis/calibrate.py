@@ -147,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.calibrate", description="Find the best learning rates of runs."
     )
-    parser.add_argument("sources", nargs="+", type=Path, help="sweep folders, RUNS_DIR/SWEEP")
+    parser.add_argument(
+        "sources", nargs="+", help="sweep folders, RUNS_DIR/SWEEP, or what else load_runs reads"
+    )
     parser.add_argument("--loss", default=DEFAULT_LOSS, help="result field that is minimized")
     parser.add_argument("--rule", default="step_limited", choices=sorted(RULES), help="in use")
     parser.add_argument(

@@ -80,13 +80,14 @@ class BestRate:
         return float(np.expm1(self.curvature * np.log(2.0) ** 2))
 
 
-def read_cells(sources: Sequence[Path], loss: str) -> list[Cell]:
-    """The cells of sweep folders. Runs of several batch sizes may be among them.
+def read_cells(sources: Sequence[str | Path], loss: str) -> list[Cell]:
+    """The cells of what `load_runs` reads. Runs of several batch sizes may be among them.
 
     Raises:
         TableError: no run can be used, or runs cannot be compared with each other.
     """
-    frame = pd.concat([load_runs(path, loss=loss) for path in sources], ignore_index=True)
+    # Many rejected ones are to be expected of rates that are too high.
+    frame = load_runs(list(sources), loss=loss, allow="rejected")
     frame["dead"] = np.minimum(*(numbers(frame, name) for name in DEATH_MEASURES))
     killed = (frame["dead"] > MOST_DEAD) & (frame["loss"] < 1)
     usable = frame.loc[(frame["excluded"] == "") | killed].drop_duplicates("run_id")

