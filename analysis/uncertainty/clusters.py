@@ -3,7 +3,7 @@
 Two answers, to be used where such errors are possible. `clustered_covariance` is the sandwich: the
 spread of the clusters' own pulls at the optimum, for which G clusters are G errors and not M.
 bootstrap.py draws clusters in the place of runs. Both know of errors only what G clusters can say,
-and are too narrow where G is small (docs/math.md has the measured coverage).
+and are too narrow where G is small (docs/math.md).
 
 Legend: M = runs, P = coefficients, G = clusters, F = ways of clustering at once.
 """
