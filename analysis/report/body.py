@@ -91,6 +91,7 @@ def _compute(found: Contents, figures: Drawings) -> Iterator[str]:
         "says of the best sizes for a budget.",
     )
     yield from compute.frontier(found.frontier, found.frontier_refusal)
+    yield from compute.budgets(found.study)
 
 
 def _runs(found: Contents) -> Iterator[str]:
