@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from analysis.errors import TableError
 from analysis.fitting.bounds import bounds
 from analysis.study.fitted import FittedLaw
+from analysis.uncertainty.clusters import By
 
 BAD_INPUT = 2
 LEAST_REFITS = 100
@@ -21,6 +22,14 @@ def check_refits(n_refits: int) -> None:
             f"--bootstrap {n_refits} is too few for the ends of a 95% interval; use at least "
             f"{LEAST_REFITS}, or 0 for intervals from the standard errors."
         )
+
+
+def parse_clusters(text: str | None) -> By | tuple[By, ...] | None:
+    """`n` or `n,seed` as typed; unknown words are left for cluster_ids to name."""
+    words = cast("tuple[By, ...]", tuple(word.strip() for word in (text or "").split(",")))
+    if text is None:
+        return None
+    return words[0] if len(words) == 1 else words
 
 
 def describe(fitted: FittedLaw) -> str:

@@ -6,11 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
-from analysis.command import BAD_INPUT, check_refits, describe, write_json
+from analysis.command import BAD_INPUT, check_refits, describe, parse_clusters, write_json
 from analysis.errors import TableError
 from analysis.fitting.fit import METHODS
 from analysis.judgement.holdout import rows_matching
@@ -18,7 +17,6 @@ from analysis.judgement.settled import select_converged
 from analysis.laws import LAWS
 from analysis.records.table import RunTable, read_table
 from analysis.study.fitted import fit_table, to_json
-from analysis.uncertainty.clusters import By
 from analysis.uncertainty.profile import floor_intervals
 
 
@@ -49,21 +47,13 @@ def _fit(options: argparse.Namespace) -> None:
         n_bootstrap=options.bootstrap,
         seed=options.seed,
         method=options.method,
-        clusters=_clusters(options.clusters),
+        clusters=parse_clusters(options.clusters),
         rows="all rows" if options.holdout is None else f"rows without {options.holdout}",
     )
     floors = floor_intervals(fitted.fit) if options.floors else []
     if options.json is not None:
         write_json(options.json, {**to_json(fitted), "floors": [f.json() for f in floors]})
     print("\n".join([describe(fitted), *(f"  {floor.text}" for floor in floors)]))
-
-
-def _clusters(text: str | None) -> By | tuple[By, ...] | None:
-    """`n` or `n,seed` as typed; unknown words are left for cluster_ids to name."""
-    words = cast("tuple[By, ...]", tuple(word.strip() for word in (text or "").split(",")))
-    if text is None:
-        return None
-    return words[0] if len(words) == 1 else words
 
 
 def _of_k(table: RunTable, k: float) -> RunTable:

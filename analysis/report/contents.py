@@ -16,6 +16,7 @@ from analysis.planning.stored import of_fitted
 from analysis.planning.variants import resampled
 from analysis.records.load import runs_table
 from analysis.study.facts import costs, provenance, trained_tokens
+from analysis.study.fitted import FitOptions
 from analysis.study.run_cautions import run_cautions
 from analysis.study.study import Study, study_runs
 
@@ -58,9 +59,9 @@ class Contents:
         return frontier_json(self.frontier) if self.frontier else None
 
 
-def contents(frame: pd.DataFrame, *, name: str, loss: str, n_bootstrap: int, seed: int) -> Contents:
+def contents(frame: pd.DataFrame, *, name: str, loss: str, options: FitOptions) -> Contents:
     """Fit, judge and plan. TableError where no run can be used."""
-    study = study_runs(runs_table(frame, loss), n_bootstrap=n_bootstrap, seed=seed)
+    study = study_runs(runs_table(frame, loss), options)
     try:
         found, refusal = _frontier(study, frame), ""
     except TableError as error:

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, check_refits, describe, write_json
+from analysis.command import BAD_INPUT, check_refits, describe, parse_clusters, write_json
 from analysis.errors import TableError
+from analysis.fitting.fit import METHODS
 from analysis.records.load import DEFAULT_LOSS, load_runs
 from analysis.report import page
 from analysis.report.body import body, drawings
 from analysis.report.contents import Contents, contents
 from analysis.report.fits_file import fits_json
+from analysis.study.fitted import FitOptions
 from analysis.study.study import Study
 
 _DPI = 160  # 1,180 pixels wide: sharp where a README shows it at 800
@@ -34,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             frame,
             name=options.name or _name_of(options.source),
             loss=options.loss,
-            n_bootstrap=options.bootstrap,
-            seed=options.seed,
+            options=FitOptions(
+                options.bootstrap, options.seed, options.method, parse_clusters(options.clusters)
+            ),
         )
         write_report(found, folder)
     except TableError as error:
@@ -59,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="of the sweep, as the page says it")
     parser.add_argument("--bootstrap", type=int, default=1000, help="refits; 0: intervals from se")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument(
+        "--method", choices=METHODS, default=METHODS[0], help="default: %(default)s"
+    )
+    parser.add_argument("--clusters", help="runs that may share errors: n, seed, cell, or n,seed")
     parser.add_argument("--loss", default=DEFAULT_LOSS, help="normalized_mse or normalized_mse_ema")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="COLUMN", help="let runs differ in COLUMN"

@@ -110,6 +110,39 @@ def fit_table(
     return FittedLaw(title_of(law, table), rows, fit, refits, holdout, warnings, shared)
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """How every law of a study is fitted: see fit_table."""
+
+    n_bootstrap: int = 1000
+    seed: int = 0
+    method: Method = "least_squares"
+    clusters: By | tuple[By, ...] | None = None
+
+    def fit(
+        self,
+        law: type[Law],
+        table: RunTable,
+        *,
+        context: RunTable,
+        rows: str,
+        held_out: NDArray[np.bool_] | None = None,
+        reference: dict[str, float] | None = None,
+    ) -> FittedLaw:
+        return fit_table(
+            law,
+            table,
+            held_out=held_out,
+            context=context,
+            rows=rows,
+            reference=reference,
+            **vars(self),
+        )
+
+
+DEFAULTS = FitOptions()
+
+
 def title_of(law: type[Law], table: RunTable) -> str:
     """The law's title; a law without tokens names the one budget of its runs: L(n,k | D=500k)."""
     budget = one_budget(table)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.errors import TableError
 from analysis.fitting.fit import Fit
 from analysis.records.table import RunTable
-from analysis.study.fitted import FittedLaw, fit_table
+from analysis.study.fitted import FitOptions, FittedLaw
 
 MOST_MAD = 4.0
 # Makes the median absolute residual estimate the standard deviation of normal errors. Bare, it
@@ -62,20 +62,18 @@ def far_off(fit: Fit) -> NDArray[np.bool_]:
     return size > max(MOST_MAD * mad(fit.residuals), _LEAST_RESIDUAL)
 
 
-def find_outliers(fitted: FittedLaw | None, *, n_bootstrap: int, seed: int) -> Outliers | None:
+def find_outliers(fitted: FittedLaw | None, options: FitOptions) -> Outliers | None:
     """Outliers of a fit on all runs with the refit without them; None where there are none."""
     if fitted is None or not (mask := far_off(fitted.fit)).any():
         return None
     table, count = fitted.fit.table, int(mask.sum())
     rows = f"all runs but {count} {'outlier' if count == 1 else 'outliers'}"
     try:
-        without = fit_table(
+        without = options.fit(
             type(fitted.law),
             table.select(~mask),
             context=table,
             rows=rows,
-            n_bootstrap=n_bootstrap,
-            seed=seed,
             reference=fitted.fit.reference,
         )
     except TableError as refusal:

@@ -19,7 +19,7 @@ from analysis.laws.joint import (
     Law,
 )
 from analysis.records.table import RunTable
-from analysis.study.fitted import FittedLaw, fit_table, title_of
+from analysis.study.fitted import DEFAULTS, FitOptions, FittedLaw, title_of
 from analysis.study.outliers import Outliers, find_outliers
 
 HEADLINE_RULE = (
@@ -74,11 +74,11 @@ class Study:
         return self.fixed_budget[budgets.index(self.budget)]
 
 
-def study_runs(table: RunTable, *, n_bootstrap: int, seed: int) -> Study:
+def study_runs(table: RunTable, options: FitOptions = DEFAULTS) -> Study:
     """Fit every law that the runs allow. Nothing raises for too few runs: refusals are kept."""
 
     def outcome(law: type[Law], part: RunTable) -> LawOutcome:
-        return _fit_both(law, part, table, n_bootstrap, seed)
+        return _fit_both(law, part, table, options)
 
     budgets = np.unique(table.points["tokens"])
     study = Study(
@@ -95,7 +95,7 @@ def study_runs(table: RunTable, *, n_bootstrap: int, seed: int) -> Study:
         pairs=tuple(falling_pairs(table, axis) for axis in ("n", "k", "tokens")),
     )
     final = study.headline.final
-    outliers = find_outliers(final, n_bootstrap=n_bootstrap, seed=seed)
+    outliers = find_outliers(final, options)
     if final is None:
         return replace(study, outliers=outliers)
     rivals = compare_rivals(_forms(type(final.law)), final.fit.table)
@@ -109,23 +109,13 @@ def _forms(law: type[Law]) -> tuple[type[Law], ...]:
     return tuple(dict.fromkeys((law, *others, *family(law))))
 
 
-def _fit_both(
-    law: type[Law], part: RunTable, context: RunTable, n_bootstrap: int, seed: int
-) -> LawOutcome:
+def _fit_both(law: type[Law], part: RunTable, context: RunTable, options: FitOptions) -> LawOutcome:
     largest = float(part.points["n"].max())
     held_out = part.points["n"] == largest
     plans = {f"runs with n < {largest:g}": held_out, "all runs": None}
 
     def fit(mask: NDArray[np.bool_] | None, rows: str) -> FittedLaw:
-        return fit_table(
-            law,
-            part,
-            held_out=mask,
-            context=context,
-            rows=rows,
-            n_bootstrap=n_bootstrap,
-            seed=seed,
-        )
+        return options.fit(law, part, held_out=mask, context=context, rows=rows)
 
     fits: dict[str, FittedLaw | None] = {}
     refusals: dict[str, str] = {}

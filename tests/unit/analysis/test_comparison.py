@@ -24,6 +24,7 @@ from analysis.laws.joint import LatentsKPlusTokens, LatentsKTokensTilted, Law
 from analysis.records.table import RunTable
 from analysis.report.sections.forms import forms_compared
 from analysis.report.write import main
+from analysis.study.fitted import FitOptions
 from analysis.study.outliers import far_off
 from analysis.study.study import Study, study_runs
 
@@ -41,7 +42,7 @@ def _table(law: Law, noise: float = 0.0005) -> RunTable:
 
 
 def _study(law: Law) -> Study:
-    return study_runs(_table(law), n_bootstrap=0, seed=0)
+    return study_runs(_table(law), FitOptions(n_bootstrap=0))
 
 
 def test_the_rival_is_judged_on_the_same_runs_and_never_leads() -> None:
