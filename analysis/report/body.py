@@ -58,7 +58,7 @@ def _findings(found: Contents, figures: Drawings) -> Iterator[str]:
 
 def _predictions(found: Contents, figures: Drawings) -> Iterator[str]:
     yield page.heading("Prediction of what was held out")
-    yield from prediction.held_out_runs(found.study)
+    yield from prediction.held_out_runs(found.study, found.frame)
     yield from forms.held_out_tests(found.study)
     yield page.figure(figures["residuals"], "Residuals of the headline law, held-out runs open.")
     yield page.heading("The forms compared")

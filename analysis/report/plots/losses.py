@@ -61,7 +61,7 @@ def loss_against_tokens(study: Study) -> Figure:
     law = law if law is not None and "tokens" in law.law.axes else None
     levels = spread(_with_ladders(study.table), _MOST_PANELS)
     with mpl.rc_context(STYLE):
-        figure, panels = panel_grid(len(levels))
+        figure, panels = panel_grid(len(levels), share_y=False)
         colors = colors_of(study.table.points["n"])
         for axes, k in zip(panels, levels, strict=True):
             at_k = study.table.select(study.table.points["k"] == k)
@@ -71,7 +71,7 @@ def loss_against_tokens(study: Study) -> Figure:
                 if law is not None and curve is not None and n in at_k.points["n"]:
                     _draw(axes, law, curve, "tokens", color, "-")
             log_log(axes, study.table.points["tokens"], "tokens D")
-            fit_limits(axes, study.table)
+            fit_limits(axes, at_k)
             axes.set_title(f"k = {k:g}")
         has_held_out = held_out(study) is not None
         legend(panels[min(len(panels), COLUMNS) - 1], colors, "n", {}, has_held_out=has_held_out)

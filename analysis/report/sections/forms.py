@@ -8,6 +8,13 @@ from analysis.judgement.rivals import Rival, Rivals
 from analysis.report import page
 from analysis.study.study import HEADLINE_RULE, Study
 
+_SHORT = {
+    "largest n": "held out: n",
+    "largest tokens": "D",
+    "largest tokens of each n": "D of each n",
+    "largest n and largest tokens": "n and D",
+}
+
 
 def forms_compared(study: Study) -> Iterator[str]:
     """The headline law, other forms and what is nested in it, on the same runs."""
@@ -36,7 +43,7 @@ def held_out_tests(study: Study) -> Iterator[str]:
 def _table(rivals: Rivals) -> tuple[list[str], list[list[str]]]:
     plans = list(dict.fromkeys(test.plan for row in rivals.rows for test in row.held_out))
     header = ["law", "parameters", "rms residual", "dAICc", "weight"]
-    return [*header, *(f"{plan} held out" for plan in plans)], [
+    return [*header, *(_SHORT.get(plan, plan) for plan in plans)], [
         _row(row, plans) for row in rivals.rows
     ]
 
