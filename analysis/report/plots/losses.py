@@ -22,6 +22,7 @@ from analysis.report.plots.style import (
     log_log,
     marks,
     panel_grid,
+    plain,
     spread,
 )
 from analysis.study.fitted import FittedLaw
@@ -49,7 +50,7 @@ def loss_against_latents(study: Study, subject: str = "") -> Figure:
         fit_limits(axes, runs)
         log_log(axes, runs.points["n"], "latents n")
         title = f"Sparse autoencoders at D = {short_count(study.budget)} tokens"
-        axes.set_title(f"{subject}\n{title}" if subject else title)
+        axes.set_title(plain(f"{subject}\n{title}") if subject else title)
         names = _line_names(headline, fixed)
         legend(axes, colors, "k", names, has_held_out=held_out(study) is not None)
     return figure

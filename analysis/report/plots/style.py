@@ -60,6 +60,11 @@ def held_out(study: Study) -> RunTable | None:
     return fitted.holdout.table if fitted is not None and fitted.holdout is not None else None
 
 
+def plain(text: str) -> str:
+    """Text from records as it is: between dollars matplotlib would read a formula."""
+    return text.replace("$", r"\$")
+
+
 def marks(axes: Axes, x: Array, y: Array, color: str, *, filled: bool, alpha: float = 1.0) -> None:
     face = color if filled else "none"
     axes.plot(x, y, "o", color=color, markerfacecolor=face, markersize=4.5, alpha=alpha)
