@@ -63,6 +63,7 @@ def _predictions(found: Contents, figures: Drawings) -> Iterator[str]:
     yield page.figure(figures["residuals"], "Residuals of the headline law, held-out runs open.")
     yield page.heading("The forms compared")
     yield from forms.forms_compared(found.study)
+    yield from forms.beyond(found.study)
 
 
 def _trust(found: Contents, figures: Drawings) -> Iterator[str]:

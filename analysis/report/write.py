@@ -1,7 +1,7 @@
 """One command from a sweep's records to its laws: `python -m analysis.report SOURCE`.
 
-Writes index.html (self-contained), fits.json and the figures as PNG into SOURCE/report, or into
-`--out`.
+Writes index.html (self-contained), fits.json, parameters.csv and the figures as PNG into
+SOURCE/report, or into `--out`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from analysis.records.load import DEFAULT_LOSS, load_runs
 from analysis.report import page
 from analysis.report.body import Drawings, body, drawings
 from analysis.report.contents import Contents, contents
-from analysis.report.fits_file import fits_json
+from analysis.report.fits_file import fits_json, parameters_csv
 from analysis.study.fitted import FitOptions
 from analysis.study.study import Study
 
@@ -128,6 +128,7 @@ def write_report(found: Contents, folder: Path) -> None:
 def _write_all(found: Contents, figures: Drawings, folder: Path) -> None:
     html = page.page(f"Scaling laws: {found.name}", body(found, figures))
     (folder / "index.html").write_text(html)
+    (folder / "parameters.csv").write_text(parameters_csv(found))
     for name, drawing in figures.items():
         if drawing is not None:
             drawing.savefig(folder / f"{name}.png", dpi=_DPI, facecolor="white")

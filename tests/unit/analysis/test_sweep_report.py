@@ -133,7 +133,12 @@ def test_figures_are_files_too(page: str, sweep: Path) -> None:
     drawings = (
         *("loss_against_n", "loss_against_tokens", "residuals", "residual_maps", "frontier"),
     )
-    assert names == {"index.html", "fits.json", *(f"{name}.png" for name in drawings)}
+    assert names == {
+        "index.html",
+        "fits.json",
+        "parameters.csv",
+        *(f"{name}.png" for name in drawings),
+    }
     assert all(path.stat().st_size > 5000 for path in (sweep / "report").glob("*.png"))
 
 
