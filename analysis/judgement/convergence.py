@@ -39,16 +39,16 @@ class Ladders:
     def message(self) -> str:
         if not len(self.falls):
             return (
-                f"all runs are at {self.budget} and no cell has a second budget, so nothing here shows "
-                "that more tokens would not lower the loss: the fit is of runs at this budget, not "
-                "of converged ones."
+                f"all runs are at {self.budget} and no cell has a second budget, so nothing here "
+                "shows that more tokens would not lower the loss: the fit is of runs at this "
+                "budget, not of converged ones."
             )
         unseen = self.n_cells - len(self.falls)
         return (
-            f"at {self.budget}, loss falls by more than {SETTLED_FALL:.0%} per doubling of tokens in "
-            f"{self.n_unsettled} of the {len(self.falls)} cells (n, k) that have a second budget "
-            f"(by up to {self.falls.max():.1%}; {unseen} more have none to compare with): the fit "
-            "is of runs at this budget, and its floor and exponents hold under-training too."
+            f"at {self.budget}, loss falls by more than {SETTLED_FALL:.0%} per doubling of tokens "
+            f"in {self.n_unsettled} of the {len(self.falls)} cells (n, k) that have a second "
+            f"budget (by up to {self.falls.max():.1%}; {unseen} more have none to compare "
+            "with): the fit is of runs at this budget, and its floor and exponents hold under-training too."
         )
 
 
