@@ -48,7 +48,8 @@ class Ladders:
             f"at {self.budget}, loss falls by more than {SETTLED_FALL:.0%} per doubling of tokens "
             f"in {self.n_unsettled} of the {len(self.falls)} cells (n, k) that have a second "
             f"budget (by up to {self.falls.max():.1%}; {unseen} more have none to compare "
-            "with): the fit is of runs at this budget, and its floor and exponents hold under-training too."
+            "with): the fit is of runs at this budget, and its floor and exponents hold "
+            "under-training too."
         )
 
 

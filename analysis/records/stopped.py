@@ -7,7 +7,7 @@ response: D*(n) fitted to budgets would be the law of whoever chose them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -59,14 +59,15 @@ def refuse_none_converged(stopped: Sequence[bool | None], source: str) -> None:
 def refuse_budgets(frame: pd.DataFrame, tokens: str, source: str) -> None:
     """TableError where `tokens` can only be budgets: several for one n, or one for all n."""
     sizes = ["n_latents" if "n_latents" in frame else "n", "k"]
-    values = pd.to_numeric(frame[tokens], errors="coerce")
+    values = pd.Series(pd.to_numeric(frame[tokens], errors="coerce"), index=frame.index)
     remedy = (
         f"Tokens to convergence are what D*(n) is fitted to: name them in a column {COLUMN} (true "
         "for runs that their stopping rule ended), or give them as tokens_to_convergence."
     )
-    groups = [(cell, part) for cell, part in values.groupby([frame[name] for name in sizes])]
-    for (n, k), part in groups:
+    groups = dict(list(values.groupby([frame[name] for name in sizes])))
+    for cell, part in groups.items():
         if part.nunique() > 1:
+            n, k = cast("tuple[float, float]", cell)
             raise TableError(
                 f"{source} has several tokens at n = {n}, k = {k} ({part.min():g} to "
                 f"{part.max():g}), and nothing says which of them a run took to converge. {remedy}"

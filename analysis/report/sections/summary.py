@@ -37,7 +37,7 @@ def summary(study: Study) -> Iterator[str]:
         values.append((f"{fitted.holdout.rms_log:.2%}", f"rms log error of {runs}"))
     yield page.cards(values)
     yield page.paragraph(fitted.law.formula)
-    if fitted.law.name != LatentsAndK.name:
+    if "L(n,k)" in fitted.law.formula.partition("=")[2]:
         yield page.paragraph(f"where {LatentsAndK.formula}")
 
 
