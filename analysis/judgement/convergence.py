@@ -21,9 +21,9 @@ SETTLED_FALL = 0.01
 
 @dataclass(frozen=True)
 class Ladders:
-    """How loss falls per doubling of tokens around one budget, over cells (n, k)."""
+    """How loss falls per doubling of tokens around a budget, over cells (n, k)."""
 
-    budget: float
+    budget: str  # in words, such as "500k tokens"
     n_cells: int
     falls: Array  # relative fall per doubling, for the cells with another budget beside this one
 
@@ -38,27 +38,42 @@ class Ladders:
 
     @property
     def message(self) -> str:
-        budget = f"{short_count(self.budget)} tokens"
         if not len(self.falls):
             return (
-                f"all runs have one budget ({budget}) and no cell has a second one, so nothing "
-                "here shows that more tokens would not lower the loss: the fit is L(n,k | D)."
+                f"all runs are at {self.budget} and no cell has a second budget, so nothing here "
+                "shows that more tokens would not lower the loss: the fit is of runs at this "
+                "budget, not of converged ones."
             )
         unseen = self.n_cells - len(self.falls)
         return (
-            f"at {budget}, loss falls by more than {SETTLED_FALL:.0%} per doubling of tokens in "
-            f"{self.n_unsettled} of the {len(self.falls)} cells (n, k) that have a second budget "
-            f"(by up to {self.falls.max():.1%}; {unseen} more have none to compare with): the fit "
-            "is L(n,k | D), and its floor and exponents hold under-training too."
+            f"at {self.budget}, loss falls by more than {SETTLED_FALL:.0%} per doubling of tokens "
+            f"in {self.n_unsettled} of the {len(self.falls)} cells (n, k) that have a second "
+            f"budget (by up to {self.falls.max():.1%}; {unseen} more have none to compare "
+            "with): the fit is of runs at this budget, and its floor and exponents hold "
+            "under-training too."
         )
 
 
 def ladders_at(budget: float, table: RunTable) -> Ladders:
     """Judge a budget from all runs: by the next larger budget of a cell, else the next smaller."""
+    sizes = np.unique(table.points["n"]).tolist()
+    return _ladders(dict.fromkeys(sizes, budget), table, f"{short_count(budget)} tokens")
+
+
+def ladders_along(runs: RunTable, table: RunTable) -> Ladders:
+    """The same where each n of `runs` has a budget of its own, judged from all runs of `table`."""
+    budgets = dict(zip(runs.points["n"].tolist(), runs.points["tokens"].tolist(), strict=True))
+    ends = " to ".join(short_count(end(budgets.values())) for end in (min, max))
+    return _ladders(budgets, table, f"D*(n), {ends} tokens")
+
+
+def _ladders(budget_of: Mapping[float, float], table: RunTable, words: str) -> Ladders:
+    """`budget_of`: n -> tokens; cells of another n are not looked at."""
     falls, n_cells = [], 0
     for _, cell in mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
         losses = dict(zip(cell["tokens"], cell["log_loss"], strict=True))
-        if budget not in losses:
+        budget = budget_of.get(cell["n"].iloc[0])
+        if budget is None or budget not in losses:
             continue
         n_cells += 1
         larger = [tokens for tokens in losses if tokens > budget]
@@ -66,7 +81,7 @@ def ladders_at(budget: float, table: RunTable) -> Ladders:
         if larger or smaller:
             other = min(larger) if larger else max(smaller)
             falls.append(fall_per_doubling(budget, other, losses[budget] - losses[other]))
-    return Ladders(budget, n_cells, np.array(falls))
+    return Ladders(words, n_cells, np.array(falls))
 
 
 def fall_per_doubling(budget: float, other: float, log_ratio: float) -> float:

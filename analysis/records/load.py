@@ -45,7 +45,7 @@ __all__ = [
 DEFAULT_LOSS = "normalized_mse"
 REJECTED = "rejected"
 """The word of `allow` for sweeps of which more than a fifth is unusable."""
-_OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params")
+_OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params", "converged")
 
 
 def load_runs(

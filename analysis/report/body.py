@@ -45,7 +45,7 @@ def _findings(found: Contents, figures: Drawings) -> Iterator[str]:
     yield from summary.cautions(found.cautions)
     yield page.figure(
         figures["loss_against_n"],
-        "Runs and laws at the common token budget. Open points were held out: solid lines "
+        f"Runs {found.study.budgets_in_words}, and laws. Open points were held out: solid lines "
         "predict them. Bands are 95% intervals of the headline law, without the noise of a "
         f"run. {runs.budget_note(found.study, found.trained)}",
     )

@@ -42,7 +42,7 @@ def summary(study: Study) -> Iterator[str]:
         values.append((str(against), "judgements stand against the law or its design, below"))
     yield page.cards(values)
     yield page.paragraph(fitted.law.formula)
-    if fitted.law.name != LatentsAndK.name:
+    if "L(n,k)" in fitted.law.formula.partition("=")[2]:
         yield page.paragraph(f"where {LatentsAndK.formula}")
 
 

@@ -168,7 +168,7 @@ SMALL_SWEEPS = {
     "one run": [Cell(256, 4, 125_000)],
     "four runs": [Cell(n, k, 250_000) for n in (256, 512) for k in (4, 8)],
     "one n": [Cell(256, k, d) for k in (4, 8, 16) for d in (125_000, 250_000, 500_000)],
-    "one k": [Cell(n, 4, d) for n in (256, 512, 1024, 2048) for d in (125_000, 250_000, 500_000)],
+    "two k": [Cell(n, k, d) for n in (256, 512, 1024) for k in (4, 8) for d in (125_000, 250_000)],
     "one budget": [Cell(n, k, 250_000) for n in (256, 512, 1024, 2048) for k in (4, 8, 16)],
 }
 
