@@ -13,11 +13,10 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.files import replace_text
 from analysis.planning.design import NewRun
-from analysis.records.load import budgets, numbers
+from analysis.records.columns import SAME_BUDGET, budgets, numbers
 
 WRITTEN_BY = "# Written by python -m analysis.design"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SAME_BUDGET = 0.01  # whole batches of a budget are no other budget
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def cells_of(
 
 
 def _same_budget(one: int, other: int) -> bool:
-    return abs(one / other - 1.0) < _SAME_BUDGET
+    return abs(one / other - 1.0) < SAME_BUDGET
 
 
 def _taken(there: pd.DataFrame | None) -> list[Cell]:
