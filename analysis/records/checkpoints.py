@@ -19,9 +19,10 @@ def refuse_one_run(run: object, tokens: Iterable[float], where: str = "") -> Non
     distinct = sorted({*tokens})
     if len(distinct) > 1:
         raise TableError(
-            f"run {run} is done at {len(distinct)} token counts, {distinct[0]:.0f} to "
-            f"{distinct[-1]:.0f}{where}: checkpoints of one run are not runs, and no independent "
-            "points of a law. Keep the run as it ended; load_curves reads how its loss fell."
+            f"run {run} is there more than once, done at {len(distinct)} token counts, "
+            f"{distinct[0]:.0f} to {distinct[-1]:.0f}{where}: checkpoints of one run are not "
+            "runs, and no independent points of a law. Keep the run as it ended; "
+            "load_curves reads how its loss fell."
         )
 
 

@@ -43,7 +43,9 @@ def test_a_row_without_a_result_mixes_nothing() -> None:
 
 def test_a_run_at_several_budgets_is_checkpoints() -> None:
     frame = _frame().assign(run_id=[f"{c.n}-{c.k}" for c in CELLS])
-    with pytest.raises(TableError, match=r"run 1024-16 is done at 3 .*checkpoints of one run"):
+    with pytest.raises(
+        TableError, match=r"run 1024-16 is there .*done at 3 .*checkpoints of one run"
+    ):
         table_from_frame(frame, source="it")
 
 
