@@ -9,7 +9,7 @@ A table whose response is "tokens" holds tokens to convergence where others hold
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,26 +85,45 @@ class RunTable:
         return self.select(self.points["tokens"] == tokens)
 
 
-def read_table(path: Path, loss: str | None = None, response: str = "loss") -> RunTable:
+def read_table(
+    path: Path,
+    loss: str | None = None,
+    response: str = "loss",
+    allow: Collection[str] = (),
+) -> RunTable:
     """Read a CSV file. TableError where it is missing, not a table, or not usable.
 
     `loss` names the column of the value fitted; `response` says whether that is a "loss" or the
-    "tokens" to convergence.
+    "tokens" to convergence; `allow` is as in `check_frame`.
     """
+    frame = _frame_of_file(path)
+    return table_from_frame(frame, source=str(path), loss=loss, response=response, allow=allow)
+
+
+def columns_of_file(path: Path) -> frozenset[str]:
+    """The names in a CSV file's header line. TableError where it is missing or not a table."""
+    return frozenset(str(name).strip() for name in _frame_of_file(path, nrows=0))
+
+
+def _frame_of_file(path: Path, nrows: int | None = None) -> pd.DataFrame:
     if not path.is_file():
         raise TableError(f"--table {path} is not a file; give the path of a CSV table of runs.")
     try:
-        frame = pd.read_csv(path)
+        return pd.read_csv(path, nrows=nrows)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise TableError(
             f"--table {path} is not a CSV table ({str(error).strip()}); it needs a header line and "
             "one line per run, with columns n_latents (or n), k and normalized_mse (or loss)."
         ) from error
-    return table_from_frame(frame, source=str(path), loss=loss, response=response)
 
 
 def table_from_frame(
-    frame: pd.DataFrame, *, source: str, loss: str | None = None, response: str = "loss"
+    frame: pd.DataFrame,
+    *,
+    source: str,
+    loss: str | None = None,
+    response: str = "loss",
+    allow: Collection[str] = (),
 ) -> RunTable:
     """Check and convert. Rows with a status other than done are dropped, with the reason.
 
@@ -114,7 +133,7 @@ def table_from_frame(
     frame = frame.rename(columns=str.strip) if all(map(_is_text, frame.columns)) else frame
     if frame.empty:
         raise TableError(f"{source} has no rows; a fit needs at least one run per row.")
-    check_frame(frame, source=source)
+    check_frame(frame, source=source, allow=allow)
     names = LOSS_COLUMNS if response == "loss" else CONVERGENCE_COLUMNS
     loss_name = _column(frame, names if loss is None else (loss,), source, optional=False)
     frame = frame.assign(_run=_run_names(frame, source))
