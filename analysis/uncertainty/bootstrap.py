@@ -19,6 +19,7 @@ from analysis.fitting.checks import LEAST_LEVELS
 from analysis.fitting.fit import Fit
 from analysis.laws.forms import Array, Points
 from analysis.uncertainty.clusters import Ids
+from analysis.uncertainty.components import variance_components
 from analysis.uncertainty.interval import Interval
 
 _MOST_DRAWS = 50  # rounds of redrawing samples with too few different runs
@@ -61,12 +62,19 @@ class Refits:
     def prediction_interval(self, points: Points, level: float = 0.95) -> Interval:
         """Interval for the response of a NEW run at points, [M] each: refits plus a run's noise.
 
-        The noise is normal with the fit's variance, one draw for each refit and point.
+        The noise is normal with the fit's variance, one draw for each refit and point; where
+        clusters were drawn, with the variances of their shared errors too.
         """
         log_loss = self.fit.design(points).log_value(self.coefficients)
         noise = np.random.default_rng([self.seed, 1]).standard_normal(log_loss.shape)
-        drawn = log_loss + np.sqrt(self.fit.variance) * noise
+        drawn = log_loss + np.sqrt(self._run_variance) * noise
         return Interval(*np.exp(np.quantile(drawn, _tails(level), axis=0)))
+
+    @property
+    def _run_variance(self) -> float:
+        if self.clusters is None:
+            return self.fit.variance
+        return variance_components(self.fit, self.clusters).of_new_run
 
 
 def bootstrap(fit: Fit, n_refits: int, seed: int, clusters: Ids | None = None) -> Refits:
