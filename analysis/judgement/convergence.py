@@ -19,7 +19,7 @@ SETTLED_FALL = 0.01
 
 
 @dataclass(frozen=True)
-class Ladders:
+class FallsAtBudget:
     """How loss falls per doubling of tokens around one budget, over cells (n, k)."""
 
     budget: float
@@ -52,7 +52,7 @@ class Ladders:
         )
 
 
-def ladders_at(budget: float, table: RunTable) -> Ladders:
+def ladders_at(budget: float, table: RunTable) -> FallsAtBudget:
     """Judge a budget from all runs: by the next larger budget of a cell, else the next smaller."""
     falls, n_cells = [], 0
     for _, cell in mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
@@ -65,7 +65,7 @@ def ladders_at(budget: float, table: RunTable) -> Ladders:
         if larger or smaller:
             other = min(larger) if larger else max(smaller)
             falls.append(fall_per_doubling(budget, other, losses[budget] - losses[other]))
-    return Ladders(budget, n_cells, np.array(falls))
+    return FallsAtBudget(budget, n_cells, np.array(falls))
 
 
 def fall_per_doubling(budget: float, other: float, log_ratio: float) -> float:

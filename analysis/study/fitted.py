@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,7 @@ def _robust_json(fit: Fit) -> dict[str, Any] | None:
 
 def _pure_error_json(fit: Fit) -> dict[str, Any] | None:
     pure = pure_error(fit.table)
-    return None if pure is None else asdict(pure)
+    return None if pure is None else pure.json()
 
 
 def _holdout_json(holdout: Holdout | None) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.errors import TableError
 from analysis.fitting.batched import refit
 from analysis.fitting.checks import LEAST_LEVELS
 from analysis.fitting.fit import Fit
@@ -100,7 +101,8 @@ def bootstrap(fit: Fit, n_refits: int, seed: int, clusters: Ids | None = None) -
 def resample(rng: np.random.Generator, n_samples: int, n_runs: int, least: int) -> Array:
     """How often each run was drawn, float64 [n_samples, n_runs]; rows sum to n_runs.
 
-    Samples with fewer than `least` different runs cannot determine the law and are drawn again.
+    Samples with fewer than `least` different runs cannot determine the law and are drawn again;
+    TableError where that is of no use.
     """
 
     def draw(n: int) -> Array:
@@ -115,7 +117,8 @@ def resample_clusters(
     """How often each run was drawn, float64 [n_samples, M], when whole clusters are drawn.
 
     `levels` [M, A] number each run's level on each axis. Samples with fewer than `least` different
-    runs, or LEAST_LEVELS of an axis, cannot determine the law and are drawn again.
+    runs, or LEAST_LEVELS of an axis, cannot determine the law and are drawn again; TableError where that
+    is of no use.
     """
     ways = clusters[:, None] if clusters.ndim == 1 else clusters
 
@@ -143,9 +146,14 @@ def _until_good(
     for _ in range(_MOST_DRAWS):
         poor = ~good(counts)
         if not poor.any():
-            break
+            return counts
         counts[poor] = draw(int(poor.sum()))
-    return counts
+    raise TableError(
+        f"{int((~good(counts)).sum())} of {n_samples} bootstrap samples still hold too few "
+        f"different runs or levels to determine the law after {_MOST_DRAWS} draws of each. Take "
+        "intervals from standard errors (--bootstrap 0), add runs, or, if clusters are drawn, name "
+        "clusters of which there are more (--clusters)."
+    )
 
 
 def _levels_of(fit: Fit) -> Ids:
