@@ -34,7 +34,7 @@ def design_command(argv: Sequence[str] | None = None) -> int:
     try:
         # Which runs to add is a question of independent errors: clusters have too few directions.
         stored = read_law(options.fits, law=options.law, rows=options.rows, clustered=False)
-        there = load_runs(options.runs, loss=stored.loss) if options.runs else None
+        there = _runs_there(options.runs, stored.loss)
         cost = _cost(options, stored, there)
         design = design_runs(
             stored,
@@ -57,7 +57,18 @@ def design_command(argv: Sequence[str] | None = None) -> int:
         print(f"cost as {cost.n_runs} runs took it, {cost.rms_error:.0%} rms about the formula")
     if options.sweep is not None:
         print(f"sweep: {options.sweep}: {_launch(options.sweep)}")
+    if options.like is not None and there is None:
+        print(
+            f"warning: runs that exist in {options.like} are unknown, so seeds begin at "
+            f"{options.first_seed} and may name runs that are there already; give --runs SWEEP, or "
+            "a --first-seed above theirs."
+        )
     return 0
+
+
+def _runs_there(source: Path | None, loss: str) -> pd.DataFrame | None:
+    # Also of a sweep of which much diverged: no law is fitted here, and every run has its seed.
+    return None if source is None else load_runs(source, loss=loss, allow=("rejected",))
 
 
 def _cost(options: argparse.Namespace, stored: StoredLaw, there: pd.DataFrame | None) -> Cost:

@@ -20,7 +20,7 @@ SETTLED_FALL = 0.01
 
 
 @dataclass(frozen=True)
-class Ladders:
+class FallsAtBudget:
     """How loss falls per doubling of tokens around a budget, over cells (n, k)."""
 
     budget: str  # in words, such as "500k tokens"
@@ -54,20 +54,20 @@ class Ladders:
         )
 
 
-def ladders_at(budget: float, table: RunTable) -> Ladders:
+def ladders_at(budget: float, table: RunTable) -> FallsAtBudget:
     """Judge a budget from all runs: by the next larger budget of a cell, else the next smaller."""
     sizes = np.unique(table.points["n"]).tolist()
     return _ladders(dict.fromkeys(sizes, budget), table, f"{short_count(budget)} tokens")
 
 
-def ladders_along(runs: RunTable, table: RunTable) -> Ladders:
+def ladders_along(runs: RunTable, table: RunTable) -> FallsAtBudget:
     """The same where each n of `runs` has a budget of its own, judged from all runs of `table`."""
     budgets = dict(zip(runs.points["n"].tolist(), runs.points["tokens"].tolist(), strict=True))
     ends = " to ".join(short_count(end(budgets.values())) for end in (min, max))
     return _ladders(budgets, table, f"D*(n), {ends} tokens")
 
 
-def _ladders(budget_of: Mapping[float, float], table: RunTable, words: str) -> Ladders:
+def _ladders(budget_of: Mapping[float, float], table: RunTable, words: str) -> FallsAtBudget:
     """`budget_of`: n -> tokens; cells of another n are not looked at."""
     falls, n_cells = [], 0
     for _, cell in mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
@@ -81,7 +81,7 @@ def _ladders(budget_of: Mapping[float, float], table: RunTable, words: str) -> L
         if larger or smaller:
             other = min(larger) if larger else max(smaller)
             falls.append(fall_per_doubling(budget, other, losses[budget] - losses[other]))
-    return Ladders(words, n_cells, np.array(falls))
+    return FallsAtBudget(words, n_cells, np.array(falls))
 
 
 def fall_per_doubling(budget: float, other: float, log_ratio: float) -> float:

@@ -12,9 +12,9 @@ from analysis.laws import starts
 from analysis.laws.forms import CONSTANT, Array, Form, Points, Term
 from analysis.laws.law import Law
 from analysis.laws.limit import Limit, power_of
+from analysis.laws.tokens import TOKENS_ALONE
 
 _OF_N, _OF_FLOPS = power_of("n"), power_of("flops")
-_ON_TOKENS: Term = (CONSTANT, ("tokens",))
 _BUDGET: Term = (CONSTANT, ("n",))
 
 
@@ -98,7 +98,7 @@ class OfLatentsAndTokens(Law):
     formula: ClassVar[str] = "L(n,D) = E + A n^-a + B D^-b"
     axes: ClassVar[tuple[str, ...]] = ("n", "tokens")
     constant_axes: ClassVar[tuple[str, ...]] = ("k",)
-    form: ClassVar[Form] = Form(((*_OF_N.terms, _ON_TOKENS),))
+    form: ClassVar[Form] = Form(((*_OF_N.terms, TOKENS_ALONE),))
     floor_column: ClassVar[int | None] = 2
     parameter_names: ClassVar[tuple[str, ...]] = ("E", "A", "a", "B", "b")
     positive: ClassVar[tuple[str, ...]] = ("a", "b")
@@ -125,7 +125,7 @@ class OfLatentsAndTokens(Law):
 
     @classmethod
     def starting_coefficients(cls, logs: Points, log_loss: Array) -> Array:
-        return starts.plus_tokens(_OF_N, _ON_TOKENS, logs, log_loss)
+        return starts.plus_tokens(_OF_N, TOKENS_ALONE, logs, log_loss)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from analysis.fitting.fit import Fit, Method, fit_law, middle_sizes
 from analysis.fitting.frontier import fitted_rows, without_beaten
 from analysis.fitting.replicates import pure_error
 from analysis.judgement.cautions import cautions
-from analysis.judgement.holdout import Holdout, Interval, judge, prediction_interval
+from analysis.judgement.holdout import Holdout, judge
 from analysis.laws.forms import Points
 from analysis.laws.law import Law
 from analysis.records.table import RunTable
 from analysis.uncertainty.bootstrap import Refits, bootstrap
 from analysis.uncertainty.clusters import By, Clusters, t_intervals
+from analysis.uncertainty.doubt import Doubt, plain_doubt, prediction_interval
+from analysis.uncertainty.interval import Interval
 
 SCHEMA_VERSION = 1
 _LIGHT = 0.5  # weight in a robust fit below which a run is listed
@@ -41,6 +43,11 @@ class FittedLaw:
     @property
     def law(self) -> Law:
         return self.fit.law
+
+    @property
+    def doubt(self) -> Doubt:
+        """What intervals are made of where there are no refits: that of the clusters, if any."""
+        return plain_doubt(self.fit) if self.clusters is None else self.clusters.doubt
 
     @property
     def ci95(self) -> dict[str, tuple[float, float]]:
@@ -65,9 +72,7 @@ class FittedLaw:
         """95% interval of the law itself (without run noise) at points."""
         if self.refits is not None:
             return self.refits.band(points)
-        if self.clusters is not None:
-            return self.clusters.band(self.fit, points)
-        return prediction_interval(self.fit, points, noise=False)
+        return prediction_interval(self.fit, points, noise=False, doubt=self.doubt)
 
 
 def fit_table(
@@ -89,7 +94,8 @@ def fit_table(
     the table. `reference` are the sizes at which D0 and u are stated, by default the middle of
     the table. `method` "huber" gives runs far from the law less weight. `clusters` ("n", "seed",
     "cell" or several) says which runs may share an error: the bootstrap then draws clusters, and
-    a cluster-robust covariance stands beside the plain one. TableError where the table cannot
+    a cluster-robust covariance stands beside the plain one and is in the prediction intervals of
+    held-out runs, as is the variance of the shared errors. TableError where the table cannot
     determine the law.
     """
     held_out = None if held_out is None else held_out[fitted_rows(law, table)]
@@ -105,7 +111,8 @@ def fit_table(
     shared = None if clusters is None else Clusters.of(fit, clusters)
     ids = None if shared is None else shared.ids
     refits = bootstrap(fit, n_bootstrap, seed, ids) if n_bootstrap else None
-    holdout = None if held_out is None else judge(fit, table.select(held_out))
+    doubt = None if shared is None else shared.doubt
+    holdout = None if held_out is None else judge(fit, table.select(held_out), doubt)
     warnings = cautions(fit, refits, table if context is None else context)
     return FittedLaw(title_of(law, table), rows, fit, refits, holdout, warnings, shared)
 
@@ -217,7 +224,7 @@ def _robust_json(fit: Fit) -> dict[str, Any] | None:
 
 def _pure_error_json(fit: Fit) -> dict[str, Any] | None:
     pure = pure_error(fit.table)
-    return None if pure is None else asdict(pure)
+    return None if pure is None else pure.json()
 
 
 def _holdout_json(holdout: Holdout | None) -> dict[str, Any] | None:

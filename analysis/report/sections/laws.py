@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,17 +15,23 @@ from analysis.study.uses import uses
 
 
 def laws(study: Study) -> Iterator[str]:
-    for outcome in study.with_tokens:
+    for outcome in dict.fromkeys((study.headline, *study.with_tokens)):
         if outcome.best_known is not None:
             yield page.panel("".join(_law(outcome)))
-    fixed = [outcome for outcome in study.fixed_budget if outcome.best_known is not None]
-    if fixed:
-        panels = "".join(page.panel("".join(_law(outcome))) for outcome in fixed)
-        yield page.folded(f"Laws of one token budget each ({len(fixed)})", panels)
+    yield from _folded(study.without_tokens, "Laws without tokens", study)
+    yield from _folded(study.others, "Other laws", study)
     refused = [refusal for outcome in study.outcomes for refusal in _refusals(outcome)]
     if refused:
         yield page.heading("Not fitted, and why", 3)
         yield page.table(("law", "on", "reason"), refused)
+
+
+def _folded(outcomes: Sequence[LawOutcome], title: str, study: Study) -> Iterator[str]:
+    """Panels that open on a click; the headline has its own."""
+    shown = [o for o in outcomes if o.best_known is not None and o is not study.headline]
+    if shown:
+        panels = "".join(page.panel("".join(_law(outcome))) for outcome in shown)
+        yield page.folded(f"{title} ({len(shown)})", panels)
 
 
 def _refusals(outcome: LawOutcome) -> list[tuple[str, str, str]]:

@@ -67,7 +67,7 @@ def test_the_profile_is_where_the_sum_of_squares_has_risen_so_far() -> None:
     low, high = one.floor_interval(allowed)
     assert low < one.floor < high
     for end in (low, high):
-        risen = one._given_floor(np.log(end)) - one.sum_of_squares
+        risen = one.profile(1.0).rise(np.log(end), one.profile(1.0).start)[0]
         assert risen == pytest.approx(allowed, rel=1e-2)
 
 

@@ -19,10 +19,10 @@ from analysis.laws.forms import CONSTANT, Form
 from analysis.laws.joint import LatentsAndK, LatentsKPlusTokens, LatentsKTokens
 from analysis.laws.law import Law
 from analysis.laws.powers import OfLatentsAndTokens
+from analysis.laws.tokens import token_terms
 from analysis.planning.compute import Convention
 from analysis.planning.frontier import Exponents, Frontier, default_budgets, frontier
 from analysis.planning.frontier_table import exponent_rows, frontier_json, frontier_text, rows
-from analysis.planning.profile import token_terms
 from analysis.planning.stored import of_fitted
 from analysis.planning.variants import (
     Estimate,
