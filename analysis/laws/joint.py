@@ -60,6 +60,7 @@ class TimesTokens(OfSizes):
     constant_axes: ClassVar[tuple[str, ...]] = ()
     reference_names: ClassVar[tuple[str, ...]] = ("n",)
     positive: ClassVar[tuple[str, ...]] = ("c",)
+    scales: ClassVar[tuple[str, ...]] = ("D0",)
     tail: ClassVar[Term] = _ON_TOKENS
 
     @classmethod
