@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +49,12 @@ def describe(fitted: FittedLaw) -> str:
     lines += [f"  {holdout_line(fitted)}"] if fitted.holdout else []
     lines += [f"  warning {code}: {message}" for code, message in fitted.warnings.items()]
     return "\n".join(lines)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """One line each; nothing for none."""
+    for line in lines:
+        print(line)
 
 
 def holdout_line(fitted: FittedLaw) -> str:
