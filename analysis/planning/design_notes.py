@@ -42,7 +42,7 @@ def _n_trained(candidates: Points, there: pd.DataFrame) -> int:
     cells = np.column_stack([candidates[axis] for axis in ("n", "k", "tokens")])
     runs = np.column_stack([numbers(used, "n_latents"), numbers(used, "k"), budgets(used)])
     same = np.abs(runs[None, :, :] / cells[:, None, :] - 1.0) < (1e-9, 1e-9, _SAME_BUDGET)
-    return int(same.all(axis=2).any(axis=1).sum())
+    return int(np.any(np.all(same, axis=2), axis=1).sum())
 
 
 def recipe_notes(recipe: Mapping[str, Sequence[Any]], d_model: int | None) -> Iterator[str]:
