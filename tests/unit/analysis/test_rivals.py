@@ -73,7 +73,7 @@ def test_numbers_are_those_of_single_fits() -> None:
 
 
 def test_the_papers_points_need_the_whole_law() -> None:
-    """The table of docs/judgement.md."""
+    """The AICc of the table in docs/math.md."""
     found = compare_rivals(family(LatentsAndK), gpt4_table())
     assert {row.law: round(row.delta or 0.0, 1) for row in found.rows} == {
         "l_nk": 0.0,
