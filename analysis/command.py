@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 from analysis.errors import TableError
+from analysis.files import replace_text
 from analysis.fitting.bounds import bounds
 from analysis.study.fitted import FittedLaw
-from analysis.uncertainty.clusters import By
+from analysis.uncertainty.clusters import WAYS, By
 
 BAD_INPUT = 2
 LEAST_REFITS = 100
@@ -25,12 +25,21 @@ def check_refits(n_refits: int) -> None:
         )
 
 
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise TableError(f"--seed {seed} is negative; give 0 or more.")
+
+
 def parse_clusters(text: str | None) -> By | tuple[By, ...] | None:
-    """`n` or `n,seed` as typed; unknown words are left for cluster_ids to name."""
-    words = cast("tuple[By, ...]", tuple(word.strip() for word in (text or "").split(",")))
+    """`n` or `n,seed` as typed. TableError for a way of clustering that is not known."""
     if text is None:
         return None
-    return words[0] if len(words) == 1 else words
+    words = tuple(word.strip() for word in text.split(","))
+    unknown = [word for word in words if word not in WAYS]
+    if unknown:
+        raise TableError(f"clusters {unknown[0]!r} are not known; give one of {', '.join(WAYS)}.")
+    ways = cast("tuple[By, ...]", words)
+    return ways[0] if len(ways) == 1 else ways
 
 
 def describe(fitted: FittedLaw) -> str:
@@ -74,15 +83,4 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     Raises:
         TableError: the folder is missing or not writable, or `path` is no regular file.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        raise TableError(f"cannot write {path}: it is no regular file; give another path.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TableError(
-            f"cannot write {path} ({error.strerror}); give a path in an existing, writable folder."
-        ) from error
+    replace_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

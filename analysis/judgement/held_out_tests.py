@@ -20,11 +20,10 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.judgement.holdout import Holdout, judge
 from analysis.laws.forms import Array
 from analysis.laws.law import Law
+from analysis.records.columns import SAME_BUDGET
 from analysis.records.table import RunTable
 
 SIGNIFICANT = 0.01
-# Budgets this near are one budget: runs of several batch sizes end at other whole batches.
-_SAME_BUDGET = 0.01
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def predictive_p(fit: Fit, held_out: RunTable) -> float:
 
 
 def _largest(tokens: Array) -> NDArray[np.bool_]:
-    return tokens > tokens.max() * (1.0 - _SAME_BUDGET)
+    return tokens > tokens.max() * (1.0 - SAME_BUDGET)
 
 
 def _largest_of_each(tokens: Array, n: Array) -> NDArray[np.bool_]:

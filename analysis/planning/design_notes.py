@@ -10,10 +10,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.forms import Points
-from analysis.records.load import budgets, numbers
+from analysis.records.columns import SAME_BUDGET, budgets, numbers
 from scaling.budget import power_of_two_near
-
-_SAME_BUDGET = 0.01  # whole batches of a budget are no other budget
 
 RECIPE: Mapping[str, float | None] = {
     **{"dead_after_tokens": 10_000_000, "k_aux": None, "decay_fraction": 0.2, "batch_tokens": 256},
@@ -41,7 +39,7 @@ def _n_trained(candidates: Points, there: pd.DataFrame) -> int:
     used = there.loc[there["excluded"] == ""]
     cells = np.column_stack([candidates[axis] for axis in ("n", "k", "tokens")])
     runs = np.column_stack([numbers(used, "n_latents"), numbers(used, "k"), budgets(used)])
-    same = np.abs(runs[None, :, :] / cells[:, None, :] - 1.0) < (1e-9, 1e-9, _SAME_BUDGET)
+    same = np.abs(runs[None, :, :] / cells[:, None, :] - 1.0) < (1e-9, 1e-9, SAME_BUDGET)
     return int(np.any(np.all(same, axis=2), axis=1).sum())
 
 

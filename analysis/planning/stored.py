@@ -19,11 +19,11 @@ from analysis.errors import TableError
 from analysis.laws import LAWS
 from analysis.laws.forms import Array, Points
 from analysis.laws.law import Law, logs_of
+from analysis.records.columns import SAME_BUDGET
 from analysis.study.fitted import SCHEMA_VERSION, FittedLaw, to_json
 from analysis.uncertainty.interval import Interval
 
-# Budgets are tokens asked for, runs train whole batches: nearer than this is no other value.
-_SAME = 0.01
+_SAME = SAME_BUDGET  # of any axis: nearer than this is no other value
 _REMAKE = "make the file again with python -m analysis.fit or python -m analysis.report"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
+from analysis.files import replace_text
 from analysis.planning.design import NewRun
-from analysis.records.load import budgets, numbers
+from analysis.records.columns import SAME_BUDGET, budgets, numbers
 
 WRITTEN_BY = "# Written by python -m analysis.design"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SAME_BUDGET = 0.01  # whole batches of a budget are no other budget
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def cells_of(
 
 
 def _same_budget(one: int, other: int) -> bool:
-    return abs(one / other - 1.0) < _SAME_BUDGET
+    return abs(one / other - 1.0) < SAME_BUDGET
 
 
 def _taken(there: pd.DataFrame | None) -> list[Cell]:
@@ -113,12 +112,4 @@ def write_sweep(path: Path, text: str) -> None:
         )
     if path.suffix != ".yaml" or not _NAME.fullmatch(path.stem):
         raise TableError(f"--sweep {path} is no sweep file; end it in NAME.yaml.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TableError(
-            f"cannot write {path} ({error.strerror}); give a path in an existing, writable folder."
-        ) from error
+    replace_text(path, text)

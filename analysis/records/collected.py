@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import TableError
+from analysis.files import replace_text
+from analysis.records.checkpoints import refuse_one_run
 from analysis.records.rows import (
     FIELDS,
     LEADING,
@@ -85,7 +86,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     writer.writerow(columns)
     ordered = sorted(rows, key=lambda row: row["run_id"])
     writer.writerows([_cell(name, row.get(name)) for name in columns] for row in ordered)
-    _replace(path, text.getvalue())
+    replace_text(path, text.getvalue())
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
@@ -116,12 +117,8 @@ def _filled(row: Row, there: Row | None) -> Row:
 def _refuse_checkpoints(row: Row, there: Row | None) -> None:
     if there is None or not row["status"] == there["status"] == Status.done:
         return
-    if row.get("tokens") != there.get("tokens"):
-        raise TableError(
-            f"run {row['run_id']} is done at {there.get('tokens')} tokens in {there['source']} and "
-            f"at {row.get('tokens')} in {row['source']}: checkpoints of one run are not runs, and "
-            "a table has one row per run. Give the folder of the run as it ended."
-        )
+    places = f" (in {there['source']} and {row['source']})"
+    refuse_one_run(row["run_id"], [r["tokens"] for r in (there, row) if r.get("tokens")], places)
 
 
 def _cells(path: Path) -> pd.DataFrame:
@@ -172,16 +169,3 @@ def _cell(name: str, value: Any) -> str:
     if value is None or (name in _TEXT and isinstance(value, str)):
         return value or ""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TableError(
-            f"cannot write {path} ({error.strerror}); give a path in an existing, writable folder."
-        ) from error
