@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,13 +50,20 @@ def describe(fitted: FittedLaw) -> str:
     intervals = fitted.ci95
     for name, value in fit.law.parameters.items():
         low, high = intervals[name]
-        lines.append(f"  {name:<7}{value:>12.5g}   95% [{low:.4g}, {high:.4g}]")
+        shown = "0 (none)" if name == "E" and fitted.no_floor else f"{value:.5g}"
+        lines.append(f"  {name:<7}{shown:>12}   95% [{low:.4g}, {high:.4g}]")
     lines.append(f"  rms log residual {fit.rms_log_residual:.2%} over {len(fit.table)} runs")
     lines += [f"  {fit.method} fit; intervals: {fitted.ci95_method}"]
     lines += [f"  at a bound: {message}" for message in bounds(fit).values()]
     lines += [f"  {holdout_line(fitted)}"] if fitted.holdout else []
     lines += [f"  warning {code}: {message}" for code, message in fitted.warnings.items()]
     return "\n".join(lines)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """One line each; nothing for none."""
+    for line in lines:
+        print(line)
 
 
 def holdout_line(fitted: FittedLaw) -> str:

@@ -82,8 +82,9 @@ class Floors:
         )
         if self.found:
             return (
-                f"The runs of single k follow laws that the joint one does not tie together "
-                f"({numbers}); {where}. The floor is then the form's as much as the runs'."
+                f"Fitted one k at a time, the runs follow other laws than the joint one "
+                f"({numbers}); {where}. The joint floor then depends on the form chosen, not on "
+                "the runs alone: compare rival forms before using it."
             )
         return f"Slices of one k agree with the joint law ({numbers}); {where}."
 

@@ -48,7 +48,8 @@ class HeldOutTest:
 
     @property
     def found(self) -> bool:
-        """The law misses the held-out runs by more than its doubt and scatter allow."""
+        """The law misses the held-out runs by more than the uncertainty of its parameters and
+        the scatter of runs allow."""
         return self.p is not None and self.p < SIGNIFICANT
 
     @property
@@ -56,12 +57,13 @@ class HeldOutTest:
         if self.holdout is None:
             return f"{self.law}, {self.plan} held out: not possible; {self.refusal}"
         held = self.holdout
-        verdict = "more than" if self.found else "no more than"
+        verdict = "larger than" if self.found else "no larger than"
         return (
             f"{self.law}, {self.plan} held out: {len(held.table)} runs predicted from "
             f"{self.n_fitted}, rms {held.rms_log:.2%}, worst {held.worst_log:.2%}, mean "
             f"{held.mean_log:+.2%}; {held.in_pi95} of {len(held.table)} in their 95% prediction "
-            f"intervals; {verdict} the fit's doubt and scatter allow (p = {self.p:.2g})."
+            f"intervals; the errors are {verdict} the parameters' uncertainty and the scatter of "
+            f"runs explain (p = {self.p:.2g})."
         )
 
     def json(self) -> dict[str, Any]:

@@ -49,21 +49,23 @@ class SignRuns:
     def message(self) -> str:
         if self.p is None:
             return (
-                f"Sign runs along {self.axis} cannot be judged: {self.n_pairs} neighboring pairs, "
-                "or residuals of rounding."
+                f"Whether residuals keep their sign along {self.axis} cannot be judged: there are "
+                f"{self.n_pairs} pairs of neighbors ({_LEAST_PAIRS} needed), or the residuals are "
+                "rounding errors."
             )
         numbers = (
-            f"{self.n_same} of {self.n_pairs} neighbors keep their sign, {self.expected:.0f} "
-            f"expected, p = {self.p:.2g}; mean residual {self.ends[0]:+.2%} at the lowest "
-            f"{self.axis}, {self.ends[1]:+.2%} at the highest"
+            f"{self.n_same} of {self.n_pairs} pairs of neighbors have residuals of one sign, "
+            f"{self.expected:.0f} expected by chance, p = {self.p:.2g}; mean residual "
+            f"{self.ends[0]:+.2%} at the lowest {self.axis}, {self.ends[1]:+.2%} at the highest"
         )
         if self.found:
             other = "n" if self.axis != "n" else "k"
             return (
-                f"Residuals run along {self.axis} ({numbers}): the law bends otherwise than the "
-                f"runs there, or runs of one {other} share an error."
+                f"Along {self.axis} the law misses in the same direction at one size after another "
+                f"({numbers}): its shape in {self.axis} is wrong, or runs of one {other} share an "
+                "error."
             )
-        return f"No run of signs along {self.axis} ({numbers})."
+        return f"Along {self.axis} the law misses in both directions, as by chance ({numbers})."
 
     def json(self) -> dict[str, Any]:
         return {

@@ -61,6 +61,7 @@ class TimesTokens(OfSizes):
     reference_names: ClassVar[tuple[str, ...]] = ("n",)
     positive: ClassVar[tuple[str, ...]] = ("c",)
     tail: ClassVar[Term] = TOKENS_BY_LATENTS
+    scales: ClassVar[tuple[str, ...]] = ("D0",)
 
     @classmethod
     def form_with(cls, limit: Limit) -> Form:

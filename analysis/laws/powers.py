@@ -25,6 +25,7 @@ class FloorAndPower(Law):
     floor_column: ClassVar[int | None] = 2
     parameter_names: ClassVar[tuple[str, ...]] = ("E", "A", "b")
     positive: ClassVar[tuple[str, ...]] = ("b",)
+    scales: ClassVar[tuple[str, ...]] = ("E", "A")
 
     @classmethod
     def parameters_from(cls, coefficients: Array, reference: Mapping[str, float]) -> Array:
@@ -102,6 +103,7 @@ class OfLatentsAndTokens(Law):
     floor_column: ClassVar[int | None] = 2
     parameter_names: ClassVar[tuple[str, ...]] = ("E", "A", "a", "B", "b")
     positive: ClassVar[tuple[str, ...]] = ("a", "b")
+    scales: ClassVar[tuple[str, ...]] = ("E", "A", "B")
     units: ClassVar[Mapping[str, str]] = {
         **{"E": "loss", "A": "loss latents^a", "a": "1", "B": "loss tokens^b", "b": "1"},
     }
@@ -145,6 +147,7 @@ class TokensToConvergence(Law):
     response: ClassVar[str] = "tokens"
     form: ClassVar[Form] = Form(((_BUDGET,),))
     parameter_names: ClassVar[tuple[str, ...]] = ("D0", "s")
+    scales: ClassVar[tuple[str, ...]] = ("D0",)
     reference_names: ClassVar[tuple[str, ...]] = ("n",)
     units: ClassVar[Mapping[str, str]] = {"D0": "tokens", "s": "1"}
 

@@ -116,7 +116,7 @@ def read_law(
     was asked for clusters, its doubt is that of errors shared within them, unless `clustered` is
     false. TableError where the file is no such JSON, or holds no fit that was asked for.
     """
-    content = _read(path)
+    content = read_content(path)
     fits = content.get("fits", [content])
     if not (isinstance(fits, list) and all(isinstance(fit, dict) for fit in fits)):
         raise TableError(f"{path}: fits is not a list of fits; {_REMAKE}.")
@@ -142,7 +142,8 @@ def stored_law(fit: Mapping[str, Any], *, source: str, d_model: int | None = Non
         ) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """The JSON object of the file. TableError where it is none, or is of a newer version."""
     try:
         content = json.loads(path.read_text())
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from analysis.uncertainty.bootstrap import Refits, bootstrap
 from analysis.uncertainty.clusters import By, Clusters, t_intervals
 from analysis.uncertainty.doubt import Doubt, plain_doubt, prediction_interval
 from analysis.uncertainty.interval import Interval
+from analysis.uncertainty.profile import floor_interval
 
 SCHEMA_VERSION = 1
 _LIGHT = 0.5  # weight in a robust fit below which a run is listed
@@ -51,7 +53,31 @@ class FittedLaw:
 
     @property
     def ci95(self) -> dict[str, tuple[float, float]]:
-        """Percentile bootstrap intervals, or Student's t times the standard error without one."""
+        """Percentile bootstrap intervals, or Student's t times the standard error without one.
+
+        A floor E has its profile interval instead where there is no bootstrap (the log of a floor
+        has no symmetric one), and where it moves no prediction: from 0 to what the runs allow.
+        """
+        return {**self._ci95, **({"E": self._floor_interval} if self.profiled_floor else {})}
+
+    @property
+    def no_floor(self) -> bool:
+        """The floor E of the law is at its bound: the runs are fitted as well without one."""
+        return "E" in bounds(self.fit)
+
+    @property
+    def profiled_floor(self) -> bool:
+        """The interval of a floor E is by profile likelihood."""
+        plain = self.refits is None and self.clusters is None
+        return self.no_floor or (plain and "E" in self.law.parameters)
+
+    @cached_property
+    def _floor_interval(self) -> tuple[float, float]:
+        found = floor_interval(self.fit)
+        return (0.0 if self.no_floor else found.low), found.high
+
+    @property
+    def _ci95(self) -> dict[str, tuple[float, float]]:
         if self.refits is not None:
             return self.refits.parameter_intervals()
         if self.clusters is not None:
@@ -61,6 +87,10 @@ class FittedLaw:
     @property
     def ci95_method(self) -> str:
         """How `ci95` was made, in words."""
+        return self._ci95_method + ("; E by profile likelihood" if self.profiled_floor else "")
+
+    @property
+    def _ci95_method(self) -> str:
         by = None if self.clusters is None else self.clusters.name
         if self.refits is None:
             return "student t times se" + (f", clustered by {by}" if by else "")

@@ -144,10 +144,23 @@ class Clusters:
 def t_intervals(
     fit: Fit, covariance: Array, freedom: int, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """Student's t times the standard error about each named parameter."""
+    """Student's t times the standard error about each named parameter.
+
+    About the log of those that are above 0 by their form (`Law.scales`), so that no end is below.
+    """
     half_widths = stdtrit(freedom, 0.5 + level / 2) * np.sqrt(np.diag(covariance))
     pairs = zip(fit.law.parameters.items(), half_widths.tolist(), strict=True)
-    return {name: (value - half, value + half) for (name, value), half in pairs}
+    return {
+        name: _times(value, half) if name in fit.law.scales else (value - half, value + half)
+        for (name, value), half in pairs
+    }
+
+
+def _times(value: float, half_width: float) -> tuple[float, float]:
+    """Ends about the log of a value above 0: a standard error of its log is its error over it."""
+    with np.errstate(all="ignore"):  # a value that rounds to 0, an end beyond every float
+        factor = np.exp(np.float64(half_width) / np.float64(value))
+        return float(value / factor), float(value * factor)
 
 
 def _one_way(fit: Fit, ids: Ids, bread: Array, kind: Kind) -> Array:

@@ -275,7 +275,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     words = [str(path), "--d-model", "576", "--k", "16,32", "--json", str(out)]
     assert frontier_command([*words, "--flops", "1e13,3e13,1e20"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("compute-optimal") == 4 + 2 + 2 + 1  # points, exponents, refusals, paper
+    assert printed.count("compute-optimal") == 4 + 2 + 2  # points, exponents, refusals
     written = json.loads(out.read_text())
     assert [p["k"] for p in written["points"]] == [16, 16, 32, 32] * 2
     first = written["points"][0]
