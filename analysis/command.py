@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, cast
 
 from analysis.errors import TableError
+from analysis.files import replace_text
 from analysis.fitting.bounds import bounds
 from analysis.study.fitted import FittedLaw
 from analysis.uncertainty.clusters import By
@@ -66,15 +66,4 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     Raises:
         TableError: the folder is missing or not writable, or `path` is no regular file.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        raise TableError(f"cannot write {path}: it is no regular file; give another path.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TableError(
-            f"cannot write {path} ({error.strerror}); give a path in an existing, writable folder."
-        ) from error
+    replace_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

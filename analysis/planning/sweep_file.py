@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
+from analysis.files import replace_text
 from analysis.planning.design import NewRun
 from analysis.records.load import budgets, numbers
 
@@ -113,12 +113,4 @@ def write_sweep(path: Path, text: str) -> None:
         )
     if path.suffix != ".yaml" or not _NAME.fullmatch(path.stem):
         raise TableError(f"--sweep {path} is no sweep file; end it in NAME.yaml.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TableError(
-            f"cannot write {path} ({error.strerror}); give a path in an existing, writable folder."
-        ) from error
+    replace_text(path, text)

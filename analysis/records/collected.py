@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import TableError
+from analysis.files import replace_text
 from analysis.records.rows import (
     FIELDS,
     LEADING,
@@ -85,7 +85,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     writer.writerow(columns)
     ordered = sorted(rows, key=lambda row: row["run_id"])
     writer.writerows([_cell(name, row.get(name)) for name in columns] for row in ordered)
-    _replace(path, text.getvalue())
+    replace_text(path, text.getvalue())
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
@@ -172,16 +172,3 @@ def _cell(name: str, value: Any) -> str:
     if value is None or (name in _TEXT and isinstance(value, str)):
         return value or ""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TableError(
-            f"cannot write {path} ({error.strerror}); give a path in an existing, writable folder."
-        ) from error

@@ -20,10 +20,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from analysis.errors import TableError
+from analysis.files import replace_text
 from analysis.records.rows import Row
 from analysis.records.wandb_rows import Copied
 
 _COMPLETE = {"complete": True}
+_REMEDY = "set XDG_CACHE_HOME to a writable folder with space"
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,12 @@ class RunCache:
 
     def keep(self, copy: Copied) -> None:
         """Raises TableError where the disk does not take it."""
-        text = json.dumps(asdict(copy))
         file = self._file(copy.run_id, ".json")
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(file)
         except OSError as error:
             raise _cannot_write(file, error) from error
+        replace_text(file, json.dumps(asdict(copy)), remedy=_REMEDY)
 
     def history(self, run_id: str) -> tuple[list[Row], bool]:
         """Rows read so far, and whether these are all of a finished run."""
@@ -107,7 +106,4 @@ def cache_root() -> Path:
 
 
 def _cannot_write(path: Path, error: OSError) -> TableError:
-    return TableError(
-        f"cannot write {path} ({error.strerror}); set XDG_CACHE_HOME to a writable folder with "
-        "space."
-    )
+    return TableError(f"cannot write {path} ({error.strerror}); {_REMEDY}.")
