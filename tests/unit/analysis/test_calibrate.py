@@ -233,8 +233,13 @@ def test_rates_that_kill_latents_are_the_upper_side_of_a_valley(
     ],
 )
 def test_bad_input_is_one_sentence(
-    sweep: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    sweep: Path,
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(sweep)  # where a picture would lie that should not be
     assert calibrate_command([str(sweep), *arguments]) == 2
     assert said in capsys.readouterr().err
 
