@@ -7,6 +7,7 @@ through them, compares it with the rule in use and prints the keys that put it i
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +19,12 @@ from analysis.calibration.rule import AXES, FittedRule, rule_of_cells, rule_of_r
 from analysis.command import BAD_INPUT
 from analysis.counts import short_count
 from analysis.errors import TableError
+from analysis.files import replace_bytes
 from analysis.records.load import DEFAULT_LOSS
 from scaling.schedule import BATCH_TOKENS, N_LATENTS, RULES, TOKENS, PowerRule
 
+LOSSES = ("normalized_mse", "normalized_mse_ema")
+"""By which a rate can be best."""
 _WORTH_TELLING = 0.1
 """Share of dead latents from which on it is printed beside the loss."""
 
@@ -37,8 +41,7 @@ def calibrate_command(argv: Sequence[str] | None = None) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    if not options.spread > 0:
-        raise TableError(f"--spread {options.spread:g} is no spread; give the sd of ln loss.")
+    _check_options(options)
     cells = read_cells(options.sources, options.loss)
     bests = [best_rate(cell, options.spread) for cell in cells]
     in_use = RULES[options.rule]
@@ -55,6 +58,22 @@ def _calibrate(options: argparse.Namespace) -> None:
     if not fitted:
         raise TableError("no rule can be fitted to these runs, for the reasons above.")
     print("\n" + _advice(fitted[-1], cells, options.rule))
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """TableError for what can be told before any run is read."""
+    if not 0 < options.spread <= 1:
+        raise TableError(
+            f"--spread {options.spread:g} is no spread; give the sd of ln loss, above 0 and at "
+            f"most 1, such as {SEED_SPREAD}."
+        )
+    if options.loss not in LOSSES:
+        raise TableError(
+            f"--loss {options.loss} is no held-out loss, which a rate could be best by; choose "
+            f"{' or '.join(LOSSES)}."
+        )
+    if options.png is not None and (options.png.suffix != ".png" or options.png.is_dir()):
+        raise TableError(f"--png {options.png} is not the path of a .png file; give one.")
 
 
 def _attempt(fit: Callable[[], FittedRule]) -> FittedRule | str:
@@ -136,11 +155,11 @@ def _draw(
 ) -> None:
     from analysis.calibration.figure import valleys  # matplotlib is slow to import
 
-    figure = valleys(bests, fitted[-1].rule if fitted else None, in_use)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise TableError(f"cannot write {path} ({error}); give the path of a .png file.") from error
+    image = io.BytesIO()
+    valleys(bests, fitted[-1].rule if fitted else None, in_use).savefig(
+        image, dpi=150, format="png"
+    )
+    replace_bytes(path, image.getvalue())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "sources", nargs="+", help="sweep folders, RUNS_DIR/SWEEP, or what else load_runs reads"
     )
-    parser.add_argument("--loss", default=DEFAULT_LOSS, help="result field that is minimized")
+    parser.add_argument("--loss", default=DEFAULT_LOSS, help=f"minimized: {' or '.join(LOSSES)}")
     parser.add_argument("--rule", default="step_limited", choices=sorted(RULES), help="in use")
     parser.add_argument(
         "--spread", type=float, default=SEED_SPREAD, help="sd of ln loss from run to run"

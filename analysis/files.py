@@ -12,9 +12,14 @@ _REMEDY = "give a path in an existing, writable folder"
 
 
 def replace_text(path: Path, text: str, *, remedy: str = _REMEDY) -> None:
-    """Replace `path` by `text` in one step: a reader sees the old content or the new one.
+    """`replace_bytes` with text: written as UTF-8 with its line ends as they are."""
+    replace_bytes(path, text.encode(), remedy=remedy)
 
-    Written as UTF-8 with its line ends as they are. A link is followed, and a device is never
+
+def replace_bytes(path: Path, content: bytes, *, remedy: str = _REMEDY) -> None:
+    """Replace `path` by `content` in one step: a reader sees the old content or the new one.
+
+    A link is followed, and a device is never
     replaced by a file. What was there stays where the disk does not take the new.
 
     Raises:
@@ -26,7 +31,7 @@ def replace_text(path: Path, text: str, *, remedy: str = _REMEDY) -> None:
         raise TableError(f"cannot write {path}: it is no regular file; give another path.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         raise TableError(f"cannot write {path} ({error.strerror}); {remedy}.") from error

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from scaling.config import (
     to_run_configs,
 )
 from scaling.errors import UserError
+from scaling.sweep_config import KEYS_OF_A_POINT
 
 _NOISE = ("reference_type", "object_type", "To append to your config", "Set the environment")
 _WHERE = "All keys: python launch.py --cfg job, or scaling/config.py."
@@ -58,16 +59,28 @@ def compose_points(root: Path) -> list[RunConfig]:
     try:
         return [point for config in composed for point in to_run_configs(config)]
     except UserError as error:
-        if len(composed) == 1 and any(arg.startswith("sweeps=") for arg in sys.argv):
+        if _is_sweep_without_m(sys.argv[1:]):
             raise UserError(
                 f"{error} A sweep is launched with -m: launch.py -m sweeps=NAME"
             ) from error
         raise
 
 
+def _is_sweep_without_m(arguments: Sequence[str]) -> bool:
+    """Whether a sweep file was given but not launched as one: its lists were not read then."""
+    launched = {"-m", "--multirun"} & {*arguments}
+    return not launched and any(argument.startswith("sweeps=") for argument in arguments)
+
+
 def explain(error: BaseException) -> str:
     """Hydra's error as one paragraph, with the nearest key where one is misspelled."""
     messages = [str(e) for e in (error, error.__cause__) if e is not None]
+    of_cell = re.search(r"Key '([^']+)' not in 'SweepPoint'", " ".join(messages))
+    if of_cell is not None:
+        return (
+            f"sweep.points: {of_cell[1]} is not a key of a cell. A cell has "
+            f"{', '.join(KEYS_OF_A_POINT)}. {_WHERE}"
+        )
     unknown = re.search(r"Could not override '([^']+)'", messages[0])
     if unknown is not None:
         return f"{unknown[1]} is not a key of this configuration.{_hint(unknown[1])} {_WHERE}"

@@ -10,6 +10,7 @@ Units are in the names: `_tokens` counts activation vectors (one token, one vect
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 
@@ -231,6 +232,9 @@ def register() -> None:
     register_resolvers()
 
 
+_OF_A_RESOLVER = re.compile(r"^\w+ raised while resolving interpolation: ")
+
+
 def to_run_configs(composed: DictConfig) -> list[RunConfig]:
     """The typed configs of what was composed: one, or one for each cell of its `sweep.points`.
 
@@ -250,7 +254,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         point = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
-        reason = str(error).splitlines()[0]
+        reason = _OF_A_RESOLVER.sub("", str(error).splitlines()[0])
         raise UserError(f"{key} has no usable value: {reason}. Set {key}=VALUE.") from error
     assert isinstance(point, RunConfig)
     if added := list(_undeclared(point)):

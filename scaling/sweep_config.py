@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from scaling.errors import UserError
 
@@ -36,6 +37,9 @@ KEYS_OF_A_POINT = {
     "batch_tokens": "train.batch_tokens",
 }
 """Where each field of a cell goes."""
+STEEPEST = 4.0
+"""Of the exponent of D*, either way."""
+MOST_TOKENS = 2.0**62
 
 
 @dataclass(kw_only=True)
@@ -83,13 +87,29 @@ def with_points(composed: DictConfig) -> Iterator[DictConfig]:
         at_cell = composed.copy()
         at_cell.sweep.points = []  # it is one of them now
         for name, key in KEYS_OF_A_POINT.items():
-            if OmegaConf.is_missing(cell, name):
-                raise UserError(
-                    f"sweep.points: cell {number} has no {name}. Give each cell n_latents and k."
-                )
-            if cell[name] is not None:
-                OmegaConf.update(at_cell, key, cell[name])
+            if (value := _of_cell(cell, name, number)) is not None:
+                OmegaConf.update(at_cell, key, value)
         yield at_cell
+
+
+def _of_cell(cell: DictConfig, name: str, number: int) -> float | None:
+    if OmegaConf.is_missing(cell, name):
+        raise UserError(
+            f"sweep.points: cell {number} has no {name}. Give each cell n_latents and k."
+        )
+    try:
+        value = cell[name]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"sweep.points: cell {number} has no usable {name}: {reason}. Give it a number."
+        ) from error
+    if name == "tokens" and value is not None and value < 1:
+        raise UserError(
+            f"sweep.points: cell {number} has tokens={value}. Set them to 1 or more, or leave them "
+            "out for what train.tokens or train.flops says."
+        )
+    return value
 
 
 def _from_ladder(*, _root_: DictConfig) -> int:
@@ -103,10 +123,22 @@ def _from_ladder(*, _root_: DictConfig) -> int:
 
 
 def _from_d_star(*, _root_: DictConfig) -> int:
-    """share D*(n) in whole batches, one at least."""
-    sweep, law, batch = _root_.sweep, _root_.sweep.d_star, _root_.train.batch_tokens
+    """share D*(n) in whole batches; less than one batch stays as it is, and is refused by name
+    where the run is wanted (`sweep.where` may leave it out)."""
+    sweep, law = _root_.sweep, _root_.sweep.d_star
+    n_latents, batch = _root_.autoencoder.n_latents, _root_.train.batch_tokens
     for key, value in (("d_star.D0", law.D0), ("d_star.n0", law.n0), ("share", sweep.share)):
         if value is None or not 0 < value < float("inf"):
             raise ValueError(f"sweep.{key}={value} gives no token budget: set it above 0")
-    tokens = sweep.share * law.D0 * (_root_.autoencoder.n_latents / law.n0) ** law.s
-    return max(1, round(tokens / batch)) * batch
+    if not abs(law.s) <= STEEPEST:
+        raise ValueError(f"sweep.d_star.s={law.s} gives no token budget: set it to -4..4")
+    for key, value in (("autoencoder.n_latents", n_latents), ("train.batch_tokens", batch)):
+        if value < 1:
+            raise ValueError(f"{key}={value} gives no token budget: set it to 1 or more")
+    tokens = sweep.share * law.D0 * (n_latents / law.n0) ** law.s
+    if not tokens < MOST_TOKENS:
+        raise ValueError(
+            f"sweep.share={sweep.share} of sweep.d_star.D0={law.D0} at n_latents={n_latents} is "
+            f"{tokens:g} tokens, which no run can train: lower sweep.d_star.D0 or s, or raise n0"
+        )
+    return round(tokens / batch) * batch if tokens >= batch else max(1, int(tokens))

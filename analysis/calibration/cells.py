@@ -36,6 +36,7 @@ WIDEST = 4.2
 SEED_SPREAD = 0.003
 """Spread of ln loss from run to run where none is given: about what seeds of small runs of a real
 model show (0.14% to 0.34%)."""
+_OF_A_VALLEY = {"lr": "the peak learning rate", "batch_tokens": "tokens a step"}
 _CELL = ["n_latents", "k", "tokens", "batch_tokens"]
 
 
@@ -98,7 +99,25 @@ def read_cells(sources: Sequence[str | Path], loss: str) -> list[Cell]:
             f"none of the {len(frame)} runs can be used ({'; '.join(reasons)}); finish the sweep "
             "by calling it again, then repeat this."
         )
+    _refuse_incomplete(usable)
     return cells_of(usable)
+
+
+def _refuse_incomplete(usable: pd.DataFrame) -> None:
+    """A cell is known by its batch, and a valley drawn over rates; a table made by hand may lack
+    them."""
+    for name, what in _OF_A_VALLEY.items():
+        values = numbers(usable, name)
+        wrong = ~(values >= 1) if name == "batch_tokens" else ~(values > 0)
+        if not wrong.any():
+            continue
+        first = usable.iloc[int(np.argmax(wrong))]
+        found = f"no usable {name} (it is {first[name]})" if name in first else f"no column {name}"
+        raise TableError(
+            f"{found}, {what}, for {wrong.sum()} of {len(usable)} runs; the first is "
+            f"{first['run_id']}. Calibration needs one above 0 for each run: add it to the table, "
+            "or leave these runs out."
+        )
 
 
 def cells_of(usable: pd.DataFrame) -> list[Cell]:

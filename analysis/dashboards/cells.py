@@ -16,6 +16,10 @@ from scaling.runs.store import RunFolder, SweepStore
 # symbols altogether.
 _PLAIN_NAME = re.compile(r"[\w.-]+( [\w.-]+)*")
 
+LONGEST_NAME = 128
+"""A sweep of this program has at most 100 characters; beyond 255 no file system has a folder."""
+_MOST = 2**62
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -48,7 +52,7 @@ def read_sweep(source: str) -> Sweep:
             a W&B filter cannot hold.
     """
     path = Path(source)
-    if not path.is_dir():
+    if not _is_folder(path):
         if "/" in source:
             raise TableError(
                 f"{source} is not a folder; give the folder of a sweep, RUNS_DIR/SWEEP, or its "
@@ -62,7 +66,7 @@ def read_sweep(source: str) -> Sweep:
         raise TableError(
             f"{source} holds no run (no */plan.json); give the folder of a sweep, RUNS_DIR/SWEEP."
         )
-    loggers = [plan.get("config", {}).get("logger", {}) for plan in plans.values()]
+    loggers = [_logger(store.folder(run_id), plan) for run_id, plan in plans.items()]
     return Sweep(
         filterable(store.name, "the sweep's name"),
         tuple(_cell(store.folder(run_id), plan) for run_id, plan in plans.items()),
@@ -73,6 +77,11 @@ def read_sweep(source: str) -> Sweep:
 
 def filterable(name: str, what: str) -> str:
     """`name`, if a W&B filter and a view's name can hold it. TableError otherwise."""
+    if len(name) > LONGEST_NAME:
+        raise TableError(
+            f"{what} {name[:20]}... has {len(name)} characters, more than the {LONGEST_NAME} of a "
+            "sweep's or tag's name. Give the name of a sweep, or the path of its folder."
+        )
     if not _PLAIN_NAME.fullmatch(name):
         raise TableError(
             f"{what} {name!r} has signs that a W&B filter cannot hold; only letters, digits, '_', "
@@ -86,19 +95,44 @@ def _plan(folder: RunFolder) -> dict[str, Any]:
         plan = json.loads(folder.plan_path.read_text())
         if not isinstance(plan, dict):
             raise ValueError("not an object")
+    except RecursionError as error:
+        raise _damaged(folder, "nested too deeply") from error
     except (OSError, ValueError) as error:
         raise _damaged(folder, str(error)) from error
     return plan
 
 
+def _is_folder(path: Path) -> bool:
+    """False, too, for what the file system cannot have: a name too long, a loop of links."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _logger(folder: RunFolder, plan: dict[str, Any]) -> dict[str, str | None]:
+    """project and entity; None for what an older plan does not name."""
+    config = plan.get("config", {})
+    logger = config.get("logger", {}) if isinstance(config, dict) else None
+    if not isinstance(logger, dict):
+        raise _damaged(folder, "config.logger is not an object")
+    named = {key: logger.get(key) for key in ("project", "entity")}
+    for key, value in named.items():
+        if not (value is None or isinstance(value, str)):
+            raise _damaged(folder, f"config.logger.{key} = {value!r} is not text")
+    return named
+
+
 def _cell(folder: RunFolder, plan: dict[str, Any]) -> Cell:
     try:
         shape = plan["autoencoder"]
-        return Cell(
-            folder.run_id, int(shape["n_latents"]), int(shape["k"]), int(plan["tokens_requested"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        n, k, tokens = shape["n_latents"], shape["k"], plan["tokens_requested"]
+    except (KeyError, TypeError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+    for name, value in (("n_latents", n), ("k", k), ("tokens_requested", tokens)):
+        if not (isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST):
+            raise _damaged(folder, f"{name} = {str(value)[:40]} is not a whole number above 0")
+    return Cell(folder.run_id, n, k, tokens)
 
 
 def _damaged(folder: RunFolder, why: str) -> TableError:

@@ -15,6 +15,7 @@ from analysis.records.rows import Row
 from analysis.records.sources import Source, origins
 
 _AXES = ("step", "tokens")
+_MOST_STEPS = 2**62
 
 
 def load_curves(
@@ -26,7 +27,8 @@ def load_curves(
     """A row per logged step of each run, by run_id and step.
 
     Where a step was logged more than once (a train and an eval row, or again after a resume), its
-    rows are one, and of each value the last stands. A line cut short by a kill is left out.
+    rows are one, and of each value the last stands. A line cut short by a kill, or of no step, is
+    left out.
 
     Args:
         source: as in `load_runs`, but no records table.
@@ -37,7 +39,8 @@ def load_curves(
         run_id, step (int64), tokens and the metrics (float64, NaN where a row has none).
 
     Raises:
-        TableError: a source has no curves; a name in `runs` or `columns` that is nowhere.
+        TableError: a source has no curves, or a file that cannot be read; a name in `runs` or
+            `columns` that is nowhere.
     """
     curves: dict[str, dict[str, Array]] = {}
     for origin in origins(source):
@@ -59,6 +62,8 @@ def _arrays(rows: Iterable[Row]) -> dict[str, Array]:
     """Column -> float64 [steps], by ascending step."""
     steps: dict[int, dict[str, Any]] = {}
     for row in rows:
+        if not 0 <= row["step"] < _MOST_STEPS:  # of another program: it has no place along the run
+            continue
         steps.setdefault(row["step"], {}).update(row)
     ordered = [steps[step] for step in sorted(steps)]
     names = {name for row in ordered for name in row if not name.startswith("_")}

@@ -6,6 +6,7 @@ evaluation.json, where a run has one, adds its numbers as columns.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Collection, Iterator
@@ -17,6 +18,7 @@ from analysis.errors import TableError
 from analysis.records.migrate import to_current
 from analysis.records.rows import (
     Row,
+    as_text,
     evaluation_columns,
     row_of,
     type_problem,
@@ -34,15 +36,16 @@ class Folders:
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return as_text(str(self.path))
 
     def rows(self) -> list[Row]:
         return [read_run(folder, self.name) for folder in self._found()]
 
     def histories(self, runs: Collection[str] | None) -> Iterator[tuple[str, list[Row]]]:
         for folder in self._found():
-            if runs is None or folder.name in runs:
-                yield folder.name, RunFolder(folder).metrics()
+            name = as_text(folder.name)
+            if runs is None or name in runs:
+                yield name, _logged(RunFolder(folder))
 
     def _found(self) -> list[Path]:
         folders = find_runs(self.path)
@@ -74,18 +77,32 @@ def read_run(folder: Path, source: str) -> Row:
 
 
 def _read_record(folder: Path, source: str) -> Row:
-    run_id, where = folder.name, str(folder)
+    run_id, where = as_text(folder.name), as_text(str(folder))
     try:
         record = Record.from_json(to_current(_object(_bytes_of(folder / "record.json"))))
         problem = type_problem(record)
     except FileNotFoundError:  # a launch that was killed right after the plan
-        return row_of(Record(run_id, folder.parent.name), folder=where, source=source)
+        return row_of(Record(run_id, as_text(folder.parent.name)), folder=where, source=source)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
     else:
         if not problem:
             return row_of(record, folder=where, source=source)
     return unreadable(run_id, f"record.json: {problem}", folder=where, source=source)
+
+
+def _logged(run: RunFolder) -> list[Row]:
+    """The rows of metrics.jsonl; none where the run has not logged yet."""
+    path = run.metrics_path
+    try:
+        if os.path.lexists(path) and not path.is_file():
+            raise OSError(errno.EINVAL, "no regular file")
+        return run.metrics()
+    except OSError as error:
+        raise TableError(
+            f"{as_text(str(path))} cannot be read ({error.strerror}); make it readable, move it "
+            "away, or choose other runs by runs=[...]."
+        ) from error
 
 
 def _evaluation(folder: Path) -> tuple[Row, str]:

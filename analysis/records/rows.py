@@ -39,15 +39,22 @@ class Origin(Protocol):
         ...
 
 
+def as_text(name: str) -> str:
+    """`name` as text that can be written: what is not UTF-8 in it, as \\udcff."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+
+
 def row_of(record: Record, *, folder: str, source: str) -> Row:
     error = f"{record.error.type}: {record.error.message}" if record.error else ""
     leading = (record.run_id, record.sweep, str(record.status), source, folder, error)
-    return {**record.cost, **record.result, **dict(zip(LEADING, leading, strict=True))}
+    row = {**record.cost, **record.result, **dict(zip(LEADING, leading, strict=True))}
+    return {name: as_text(v) if isinstance(v, str) else v for name, v in row.items()}
 
 
 def unreadable(run_id: str, error: str, *, folder: str, source: str) -> Row:
     """The row of a run of which there is no more than this error."""
-    return dict(zip(LEADING, (run_id, "", UNREADABLE, source, folder, error), strict=True))
+    leading = (run_id, "", UNREADABLE, source, folder, as_text(error))
+    return dict(zip(LEADING, leading, strict=True))
 
 
 def type_problem(record: Record) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from analysis.errors import TableError
@@ -24,6 +24,11 @@ def origins(source: Source) -> list[Origin]:
     """The places that `source` names, in its order. TableError for one that cannot be any."""
     if isinstance(source, str | os.PathLike):
         return [_origin(os.fspath(source))]
+    if not isinstance(source, Iterable) or isinstance(source, bytes):
+        raise TableError(
+            f"{source!r} is no source of runs; give the path of a sweep's folder or of a table "
+            "(.csv), wandb:ENTITY/PROJECT[/GROUP], or a list of these."
+        )
     found = [origin for part in source for origin in origins(part)]
     if not found:
         raise TableError(

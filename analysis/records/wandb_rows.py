@@ -136,7 +136,8 @@ def history_row(row: Mapping[str, Any]) -> Row:
     """A logged row with its `step`, without W&B's own columns."""
     step = row.get("step", row.get("_step"))
     kept = {name: plain(value) for name, value in row.items() if not name.startswith("_")}
-    return {**kept, "step": int(step) if isinstance(step, int | float) else -1}
+    known = isinstance(step, int | float) and math.isfinite(step)
+    return {**kept, "step": int(step) if known else -1}
 
 
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:

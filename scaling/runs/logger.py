@@ -77,9 +77,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:  # of JSON and of text encoding
+    except (ValueError, RecursionError):  # of JSON, of text encoding, of brackets without end
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row, dict) and _is_step(row.get("step")) else None
+
+
+def _is_step(value: Any) -> bool:
+    """Whether it counts steps: whole, not below 0, and within 64 bits. True is no 1 here."""
+    return type(value) is int and 0 <= value < 2**62
 
 
 def keep_rows_up_to(path: Path, step: int) -> None:

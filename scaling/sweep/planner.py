@@ -82,7 +82,7 @@ def _train(config: RunConfig) -> TrainPlan:
     return TrainPlan(
         steps=budget.n_steps(train.tokens, train.batch_tokens),
         batch_tokens=train.batch_tokens,
-        lr=_peak_lr(config),
+        lr=peak_lr(config),
         warmup_tokens=train.warmup_tokens,
         decay_fraction=train.decay_fraction,
         adam_beta1=train.adam_beta1,
@@ -110,7 +110,8 @@ def _stop(train: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _peak_lr(config: RunConfig) -> float:
+def peak_lr(config: RunConfig) -> float:
+    """The rate that `train.lr` or its rule settles to, times `train.lr_scale`."""
     train, n_latents = config.train, config.autoencoder.n_latents
     if train.lr is not None:
         return train.lr * train.lr_scale

@@ -48,7 +48,7 @@ class StopRule:
         assert train.stop_per_doubling is not None
         return cls(
             fall=train.stop_fall,
-            first_step=max(1, -(-train.stop_after_tokens // train.batch_tokens)),
+            first_step=first_step(train.stop_after_tokens, train.batch_tokens),
             per_doubling=train.stop_per_doubling,
             steps=train.steps,
             agree=agree,
@@ -84,6 +84,11 @@ class StopRule:
         newest = max(self._losses, default=1)
         before = None if newest % 2 else self._losses.get(newest // 2)
         self.last_fall = None if before is None else 1.0 - self._losses[newest] / before
+
+
+def first_step(after_tokens: int, batch_tokens: int) -> int:
+    """The first evaluation: whole batches of `after_tokens` at least."""
+    return max(1, -(-after_tokens // batch_tokens))
 
 
 def evaluated_steps(first: int, per_doubling: int, steps: int) -> list[int]:

@@ -221,15 +221,76 @@ def test_rates_that_kill_latents_are_the_upper_side_of_a_valley(
     ("arguments", "said"),
     [
         (["--spread", "0"], "--spread 0 is no spread"),
-        (["--png", "nowhere/x.png"], "cannot write nowhere/x.png"),
-        (["--loss", "mse"], "no result field mse"),
+        (["--spread", "1e308"], "--spread 1e+308 is no spread"),
+        (["--spread", "inf"], "--spread inf is no spread"),
+        (["--spread", "nan"], "--spread nan is no spread"),
+        (["--png", "nowhere/x.png"], "nowhere/x.png (No such file or directory); give a path"),
+        (["--png", "x.svg"], "--png x.svg is not the path of a .png file"),
+        (["--png", "x"], "--png x is not the path of a .png file"),
+        (["--loss", "mse"], "--loss mse is no held-out loss"),
+        (["--loss", "lr"], "--loss lr is no held-out loss"),
+        (["--loss", "dead_fraction"], "--loss dead_fraction is no held-out loss"),
     ],
 )
 def test_bad_input_is_one_sentence(
-    sweep: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    sweep: Path,
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(sweep)  # where a picture would lie that should not be
     assert calibrate_command([str(sweep), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_is_no_picture(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (sweep / "pictures.png").mkdir()
+    before = sorted(sweep.iterdir())
+    for folder in (sweep, sweep / "pictures.png"):
+        assert calibrate_command([str(sweep), "--png", str(folder)]) == 2
+        assert "is not the path of a .png file" in capsys.readouterr().err
+    assert sorted(sweep.iterdir()) == before
+
+
+def test_a_picture_stays_where_the_disk_takes_no_new_one(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = sweep / "valleys.png"
+    figure.write_bytes(b"old")
+
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert calibrate_command([str(sweep), "--png", str(figure)]) == 2
+    assert "valleys.png (No space left on device)" in capsys.readouterr().err
+    assert figure.read_bytes() == b"old"
+    assert [path for path in sweep.iterdir() if path.is_file()] == [figure]
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "said"),
+    [
+        ("", "", "no column lr, the peak learning rate, for 3 of 3 runs; the first is r0. "),
+        (",lr", ",1e-3", "no column batch_tokens, tokens a step, for 3 of 3 runs"),
+        (",lr,batch_tokens", ",1e-3,0", "no usable batch_tokens (it is 0), tokens a step"),
+        (",lr,batch_tokens", ",0.0,256", "no usable lr (it is 0.0)"),
+        (",lr,batch_tokens", ",-0.001,256", "no usable lr (it is -0.001)"),
+        (",lr,batch_tokens", ",,256", "no usable lr (it is None)"),
+    ],
+)
+def test_tables_without_rates_or_batches_are_refused(
+    tmp_path: Path, columns: str, values: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "hand.csv"
+    rows = [f"r{i},512,4,{1000 * (1 + i)},0,0.3{values}\n" for i in range(3)]
+    table.write_text(f"run_id,n_latents,k,tokens,seed,normalized_mse{columns}\n" + "".join(rows))
+    assert calibrate_command([str(table)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_too_few_rates_end_without_a_rule(

@@ -268,3 +268,49 @@ raise SystemExit(main([{str(sweep)!r}, "--json", {str(tmp_path / "x")!r}]))
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert answer.returncode == 2
     assert "dashboards need wandb-workspaces, which is not installed; pip ins" in answer.stderr
+
+
+def damaged(changes: dict[str, Any]) -> str:
+    plan = {
+        "autoencoder": {"n_latents": 256, "k": 4},
+        "tokens_requested": 125_000,
+        "config": {"logger": {"project": "laws", "entity": None}},
+    }
+    return json.dumps(plan | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (damaged({"config": None}), "config.logger is not an object"),
+        (damaged({"config": [1]}), "config.logger is not an object"),
+        (damaged({"config": {"logger": None}}), "config.logger is not an object"),
+        (damaged({"config": {"logger": {"project": ["a"]}}}), "config.logger.project = ['a'] is"),
+        (damaged({"config": {"logger": {"entity": 5}}}), "config.logger.entity = 5 is not text"),
+        (damaged({"autoencoder": {"n_latents": float("inf"), "k": 4}}), "n_latents = inf is not"),
+        (damaged({"autoencoder": {"n_latents": 0, "k": 4}}), "n_latents = 0 is not a whole"),
+        (damaged({"autoencoder": {"n_latents": -3, "k": 4}}), "n_latents = -3 is not a whole"),
+        (damaged({"autoencoder": {"n_latents": 8, "k": True}}), "k = True is not a whole number"),
+        (damaged({"tokens_requested": 10**400}), "tokens_requested = 1000"),
+        (damaged({"tokens_requested": None}), "tokens_requested = None"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_damaged_plan_is_named(
+    sweep: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sweep / "run0" / "plan.json").write_text(text)
+    out = sweep / "out.json"
+    assert main([str(sweep), "--json", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"run0/plan.json is no plan of a run ({said}" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("length", [129, 300, 5000])
+def test_a_name_too_long_for_any_file_is_refused(
+    tmp_path: Path, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["x" * length, "--json", str(tmp_path / "out.json")]) == 2
+    assert f"has {length} characters, more than" in capsys.readouterr().err

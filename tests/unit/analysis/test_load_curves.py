@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 from fabricate import Cell, record, write_record
 
 from analysis.errors import TableError
-from analysis.records import load_curves
+from analysis.records import load_curves, load_runs
+from analysis.records.collected import write_rows as write_rows_as_table
+from analysis.records.wandb_rows import history_row
+from scaling.runs.store import RunFolder
 
 LOSS = "train/normalized_mse"
 
@@ -60,6 +65,79 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", [])
     write_rows(run, [{"tokens": 256, "step": 1, LOSS: 1.0}], rest='{"tokens": 512, "step": 2, "tra')
     assert load_curves(tmp_path)["step"].tolist() == [1]
+
+
+def test_lines_of_no_step_are_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", [])
+    steps = ["true", "-1", "Infinity", "NaN", "1e30", "1" + "0" * 30, '"2"']
+    bad = "".join(f'{{"step": {step}, "{LOSS}": 9.0}}\n' for step in steps)
+    write_rows(run, [{"tokens": 256, "step": 1, LOSS: 1.0}], rest=bad + "[" * 100_000 + "\n")
+    frame = load_curves(tmp_path)
+    assert frame["step"].tolist() == [1]
+    assert frame[LOSS].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("step", [float("inf"), float("nan"), 10**30, -2, None])
+def test_copied_rows_of_no_step_are_left_out(
+    step: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_run(tmp_path, "a", [])
+    rows = [history_row({"_step": 1, LOSS: 0.5}), history_row({"_step": step, LOSS: 9.0})]
+    monkeypatch.setattr("analysis.records.folders._logged", lambda _: rows)
+    assert load_curves(tmp_path)["step"].tolist() == [1]
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, "a", [1])
+
+    def denied(_: RunFolder) -> list:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "metrics", denied)
+        with pytest.raises(
+            TableError, match=r"a/metrics\.jsonl cannot be read \(Permission denied"
+        ):
+            load_curves(tmp_path)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(TableError, match=r"cannot be read \(no regular file\); make it readable"):
+        load_curves(tmp_path)
+
+
+@pytest.mark.parametrize("source", [None, 5, 1.5, b"runs", [None], [["x", 3]]])
+@pytest.mark.parametrize("read", [load_runs, load_curves])
+def test_what_is_no_source_is_told(
+    read: Callable, source: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "x", "a", [1])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TableError, match="is no source of runs; give the path of a sweep's folder"):
+        read(source)
+
+
+def test_names_that_are_not_utf8_are_spelled_out(tmp_path: Path) -> None:
+    """Of a folder and within a record: tables, pages and W&B cannot hold them as they are."""
+    for name, whole in ((b"\xff<b>", True), (b"planned\xe9", False)):
+        run = make_run(tmp_path, "a", [1])
+        if not whole:
+            (run / "record.json").write_text("{")
+        os.rename(run, os.fsencode(tmp_path) + b"/" + name)  # noqa: PTH104
+    row = record(Cell(256, 8, 125_000), 0.4, run_id="plain")
+    row["result"]["subject_model"] = "\udcff"
+    row["run_id"] = "plain\ud800"
+    write_record(tmp_path, row | {"run_id": "plain"})
+    (tmp_path / "plain" / "record.json").write_text(json.dumps(row))
+    frame = load_runs(tmp_path, allow=("rejected", "subject_model"))
+    assert sorted(frame["run_id"]) == ["a", "plain\\ud800", "planned\\udce9"]
+    assert "\\udcff" in set(frame["subject_model"])
+    assert any(folder.endswith("/\\udcff<b>") for folder in frame["folder"])
+    write_rows_as_table(tmp_path / "t.csv", frame.to_dict("records"))
+    curves = load_curves(tmp_path)
+    assert sorted(set(curves["run_id"])) == ["\\udcff<b>", "planned\\udce9"]
+    assert load_curves(tmp_path, runs=["\\udcff<b>"])["step"].tolist() == [1]
 
 
 def test_runs_and_columns_can_be_chosen(tmp_path: Path) -> None:

@@ -11,15 +11,17 @@ from rich.console import Console
 
 from scaling.activations.build import prepare
 from scaling.budget import flops_per_token_dense, flops_per_token_sparse
+from scaling.command_line import compose_points
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.plan import RunPlan
 from scaling.schedule import STEP_LIMITED
+from scaling.sweep.grid import keep_wanted
 from scaling.sweep.launch import launch
 from scaling.sweep.planner import make_plan
 from scaling.sweep.tokens import settle_tokens
 from scaling.sweep.validate import validate
-from tests.compose import composed, composed_points, tiny
+from tests.compose import ROOT, composed, composed_points, tiny
 
 D_MODEL = 64
 POINTS = (
@@ -42,7 +44,6 @@ def test_tokens_to_convergence_grow_with_the_width_in_whole_batches() -> None:
     assert d_star(1024) == round(1e6 / 256) * 256
     assert d_star(4096) == round(1e6 * 4**0.6 / 256) * 256
     assert d_star(4096, "sweep.share=0.25") == round(0.25e6 * 4**0.6 / 256) * 256
-    assert d_star(64, "sweep.share=1e-9") == 256
 
 
 @pytest.mark.parametrize(
@@ -52,11 +53,35 @@ def test_tokens_to_convergence_grow_with_the_width_in_whole_batches() -> None:
         ("sweep.d_star.D0=-1", r"sweep\.d_star\.D0=-1"),
         ("sweep.share=0", r"sweep\.share=0"),
         ("sweep.d_star.n0=nan", r"sweep\.d_star\.n0=nan"),
+        ("sweep.d_star.s=nan", r"sweep\.d_star\.s=nan gives no token budget: set it to -4\.\.4"),
+        ("sweep.d_star.s=-1e5", r"sweep\.d_star\.s=-100000\.0"),
+        ("sweep.d_star.s=1e5", r"sweep\.d_star\.s=100000\.0"),
+        ("sweep.d_star.D0=1e300", r"sweep\.d_star\.D0=1e\+300 at n_latents=1024 is"),
+        ("train.batch_tokens=0", r"train\.batch_tokens=0 gives no token budget"),
+        ("autoencoder.n_latents=-128", r"autoencoder\.n_latents=-128 gives no token budget"),
     ],
 )
 def test_a_law_without_a_value_is_named(override: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as error:
         d_star(1024, override)
+    assert "raised while resolving" not in str(error.value)
+
+
+D_STAR = ["sweep.d_star.D0=1e6", "train.tokens=${d_star:}"]
+
+
+@pytest.mark.parametrize(
+    "override", ["sweep.share=1e-9", "sweep.share=1e-3", "sweep.d_star.s=4", "sweep.d_star.D0=9"]
+)
+def test_a_share_of_less_than_one_batch_is_refused(override: str) -> None:
+    """It must not train one batch in silence; where sweep.where leaves it out, it is nobody's."""
+    point = tiny(*D_STAR, override)
+    with pytest.raises(UserError, match=r"less than one batch .* raise sweep\.share=") as error:
+        validate(point, n_train=None)
+    assert f"sweep.d_star.D0={point.sweep.d_star.D0:g}" in str(error.value)
+    validate(tiny(*D_STAR), n_train=None)
+    dropped = tiny(*D_STAR, override, "sweep.where='tokens >= batch_tokens'")
+    assert keep_wanted(settle_tokens([dropped], lambda _: D_MODEL)) == []
 
 
 @pytest.mark.parametrize(
@@ -144,11 +169,35 @@ def test_points_take_budgets_that_follow_from_their_width() -> None:
         ("[{n_latents:64,k:4},{k:4}]", "cell 2 has no n_latents"),
         ("[{n_latents:64,k:4,width:3}]", "width"),
         ("[{n_latents:64,k:many}]", "many"),
+        ("[{n_latents:64,k:4,tokens:0}]", "cell 1 has tokens=0. Set them to 1 or more"),
+        ("[{n_latents:64,k:4},{n_latents:64,k:4,tokens:-5}]", "cell 2 has tokens=-5"),
+        ("[{n_latents:64,k:4,seed:'${nope}'}]", "cell 1 has no usable seed: .*nope"),
     ],
 )
 def test_cells_that_are_none_are_refused(points: str, said: str) -> None:
     with pytest.raises(Exception, match=said):
         composed_points("activations=planted", "train.tokens=5120", f"sweep.points={points}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "unsaid"),
+    [
+        (["-m", "sweep.points=[{n_latents:8,k:1,width:3}]"], "width is not a key of a cell", "-m"),
+        (["-m", "sweeps=smoke", "sweep.points=[{k:1}]"], "cell 1 has no n_latents", "-m"),
+        (["--multirun", "sweeps=smoke", "sweep.points=[{k:1}]"], "cell 1 has no n_latents", "-m"),
+        (["sweeps=smoke", "sweep.points=[{k:1}]"], "launched with -m", "traceback"),
+        (["sweep.points=[{n_latents:8,k:1,seed:'${nope}'}]"], "cell 1 has no usable seed", "-m"),
+    ],
+)
+def test_a_command_with_such_cells_is_explained(
+    arguments: list[str], said: str, unsaid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["launch.py", *arguments, "hydra.sweeper.params=null"])
+    for name in ("HYDRA_FULL_ERROR", "SCALING_ROOT", "SCALING_HYDRA_DIR"):
+        monkeypatch.setenv(name, "")  # the command sets them, for this process
+    with pytest.raises(UserError, match=said) as error:
+        compose_points(ROOT)
+    assert unsaid not in str(error.value)
 
 
 def test_a_rule_of_ones_own_is_read_from_its_keys() -> None:
@@ -173,6 +222,11 @@ def test_a_rule_of_ones_own_is_read_from_its_keys() -> None:
             ["train.lr_rule=power", "train.lr_power.lr=1", "train.lr_power.n=400"],
             r"train\.lr_power\.n=400",
         ),
+        (
+            ["train.lr_rule=power", "train.lr_power.lr=5e-324", "train.lr_power.tokens=4"],
+            r"train\.lr_rule=power with .*rate of 0 at",
+        ),
+        (["train.lr=1e18", "train.lr_scale=1e18"], r"train\.lr=1e\+18 with .*rate of 1e\+36"),
         ([*(STOP := ["train.stop.fall=0.01", "train.stop.after_tokens=2560"])], "decay_fraction"),
         ([*STOP, "train.decay_fraction=0", "train.ema_decay=0"], r"train\.ema_decay=0 keeps no"),
         ([*STOP, "train.decay_fraction=0", "train.stop.per_doubling=0"], "per_doubling=0"),
@@ -181,11 +235,33 @@ def test_a_rule_of_ones_own_is_read_from_its_keys() -> None:
             [*STOP, "train.decay_fraction=0", "train.stop.after_tokens=9999"],
             "leaves no doubling to judge",
         ),
+        (  # 2 x 1025 tokens fit into 2050, but two doublings of whole batches do not
+            [*STOP, "train.decay_fraction=0", "train.batch_tokens=1024", "train.tokens=2050",
+             "train.stop.after_tokens=1025"],
+            "first evaluation is after step 2 of 2",
+        ),
+        ([*STOP, "train.decay_fraction=0"], r"train\.lr_rule=step_limited has the exponent -0\.4"),
+        (
+            [*STOP, "train.decay_fraction=0", "train.lr_rule=power", "train.lr_power.lr=1e-3",
+             "train.lr_power.tokens=0.1"],
+            r"train\.lr_rule=power has the exponent 0\.1",
+        ),
+        (["train.stop.per_doubling=99"], r"train\.stop\.per_doubling=99 is not read without"),
+        (["train.stop.after_tokens=-7"], r"train\.stop\.after_tokens=-7 is not read without"),
     ],
-)
+)  # fmt: skip
 def test_rules_that_cannot_be_are_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         validate(tiny(*overrides), n_train=None)
+
+
+def test_rules_at_their_limits_are_taken() -> None:
+    stop = ["train.decay_fraction=0", "train.stop.fall=0.01", "train.lr=1e-3"]
+    validate(tiny(*stop, "train.stop.after_tokens=5120"), n_train=None)
+    validate(tiny(*stop, "train.batch_tokens=1024", "train.tokens=2050",
+                  "train.stop.after_tokens=1024"), n_train=None)  # fmt: skip
+    own = ["train.lr_rule=power", "train.lr_power={lr: 1e-3, n: -0.25}"]
+    validate(tiny(*stop[:2], *own, "train.stop.after_tokens=2560"), n_train=None)
 
 
 def test_a_stopping_rule_is_part_of_the_identity_only_where_it_is_on() -> None:
