@@ -10,7 +10,7 @@ from analysis.errors import TableError
 from analysis.files import replace_text
 from analysis.fitting.bounds import bounds
 from analysis.study.fitted import FittedLaw
-from analysis.uncertainty.clusters import By
+from analysis.uncertainty.clusters import WAYS, By
 
 BAD_INPUT = 2
 LEAST_REFITS = 100
@@ -24,12 +24,21 @@ def check_refits(n_refits: int) -> None:
         )
 
 
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise TableError(f"--seed {seed} is negative; give 0 or more.")
+
+
 def parse_clusters(text: str | None) -> By | tuple[By, ...] | None:
-    """`n` or `n,seed` as typed; unknown words are left for cluster_ids to name."""
-    words = cast("tuple[By, ...]", tuple(word.strip() for word in (text or "").split(",")))
+    """`n` or `n,seed` as typed. TableError for a way of clustering that is not known."""
     if text is None:
         return None
-    return words[0] if len(words) == 1 else words
+    words = tuple(word.strip() for word in text.split(","))
+    unknown = [word for word in words if word not in WAYS]
+    if unknown:
+        raise TableError(f"clusters {unknown[0]!r} are not known; give one of {', '.join(WAYS)}.")
+    ways = cast("tuple[By, ...]", words)
+    return ways[0] if len(ways) == 1 else ways
 
 
 def describe(fitted: FittedLaw) -> str:

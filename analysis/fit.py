@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.command import BAD_INPUT, check_refits, describe, parse_clusters, write_json
+from analysis.command import (
+    BAD_INPUT,
+    check_refits,
+    check_seed,
+    describe,
+    parse_clusters,
+    write_json,
+)
 from analysis.errors import TableError
 from analysis.fitting.fit import METHODS
 from analysis.judgement.holdout import rows_matching
@@ -34,8 +41,7 @@ def fit_command(argv: Sequence[str] | None = None) -> int:
 
 def _fit(options: argparse.Namespace) -> None:
     check_refits(options.bootstrap)
-    if options.seed < 0:
-        raise TableError(f"--seed {options.seed} is negative; give 0 or more.")
+    check_seed(options.seed)
     law = LAWS[options.law]
     allow = [word.strip() for text in options.allow for word in text.split(",")]
     table = read_runs(options.table, loss=options.loss, response=law.response, allow=allow)

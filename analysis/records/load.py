@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 DEFAULT_LOSS = "normalized_mse"
-_OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params")
+_OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params", "converged")
 
 
 def load_runs(

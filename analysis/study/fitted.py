@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.fitting.bounds import bounds
-from analysis.fitting.checks import check_usable, one_budget
+from analysis.fitting.checks import check_usable, grows_with_n, one_budget
 from analysis.fitting.fit import Fit, Method, fit_law, middle_sizes
 from analysis.fitting.frontier import fitted_rows, without_beaten
 from analysis.fitting.replicates import pure_error
@@ -144,11 +144,23 @@ DEFAULTS = FitOptions()
 
 
 def title_of(law: type[Law], table: RunTable) -> str:
-    """The law's title; a law without tokens names the one budget of its runs: L(n,k | D=500k)."""
+    """The law's title; a law without tokens names the budget of its runs: L(n,k | D=500k).
+
+    L(n,k | D*(n)) where each n has its own budget; the plain title where runs are shown converged.
+    """
     budget = one_budget(table)
-    if "tokens" in law.axes or budget is None:
+    if "tokens" in law.axes or law.response != "loss" or table.shown_converged:
         return law.title
-    return f"{law.title[:-1]} | D={short_count(budget)})"
+    if budget is not None:
+        return _given(law, f"D={short_count(budget)}")
+    tied = "tokens" in law.constant_axes and grows_with_n(table)
+    return _given(law, "D*(n)") if tied else law.title
+
+
+def _given(law: type[Law], budget: str) -> str:
+    """Into the arguments, not at the end: titles of rivals go on after them, as in L(n,k), no
+    gamma."""
+    return law.title.replace(")", f" | {budget})", 1)
 
 
 def to_json(fitted: FittedLaw) -> dict[str, Any]:
