@@ -14,7 +14,7 @@ from analysis.records.table import RunTable
 from analysis.study.fitted import FitOptions, FittedLaw, title_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: fits hold arrays
 class LawOutcome:
     """One law: fitted without the largest n and judged on it, and fitted on every run."""
 
