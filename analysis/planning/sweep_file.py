@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -14,8 +15,6 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.planning.design import NewRun
 from analysis.records.load import numbers
-from scaling.errors import UserError
-from scaling.runs.store import RunFolder
 
 WRITTEN_BY = "# Written by python -m analysis.design"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -82,10 +81,10 @@ def _taken(there: pd.DataFrame | None) -> list[Cell]:
 def _planned(folder: str) -> Cell | None:
     """The cell of the plan in a run's folder; None where there is none to read."""
     try:
-        plan = RunFolder(Path(folder)).read_plan()
+        plan = json.loads((Path(folder) / "plan.json").read_text())
         sizes = plan["autoencoder"]
         return Cell(sizes["n_latents"], sizes["k"], plan["tokens_requested"], plan["train"]["seed"])
-    except (OSError, UserError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
