@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from analysis.errors import TableError
 from analysis.files import replace_text
 from analysis.fitting.bounds import bounds
 from analysis.study.fitted import FittedLaw
-from analysis.uncertainty.clusters import By
+from analysis.uncertainty.clusters import WAYS, By
 
 BAD_INPUT = 2
 LEAST_REFITS = 100
@@ -24,12 +25,21 @@ def check_refits(n_refits: int) -> None:
         )
 
 
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise TableError(f"--seed {seed} is negative; give 0 or more.")
+
+
 def parse_clusters(text: str | None) -> By | tuple[By, ...] | None:
-    """`n` or `n,seed` as typed; unknown words are left for cluster_ids to name."""
-    words = cast("tuple[By, ...]", tuple(word.strip() for word in (text or "").split(",")))
+    """`n` or `n,seed` as typed. TableError for a way of clustering that is not known."""
     if text is None:
         return None
-    return words[0] if len(words) == 1 else words
+    words = tuple(word.strip() for word in text.split(","))
+    unknown = [word for word in words if word not in WAYS]
+    if unknown:
+        raise TableError(f"clusters {unknown[0]!r} are not known; give one of {', '.join(WAYS)}.")
+    ways = cast("tuple[By, ...]", words)
+    return ways[0] if len(ways) == 1 else ways
 
 
 def describe(fitted: FittedLaw) -> str:
@@ -40,13 +50,20 @@ def describe(fitted: FittedLaw) -> str:
     intervals = fitted.ci95
     for name, value in fit.law.parameters.items():
         low, high = intervals[name]
-        lines.append(f"  {name:<7}{value:>12.5g}   95% [{low:.4g}, {high:.4g}]")
+        shown = "0 (none)" if name == "E" and fitted.no_floor else f"{value:.5g}"
+        lines.append(f"  {name:<7}{shown:>12}   95% [{low:.4g}, {high:.4g}]")
     lines.append(f"  rms log residual {fit.rms_log_residual:.2%} over {len(fit.table)} runs")
     lines += [f"  {fit.method} fit; intervals: {fitted.ci95_method}"]
     lines += [f"  at a bound: {message}" for message in bounds(fit).values()]
     lines += [f"  {holdout_line(fitted)}"] if fitted.holdout else []
     lines += [f"  warning {code}: {message}" for code, message in fitted.warnings.items()]
     return "\n".join(lines)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """One line each; nothing for none."""
+    for line in lines:
+        print(line)
 
 
 def holdout_line(fitted: FittedLaw) -> str:

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.command import BAD_INPUT, write_json
+from analysis.command import BAD_INPUT, print_lines, write_json
 from analysis.errors import TableError
-from analysis.frontier import convention_of
+from analysis.frontier import CONVENTION_HELP, convention_of
 from analysis.laws.forms import Array
-from analysis.planning.compute import CONVENTIONS
+from analysis.planning.compute import CONVENTIONS, DEFAULT_CONVENTION
+from analysis.planning.context import read_context
 from analysis.planning.cost import CoreSecondsCost, Cost, FlopsCost, measured_cost
 from analysis.planning.design import MOST_K_SHARE, RunDesign, candidate_grid, design_runs
+from analysis.planning.design_notes import candidate_note, recipe_notes
 from analysis.planning.design_table import design_json, design_text
 from analysis.planning.quantities import count, counts, grid
 from analysis.planning.stored import StoredLaw, read_law
@@ -34,7 +36,8 @@ def design_command(argv: Sequence[str] | None = None) -> int:
     try:
         # Which runs to add is a question of independent errors: clusters have too few directions.
         stored = read_law(options.fits, law=options.law, rows=options.rows, clustered=False)
-        there = load_runs(options.runs, loss=stored.loss) if options.runs else None
+        there = _runs_there(options.runs, stored.loss)
+        context = read_context(options.fits)
         cost = _cost(options, stored, there)
         design = design_runs(
             stored,
@@ -53,11 +56,27 @@ def design_command(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     print(design_text(design, cells))
+    levels, share = _levels(options), options.most_k_share
+    print(candidate_note(levels, share, candidate_grid(*levels, most_k_share=share), there))
+    print_lines(context.lines(design.targets.get("tokens", np.zeros(0)).tolist()))
     if isinstance(cost, CoreSecondsCost):
         print(f"cost as {cost.n_runs} runs took it, {cost.rms_error:.0%} rms about the formula")
     if options.sweep is not None:
         print(f"sweep: {options.sweep}: {_launch(options.sweep)}")
+        if options.like is None:
+            print_lines(recipe_notes(context.recipe, stored.d_model))
+    if options.like is not None and there is None:
+        print(
+            f"warning: runs that exist in {options.like} are unknown, so seeds begin at "
+            f"{options.first_seed} and may name runs that are there already; give --runs SWEEP, or "
+            "a --first-seed above theirs."
+        )
     return 0
+
+
+def _runs_there(source: Path | None, loss: str) -> pd.DataFrame | None:
+    # Also of a sweep of which much diverged: no law is fitted here, and every run has its seed.
+    return None if source is None else load_runs(source, loss=loss, allow=("rejected",))
 
 
 def _cost(options: argparse.Namespace, stored: StoredLaw, there: pd.DataFrame | None) -> Cost:
@@ -134,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--budget-flops", help="training FLOPs of all new runs together")
     budget.add_argument("--budget-core-hours", help="as the runs of --runs took them")
-    parser.add_argument("--convention", default="dense", choices=CONVENTIONS, help="of FLOPs")
+    parser.add_argument(
+        "--convention", default=DEFAULT_CONVENTION, choices=CONVENTIONS, help=CONVENTION_HELP
+    )
     parser.add_argument("--d-model", type=int, help="default: what fits.json says")
     parser.add_argument("--runs", type=Path, help="the sweep's folder: seeds and times taken")
     parser.add_argument("--replicates", type=int, default=1, help="most runs of one cell")

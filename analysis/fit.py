@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.command import BAD_INPUT, check_refits, describe, parse_clusters, write_json
+from analysis.command import (
+    BAD_INPUT,
+    check_refits,
+    check_seed,
+    describe,
+    parse_clusters,
+    write_json,
+)
 from analysis.errors import TableError
 from analysis.fitting.fit import METHODS
 from analysis.judgement.holdout import rows_matching
 from analysis.judgement.settled import select_converged
 from analysis.laws import LAWS
-from analysis.records.table import RunTable, read_table
+from analysis.records.load import read_runs
+from analysis.records.table import RunTable
 from analysis.study.fitted import fit_table, to_json
 from analysis.uncertainty.profile import floor_intervals
 
@@ -33,10 +41,10 @@ def fit_command(argv: Sequence[str] | None = None) -> int:
 
 def _fit(options: argparse.Namespace) -> None:
     check_refits(options.bootstrap)
-    if options.seed < 0:
-        raise TableError(f"--seed {options.seed} is negative; give 0 or more.")
+    check_seed(options.seed)
     law = LAWS[options.law]
-    table = read_table(options.table, loss=options.loss, response=law.response)
+    allow = [word.strip() for text in options.allow for word in text.split(",")]
+    table = read_runs(options.table, loss=options.loss, response=law.response, allow=allow)
     table = select_converged(table).table if options.converged else table
     table = table if options.k is None else _of_k(table, options.k)
     held_out = None if options.holdout is None else rows_matching(options.holdout, table)
@@ -80,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--floors", action="store_true", help="profile intervals of the floor")
     parser.add_argument("--clusters", help="runs that may share errors: n, seed, cell, or n,seed")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="COLUMN", help="may mix, or: rejected"
+    )
     parser.add_argument("--k", type=float, help="fit the runs of this k alone")
     return parser
 

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, write_json
+from analysis.command import BAD_INPUT, print_lines, write_json
 from analysis.errors import TableError
-from analysis.planning.compute import CONVENTIONS, Convention
+from analysis.planning.compute import CONVENTIONS, DEFAULT_CONVENTION, Convention
+from analysis.planning.context import read_context
 from analysis.planning.frontier import DEFAULT_EXCESS, Frontier, default_budgets, frontier
 from analysis.planning.frontier_table import frontier_json, frontier_text, refusals
 from analysis.planning.quantities import count, counts
 from analysis.planning.stored import StoredLaw, read_law
+
+CONVENTION_HELP = "of FLOPs a token: sparse 2 n d + 8 k d (default), or dense 12 n d"
 
 
 def frontier_command(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +27,7 @@ def frontier_command(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         found = _frontier(options)
+        context = read_context(options.fits)
         if options.json is not None:
             write_json(options.json, frontier_json(found))
         if not found.points:
@@ -32,6 +36,7 @@ def frontier_command(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     print(frontier_text(found))
+    print_lines(context.lines([point.tokens.value for point in found.points]))
     return 0
 
 
@@ -84,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("fits", type=Path, help="a report's fits.json, or JSON of analysis.fit")
     parser.add_argument("--flops", help="training FLOPs, 1e15,1e16 (default: around the runs')")
     parser.add_argument("--k", help="comma list (default: smallest, middle and largest fitted)")
-    parser.add_argument("--convention", default="dense", choices=CONVENTIONS, help="of FLOPs")
+    parser.add_argument(
+        "--convention", default=DEFAULT_CONVENTION, choices=CONVENTIONS, help=CONVENTION_HELP
+    )
     parser.add_argument("--d-model", type=int, help="default: what fits.json says")
     parser.add_argument(
         "--excess", type=float, default=DEFAULT_EXCESS, help="over the limit of endless training"

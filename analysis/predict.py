@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.command import BAD_INPUT, write_json
+import numpy as np
+
+from analysis.command import BAD_INPUT, print_lines, write_json
 from analysis.errors import TableError
 from analysis.laws.forms import Points
 from analysis.planning import text
+from analysis.planning.context import read_context
 from analysis.planning.quantities import grid
 from analysis.planning.stored import Prediction, StoredLaw, check_point, read_law
 from analysis.uncertainty.interval import Interval
@@ -27,6 +30,7 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(argv)
     try:
         stored = read_law(options.fits, law=options.law, rows=options.rows)
+        context = read_context(options.fits)
         points = grid(options.points)
         check_point(stored, points)
         predicted = stored.predict(points)
@@ -37,13 +41,17 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     print(describe_source(stored))
     print(prediction_table(stored, points, predicted))
+    print_lines(context.lines(points.get("tokens", np.zeros(0)).tolist()))
     return 0
 
 
 def describe_source(stored: StoredLaw) -> str:
     """Which fit speaks, and what is to be known before it is believed."""
     lines = [f"{stored.title} ({stored.law.name}), fitted on {stored.rows}: {stored.n_runs} runs"]
-    ranges = [f"{axis} {text.size(a)} to {text.size(b)}" for axis, (a, b) in stored.ranges.items()]
+    ranges = [
+        f"{axis} {text.of_axis(axis, low)} to {text.of_axis(axis, high)}"
+        for axis, (low, high) in stored.ranges.items()
+    ]
     lines += [f"  fitted ranges: {', '.join(ranges)}"] if ranges else []
     shared = stored.shared_by
     lines += [f"  intervals hold errors shared by runs of one {shared}"] if shared else []
@@ -59,7 +67,8 @@ def prediction_table(stored: StoredLaw, points: Points, predicted: Prediction) -
     for row, note in enumerate(beyond):
         value = float(predicted.value[row])
         shown = text.tokens(value) if stored.law.response == "tokens" else f"{value:.4g}"
-        cells = [*(text.size(float(values[row])) for values in points.values()), shown]
+        at = (text.of_axis(axis, float(values[row])) for axis, values in points.items())
+        cells = [*at, shown]
         intervals = (text.between(i, row) for i in (predicted.of_law, predicted.of_run))
         rows.append([*cells, *intervals, note or "-"])
     notes = [] if predicted.of_law else [_NO_INTERVALS]

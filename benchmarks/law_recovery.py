@@ -27,12 +27,12 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from analysis.fitting.fit import Fit, fit_law
-from analysis.judgement.holdout import prediction_interval
 from analysis.laws.forms import Array, Points
 from analysis.laws.joint import LatentsAndK, LatentsKTokens, OfSizes
 from analysis.records.table import RunTable
 from analysis.uncertainty.bootstrap import bootstrap
-from analysis.uncertainty.clusters import Clusters, cluster_ids, clustered_covariance, t_intervals
+from analysis.uncertainty.clusters import Clusters, cluster_ids, t_intervals
+from analysis.uncertainty.doubt import Doubt, plain_doubt, prediction_interval
 from analysis.uncertainty.interval import Interval
 
 # Optimum of the paper's GPT-4 points, with tokens to convergence ~ n^0.65.
@@ -217,14 +217,18 @@ def _one_shared(design: Design, seed: int, n_refits: int, tally: Tally) -> None:
     own = 0.005 * rng.standard_normal(len(by_n))
     fit = design.fit(own + 0.01 * rng.standard_normal(by_n.max() + 1)[by_n])
     ids = cluster_ids(fit.table, "n")
-    cr1, cr3 = (Clusters("n", ids, clustered_covariance(fit, ids, c)) for c in ("CR1", "CR3"))
+    cr1, cr3 = (Clusters.of(fit, "n", c) for c in ("CR1", "CR3"))
     plain, drawn = bootstrap(fit, n_refits, seed), bootstrap(fit, n_refits, seed, ids)
+
+    def by_t(doubt: Doubt) -> Callable[[Points], Interval]:
+        return lambda points: prediction_interval(fit, points, noise=False, doubt=doubt)
+
     bands: dict[str, Callable[[Points], Interval]] = {
         "plain bootstrap": plain.band,
-        "plain t": lambda points: prediction_interval(fit, points, noise=False),
+        "plain t": by_t(plain_doubt(fit)),
         "bootstrap of clusters": drawn.band,
-        "sandwich CR1, t": lambda points: cr1.band(fit, points),
-        "sandwich CR3, t": lambda points: cr3.band(fit, points),
+        "sandwich CR1, t": by_t(cr1.doubt),
+        "sandwich CR3, t": by_t(cr3.doubt),
     }
     parameters = {
         "plain bootstrap": plain.parameter_intervals(),

@@ -31,6 +31,14 @@ def one_budget(table: RunTable) -> float | None:
     return float(budgets[0]) if len(budgets) == 1 else None
 
 
+def grows_with_n(table: RunTable) -> bool:
+    """Whether each n has one token budget, of several, and no larger n has a smaller one: D*(n)."""
+    n, tokens = table.points["n"], table.points.get("tokens", np.zeros(0))
+    if len(np.unique(tokens)) < 2 or not _is_function_of(tokens, n):
+        return False
+    return bool((np.diff(tokens[np.argsort(n, kind="stable")]) >= 0).all())
+
+
 def _check_response(law: type[Law], table: RunTable) -> None:
     if law.response != table.response:
         raise TableError(
@@ -62,13 +70,14 @@ def _check_axes(law: type[Law], table: RunTable) -> None:
 
 def _check_one_budget(law: type[Law], table: RunTable) -> None:
     budgets = table.points.get("tokens", np.zeros(0))
-    if len(np.unique(budgets)) > 1 and not table.shown_converged:
-        raise TableError(
-            f"law {law.name} takes runs of one token budget, but tokens has "
-            f"{_levels_text('tokens', budgets)}: runs of mixed budgets bend this law without "
-            "showing it in the residuals. Keep one budget, fit a law that holds tokens (l_nkd, "
-            "l_nkdu, l_nkd_additive), or keep the runs that are shown converged (--converged)."
-        )
+    if len(np.unique(budgets)) < 2 or table.shown_converged or grows_with_n(table):
+        return
+    raise TableError(
+        f"law {law.name} takes runs of one token budget, or of one for each n that grows with n, "
+        f"but tokens has {_levels_text('tokens', budgets)}: runs of mixed budgets bend this law "
+        "without showing it in the residuals. Keep one budget, fit a law that holds tokens (l_nkd, "
+        "l_nkdu, l_nkd_additive), or keep the runs that are shown converged (--converged)."
+    )
 
 
 def _check_size(law: type[Law], table: RunTable) -> None:

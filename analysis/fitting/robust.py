@@ -17,7 +17,7 @@ from analysis.fitting.batched import huber_loss, huber_weights, refit
 from analysis.laws.forms import Array, Design
 
 LINEAR_FROM = 1.345  # standard deviations
-_NORMAL = 1.4826  # makes the median absolute residual a standard deviation of normal errors
+MAD_TO_SD = 1.4826  # makes the median absolute residual a standard deviation of normal errors
 _MOST_ROUNDS = 100
 _SCALE_SETTLED = 1e-7
 _EXACT = 1e-10  # below this scale the runs lie on the law, and no weight means anything
@@ -40,7 +40,7 @@ def scale_of(residuals: Array, n_parameters: int) -> Array:
     """
     n_runs = residuals.shape[-1]
     freedom = np.sqrt(n_runs / (n_runs - n_parameters))
-    return _NORMAL * freedom * np.median(np.abs(residuals), axis=-1)
+    return MAD_TO_SD * freedom * np.median(np.abs(residuals), axis=-1)
 
 
 def robust_fits(design: Design, log_loss: Array, starts: Array) -> RobustFit:

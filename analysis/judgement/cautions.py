@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from analysis.fitting.checks import one_budget
+from analysis.fitting.checks import grows_with_n, one_budget
 from analysis.fitting.fit import Fit
-from analysis.judgement.convergence import ladders_at
+from analysis.judgement.convergence import ladders_along, ladders_at
 from analysis.judgement.identifiability import MOST_CONDITION, condition_number
 from analysis.laws.forms import Array, Points
 from analysis.records.table import RunTable
@@ -51,15 +51,15 @@ def _about_budget(fit: Fit, context: RunTable) -> Iterator[Caution]:
         return
     if fit.table.shown_converged:
         return
-    budget = one_budget(fit.table)
-    if budget is None:
+    budget, tied = one_budget(fit.table), grows_with_n(fit.table)
+    if budget is None and not tied:
         yield (
             "tokens_unknown",
             "the table has no tokens column, so convergence cannot be judged: the law is that of "
             "runs trained to convergence only if these runs were.",
         )
         return
-    ladders = ladders_at(budget, context)
+    ladders = ladders_along(fit.table, context) if budget is None else ladders_at(budget, context)
     if not ladders.converged:
         yield "not_converged", ladders.message
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,10 @@ SETTLED_FALL = 0.01
 
 
 @dataclass(frozen=True)
-class Ladders:
-    """How loss falls per doubling of tokens around one budget, over cells (n, k)."""
+class FallsAtBudget:
+    """How loss falls per doubling of tokens around a budget, over cells (n, k)."""
 
-    budget: float
+    budget: str  # in words, such as "500k tokens"
     n_cells: int
     falls: Array  # relative fall per doubling, for the cells with another budget beside this one
 
@@ -37,27 +38,42 @@ class Ladders:
 
     @property
     def message(self) -> str:
-        budget = f"{short_count(self.budget)} tokens"
         if not len(self.falls):
             return (
-                f"all runs have one budget ({budget}) and no cell has a second one, so nothing "
-                "here shows that more tokens would not lower the loss: the fit is L(n,k | D)."
+                f"all runs are at {self.budget} and no cell has a second budget, so nothing here "
+                "shows that more tokens would not lower the loss: the fit is of runs at this "
+                "budget, not of converged ones."
             )
         unseen = self.n_cells - len(self.falls)
         return (
-            f"at {budget}, loss falls by more than {SETTLED_FALL:.0%} per doubling of tokens in "
-            f"{self.n_unsettled} of the {len(self.falls)} cells (n, k) that have a second budget "
-            f"(by up to {self.falls.max():.1%}; {unseen} more have none to compare with): the fit "
-            "is L(n,k | D), and its floor and exponents hold under-training too."
+            f"at {self.budget}, loss falls by more than {SETTLED_FALL:.0%} per doubling of tokens "
+            f"in {self.n_unsettled} of the {len(self.falls)} cells (n, k) that have a second "
+            f"budget (by up to {self.falls.max():.1%}; {unseen} more have none to compare "
+            "with): the fit is of runs at this budget, and its floor and exponents hold "
+            "under-training too."
         )
 
 
-def ladders_at(budget: float, table: RunTable) -> Ladders:
+def ladders_at(budget: float, table: RunTable) -> FallsAtBudget:
     """Judge a budget from all runs: by the next larger budget of a cell, else the next smaller."""
+    sizes = np.unique(table.points["n"]).tolist()
+    return _ladders(dict.fromkeys(sizes, budget), table, f"{short_count(budget)} tokens")
+
+
+def ladders_along(runs: RunTable, table: RunTable) -> FallsAtBudget:
+    """The same where each n of `runs` has a budget of its own, judged from all runs of `table`."""
+    budgets = dict(zip(runs.points["n"].tolist(), runs.points["tokens"].tolist(), strict=True))
+    ends = " to ".join(short_count(end(budgets.values())) for end in (min, max))
+    return _ladders(budgets, table, f"D*(n), {ends} tokens")
+
+
+def _ladders(budget_of: Mapping[float, float], table: RunTable, words: str) -> FallsAtBudget:
+    """`budget_of`: n -> tokens; cells of another n are not looked at."""
     falls, n_cells = [], 0
     for _, cell in mean_by(table, ["n", "k", "tokens"]).groupby(["n", "k"]):
         losses = dict(zip(cell["tokens"], cell["log_loss"], strict=True))
-        if budget not in losses:
+        budget = budget_of.get(cell["n"].iloc[0])
+        if budget is None or budget not in losses:
             continue
         n_cells += 1
         larger = [tokens for tokens in losses if tokens > budget]
@@ -65,7 +81,7 @@ def ladders_at(budget: float, table: RunTable) -> Ladders:
         if larger or smaller:
             other = min(larger) if larger else max(smaller)
             falls.append(fall_per_doubling(budget, other, losses[budget] - losses[other]))
-    return Ladders(budget, n_cells, np.array(falls))
+    return FallsAtBudget(words, n_cells, np.array(falls))
 
 
 def fall_per_doubling(budget: float, other: float, log_ratio: float) -> float:
@@ -80,6 +96,7 @@ class FallingPairs:
     axis: str
     n_falling: int
     n_pairs: int
+    rising: tuple[str, ...] = ()  # the other pairs, in words
 
     @property
     def share(self) -> float | None:
@@ -91,11 +108,31 @@ def falling_pairs(table: RunTable, axis: str) -> FallingPairs:
     axes = [a for a in ("n", "k", "tokens") if a in table.points]
     means = mean_by(table, axes)
     others = [a for a in axes if a != axis]
-    outcomes: list[bool] = []
+    rising: list[str] = []
+    n_pairs = 0
     for _, group in means.groupby(others):
-        losses = group.sort_values(axis)["log_loss"].to_list()
-        outcomes += [low > high for low, high in pairwise(losses)]
-    return FallingPairs(axis, sum(outcomes), len(outcomes))
+        rows = group.sort_values(axis).to_dict("records")
+        n_pairs += len(rows) - 1
+        rising += [
+            _rise(axis, others, low, high)
+            for low, high in pairwise(rows)
+            if high["log_loss"] >= low["log_loss"]
+        ]
+    return FallingPairs(axis, n_pairs - len(rising), n_pairs, tuple(rising))
+
+
+def _rise(
+    axis: str, others: Sequence[str], low: Mapping[Hashable, Any], high: Mapping[Hashable, Any]
+) -> str:
+    """For example "n 2048 to 4096 at k = 4, tokens = 250k: +0.52%"."""
+    ends = " to ".join(
+        short_count(row[axis]) if axis == "tokens" else f"{row[axis]:g}" for row in (low, high)
+    )
+    fixed = ", ".join(
+        f"{name} = {short_count(low[name]) if name == 'tokens' else format(low[name], 'g')}"
+        for name in others
+    )
+    return f"{axis} {ends} at {fixed}: {np.expm1(high['log_loss'] - low['log_loss']):+.2%}"
 
 
 def mean_by(table: RunTable, axes: Sequence[str]) -> pd.DataFrame:

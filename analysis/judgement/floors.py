@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc, fdtri, stdtrit
+from scipy.special import fdtrc, fdtri
 
 from analysis.errors import TableError
 from analysis.fitting.checks import LEAST_LEVELS
 from analysis.fitting.fit import Fit, fit_law
 from analysis.judgement.slices import Slice, fit_slice, slice_form
+from analysis.uncertainty.doubt import plain_doubt
+from analysis.uncertainty.interval import student_interval
 
 SIGNIFICANT = 0.01
 _ROUNDING = 1e-9  # residuals of ln loss that are no scatter
@@ -39,6 +41,12 @@ class FloorAt:
     @property
     def joint_outside(self) -> bool:
         return not self.own_interval[0] <= self.joint <= self.own_interval[1]
+
+    def json(self) -> dict[str, Any]:
+        """By name; null for an end that is not finite."""
+        low, high = self.own_interval
+        own = [low, high if np.isfinite(high) else None]
+        return {**asdict(self), "own_interval": own, "joint_outside": self.joint_outside}
 
 
 @dataclass(frozen=True)
@@ -74,15 +82,16 @@ class Floors:
         )
         if self.found:
             return (
-                f"The runs of single k follow laws that the joint one does not tie together "
-                f"({numbers}); {where}. The floor is then the form's as much as the runs'."
+                f"Fitted one k at a time, the runs follow other laws than the joint one "
+                f"({numbers}); {where}. The joint floor then depends on the form chosen, not on "
+                "the runs alone: compare rival forms before using it."
             )
         return f"Slices of one k agree with the joint law ({numbers}); {where}."
 
     def json(self) -> dict[str, Any]:
         return {
             **{"found": self.found, "message": self.message},
-            "slices": [{**asdict(f), "joint_outside": f.joint_outside} for f in self.slices],
+            "slices": [floor.json() for floor in self.slices],
             "skipped": {f"{k:.0f}": why for k, why in (self.skipped or {}).items()},
             **{"f": self.f, "degrees_of_freedom": self.freedoms, "p": self.p},
         }
@@ -152,14 +161,14 @@ def _freedom(slices: Iterable[Slice]) -> int:
 def _floor_at(joint: Fit, own: Slice, variance: float, freedom: int) -> FloorAt:
     log_k = float(np.log(own.k)) - joint.center["k"]
     gradient = own.shape.floor_gradient(log_k)
-    level = float(gradient @ joint.centered)
-    error = float(np.sqrt(gradient @ joint.centered_covariance @ gradient))
-    width = float(stdtrit(joint.degrees_of_freedom, 0.975)) * error
+    level = gradient @ joint.centered
+    doubt = plain_doubt(joint)
+    low, high = student_interval(level, doubt.at(gradient[None])[0], doubt.freedom)
     return FloorAt(
         k=own.k,
         n_runs=len(own.log_loss),
         own=own.floor,
         own_interval=own.floor_interval(variance * float(fdtri(1, freedom, 0.95))),
         joint=float(np.exp(level)),
-        joint_interval=(float(np.exp(level - width)), float(np.exp(level + width))),
+        joint_interval=(float(low), float(high)),
     )

@@ -20,11 +20,10 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.judgement.holdout import Holdout, judge
 from analysis.laws.forms import Array
 from analysis.laws.law import Law
+from analysis.records.columns import SAME_BUDGET
 from analysis.records.table import RunTable
 
 SIGNIFICANT = 0.01
-# Budgets this near are one budget: runs of several batch sizes end at other whole batches.
-_SAME_BUDGET = 0.01
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class HeldOutTest:
 
     @property
     def found(self) -> bool:
-        """The law misses the held-out runs by more than its doubt and scatter allow."""
+        """The law misses the held-out runs by more than the uncertainty of its parameters and
+        the scatter of runs allow."""
         return self.p is not None and self.p < SIGNIFICANT
 
     @property
@@ -57,12 +57,13 @@ class HeldOutTest:
         if self.holdout is None:
             return f"{self.law}, {self.plan} held out: not possible; {self.refusal}"
         held = self.holdout
-        verdict = "more than" if self.found else "no more than"
+        verdict = "larger than" if self.found else "no larger than"
         return (
             f"{self.law}, {self.plan} held out: {len(held.table)} runs predicted from "
             f"{self.n_fitted}, rms {held.rms_log:.2%}, worst {held.worst_log:.2%}, mean "
             f"{held.mean_log:+.2%}; {held.in_pi95} of {len(held.table)} in their 95% prediction "
-            f"intervals; {verdict} the fit's doubt and scatter allow (p = {self.p:.2g})."
+            f"intervals; the errors are {verdict} the parameters' uncertainty and the scatter of "
+            f"runs explain (p = {self.p:.2g})."
         )
 
     def json(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def predictive_p(fit: Fit, held_out: RunTable) -> float:
 
 
 def _largest(tokens: Array) -> NDArray[np.bool_]:
-    return tokens > tokens.max() * (1.0 - _SAME_BUDGET)
+    return tokens > tokens.max() * (1.0 - SAME_BUDGET)
 
 
 def _largest_of_each(tokens: Array, n: Array) -> NDArray[np.bool_]:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from analysis.errors import TableError
 from analysis.fitting.fit import Fit
-from analysis.laws.forms import Array, Points
+from analysis.laws.forms import Array
 from analysis.records.table import RunTable
+from analysis.uncertainty.doubt import Doubt, prediction_interval
 from analysis.uncertainty.interval import Interval
 
 _MOST_CHARACTERS = 200
@@ -62,25 +62,10 @@ class Holdout:
         return float(self.residuals.mean())
 
 
-def judge(fit: Fit, held_out: RunTable) -> Holdout:
+def judge(fit: Fit, held_out: RunTable, doubt: Doubt | None = None) -> Holdout:
+    """Predict held-out runs; `doubt` is that of the fit's clusters where it has some."""
     residuals = held_out.log_loss - fit.log_predict(held_out.points)
-    return Holdout(held_out, residuals, prediction_interval(fit, held_out.points))
-
-
-def prediction_interval(
-    fit: Fit, points: Points, level: float = 0.95, *, noise: bool = True
-) -> Interval:
-    """Interval for the loss of a NEW run at points, [M] each: parameters' doubt and run noise.
-
-    Student's t times sqrt(s^2 + J C J') on log loss, C the covariance of the coefficients;
-    without noise (s^2 left out), the interval of the law itself. It assumes that the law holds
-    there: it knows nothing of a wrong form.
-    """
-    value, jacobian = fit.design(points).value_and_jacobian(fit.centered)
-    doubt = np.einsum("mp,pq,mq->m", jacobian, fit.centered_covariance, jacobian)
-    quantile = stdtrit(fit.degrees_of_freedom, 0.5 + level / 2)
-    half_width = quantile * np.sqrt(fit.variance * noise + doubt)
-    return Interval(np.exp(value - half_width), np.exp(value + half_width))
+    return Holdout(held_out, residuals, prediction_interval(fit, held_out.points, doubt=doubt))
 
 
 def rows_matching(expression: str, table: RunTable) -> NDArray[np.bool_]:

@@ -63,7 +63,21 @@ class Identifiability:
 
     @property
     def message(self) -> str:
-        return " ".join(self.findings.values()) or "The design determines this law."
+        return " ".join(self.sentences)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The findings, then the parameters that may be zero; never empty."""
+        said = (*self.findings.values(), *self._about_signs())
+        return said or ("The design determines this law.",)
+
+    def _about_signs(self) -> Iterator[str]:
+        if self.unresolved:
+            names = ", ".join(self.unresolved)
+            yield (
+                f"Zero lies within 1.96 standard errors of {names}: these runs do not tell "
+                f"{'its sign' if len(self.unresolved) == 1 else 'their signs'}."
+            )
 
     def json(self) -> dict[str, Any]:
         return {
@@ -204,8 +218,9 @@ def _about_condition(condition: float) -> Iterator[tuple[str, str]]:
 
 
 def _unresolved(fit: Fit) -> tuple[str, ...]:
+    """Parameters that may have either sign; those that are above 0 by their form are not asked."""
+    signed = {p: v for p, v in fit.law.parameters.items() if p not in fit.law.scales}
     if not fit.full_rank:
-        return fit.law.parameter_names
+        return tuple(signed)
     errors = fit.standard_errors
-    values = fit.law.parameters.items()
-    return tuple(name for name, value in values if abs(value) < _TWO_SIDED * errors[name])
+    return tuple(name for name, value in signed.items() if abs(value) < _TWO_SIDED * errors[name])

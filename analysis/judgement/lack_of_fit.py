@@ -11,44 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import chdtrc, fdtrc
+from scipy.special import fdtrc
 
 from analysis.fitting.fit import Fit
-from analysis.fitting.replicates import cell_ids
-from analysis.laws.forms import Array
-from analysis.records.table import RunTable
+from analysis.fitting.replicates import pure_error
 
 SIGNIFICANT = 0.01
-# Spreads of the cells that differ this clearly cannot be pooled as if they were one.
-_UNEQUAL = 0.01
-
-
-@dataclass(frozen=True)
-class SeedSpread:
-    """Spread of ln loss over runs of one point, one entry per point with at least two runs."""
-
-    sums_of_squares: Array  # [C], about the mean of each point
-    freedoms: Array  # [C], runs minus one
-
-    @property
-    def variance(self) -> float:
-        """Pooled over points."""
-        return float(self.sums_of_squares.sum() / self.freedoms.sum())
-
-    @property
-    def equal(self) -> bool:
-        """False where Bartlett's test finds the points' spreads unequal at 1%."""
-        if len(self.freedoms) < 2:
-            return True
-        return _bartlett_p(self.sums_of_squares, self.freedoms) >= _UNEQUAL
-
-    @property
-    def degrees_of_freedom(self) -> float:
-        """Of the pooled variance; Satterthwaite's (1946) fewer ones where spreads are unequal."""
-        if self.equal:
-            return float(self.freedoms.sum())
-        total = self.sums_of_squares.sum()
-        return float(total**2 / np.sum(self.sums_of_squares**2 / self.freedoms))
 
 
 @dataclass(frozen=True)
@@ -97,24 +65,12 @@ class LackOfFit:
         }
 
 
-def replicates(table: RunTable) -> SeedSpread:
-    """Spread over runs that agree in n, k, tokens (and FLOPs or subject, where the table has them).
-
-    Nothing but the seed may differ, so every axis of the table counts, also one the law lacks.
-    """
-    of_run = cell_ids(table)
-    sizes = np.bincount(of_run)
-    means = np.bincount(of_run, table.log_loss) / sizes
-    squares = np.bincount(of_run, (table.log_loss - means[of_run]) ** 2).astype(np.float64)
-    return SeedSpread(squares[sizes > 1], (sizes[sizes > 1] - 1).astype(np.float64))
-
-
 def lack_of_fit(fit: Fit) -> LackOfFit:
     """Test a least-squares fit against replicates in its table."""
     if fit.method != "least_squares":
         return LackOfFit("it is of least squares, and this fit is robust; test the plain one")
-    pure = replicates(fit.table)
-    if not len(pure.freedoms):
+    pure = pure_error(fit.table)
+    if pure is None:
         return LackOfFit("no point was trained with a second seed; give some cells replicates")
     freedom_law = fit.degrees_of_freedom - float(pure.freedoms.sum())
     if freedom_law <= 0:
@@ -135,14 +91,3 @@ def lack_of_fit(fit: Fit) -> LackOfFit:
         p=float(fdtrc(*freedoms, f)),
         equal_spreads=pure.equal,
     )
-
-
-def _bartlett_p(sums_of_squares: Array, freedoms: Array) -> float:
-    """Bartlett's (1937) test of equal variances, with his correction for small samples."""
-    if (sums_of_squares == 0.0).any():
-        return 0.0
-    total, groups = freedoms.sum(), len(freedoms)
-    pooled = np.log(sums_of_squares.sum() / total)
-    statistic = total * pooled - freedoms @ np.log(sums_of_squares / freedoms)
-    correction = 1.0 + (np.sum(1.0 / freedoms) - 1.0 / total) / (3.0 * (groups - 1))
-    return float(chdtrc(groups - 1, statistic / correction))

@@ -27,6 +27,7 @@ _SEED = 0
 _LEAST_PAIRS = 6  # fewer cannot make one percent of sign patterns
 _ROUNDING = 1e-9  # residuals of ln loss whose signs mean nothing
 AXES = ("n", "k", "tokens")
+_CELL = (*AXES, "subject")  # what runs must share to be seeds of one cell
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,23 @@ class SignRuns:
     def message(self) -> str:
         if self.p is None:
             return (
-                f"Sign runs along {self.axis} cannot be judged: {self.n_pairs} neighboring pairs, "
-                "or residuals of rounding."
+                f"Whether residuals keep their sign along {self.axis} cannot be judged: there are "
+                f"{self.n_pairs} pairs of neighbors ({_LEAST_PAIRS} needed), or the residuals are "
+                "rounding errors."
             )
         numbers = (
-            f"{self.n_same} of {self.n_pairs} neighbors keep their sign, {self.expected:.0f} "
-            f"expected, p = {self.p:.2g}; mean residual {self.ends[0]:+.2%} at the lowest "
-            f"{self.axis}, {self.ends[1]:+.2%} at the highest"
+            f"{self.n_same} of {self.n_pairs} pairs of neighbors have residuals of one sign, "
+            f"{self.expected:.0f} expected by chance, p = {self.p:.2g}; mean residual "
+            f"{self.ends[0]:+.2%} at the lowest {self.axis}, {self.ends[1]:+.2%} at the highest"
         )
         if self.found:
             other = "n" if self.axis != "n" else "k"
             return (
-                f"Residuals run along {self.axis} ({numbers}): the law bends otherwise than the "
-                f"runs there, or runs of one {other} share an error."
+                f"Along {self.axis} the law misses in the same direction at one size after another "
+                f"({numbers}): its shape in {self.axis} is wrong, or runs of one {other} share an "
+                "error."
             )
-        return f"No run of signs along {self.axis} ({numbers})."
+        return f"Along {self.axis} the law misses in both directions, as by chance ({numbers})."
 
     def json(self) -> dict[str, Any]:
         return {
@@ -74,27 +77,31 @@ class SignRuns:
 
 @dataclass(frozen=True)
 class ResidualMap:
-    """Mean residual of ln loss over n (rows) and k (columns) at one budget; NaN: no run."""
+    """Mean residual of ln loss over n (rows) and k (columns) at one budget (and subject model);
+    NaN: no run."""
 
     budget: float | None  # None: the table has no tokens
     n: Array
     k: Array
     values: Array  # [N, K]
+    subject: float | None = None  # parameters of the subject model; None: the table has none
 
     @property
     def title(self) -> str:
-        return "all runs" if self.budget is None else f"D = {short_count(self.budget)}"
+        sizes = {"D": self.budget, "S": self.subject}
+        named = [f"{name} = {short_count(v)}" for name, v in sizes.items() if v is not None]
+        return ", ".join(named) or "all runs"
 
     def json(self) -> dict[str, Any]:
         values = [[float(v) if np.isfinite(v) else None for v in row] for row in self.values]
         axes = {"n": self.n.tolist(), "k": self.k.tolist()}
-        return {"tokens": self.budget, **axes, "residual_log": values}
+        return {"tokens": self.budget, "subject": self.subject, **axes, "residual_log": values}
 
 
 def sign_runs(fit: Fit) -> tuple[SignRuns, ...]:
     """Judge each axis of the table that has at least three levels."""
     points = pd.DataFrame(
-        {axis: fit.table.points[axis] for axis in AXES if axis in fit.table.points}
+        {axis: fit.table.points[axis] for axis in _CELL if axis in fit.table.points}
     )
     cells = points.drop_duplicates().reset_index(drop=True)
     average = _averaging(points, cells)
@@ -108,13 +115,20 @@ def sign_runs(fit: Fit) -> tuple[SignRuns, ...]:
 
 
 def residual_maps(fit: Fit) -> tuple[ResidualMap, ...]:
-    """One map per token budget, the smallest first; rows are n ascending, columns k ascending."""
+    """One map per token budget and subject model, the smallest first; rows are n ascending,
+    columns k ascending."""
     frame = pd.DataFrame({**fit.table.points, "residual": fit.residuals})
     n, k = (np.unique(fit.table.points[axis]) for axis in ("n", "k"))
-    if "tokens" not in frame:
-        return (ResidualMap(None, n, k, _pivot(frame, n, k)),)
-    groups = frame.groupby("tokens")
-    return tuple(ResidualMap(float(str(d)), n, k, _pivot(part, n, k)) for d, part in groups)
+    split = [axis for axis in ("tokens", "subject") if axis in frame]
+    groups = [part for _, part in frame.groupby(split)] if split else [frame]
+
+    def level(part: pd.DataFrame, axis: str) -> float | None:
+        return float(part[axis].iloc[0]) if axis in part else None
+
+    return tuple(
+        ResidualMap(level(part, "tokens"), n, k, _pivot(part, n, k), level(part, "subject"))
+        for part in groups
+    )
 
 
 def _pivot(frame: pd.DataFrame, n: Array, k: Array) -> Array:
@@ -166,7 +180,8 @@ def _pairs(axis: str, cells: pd.DataFrame) -> NDArray[np.int_]:
     """
     pairs = [*_neighbors(axis, cells)]
     if len(pairs) < _LEAST_PAIRS and axis != "tokens" and "tokens" in cells:
-        steps = cells.groupby(["n", "k"])["tokens"].rank(ascending=False)
+        others = [name for name in cells if name != "tokens"]
+        steps = cells.groupby(others)["tokens"].rank(ascending=False)
         pairs = [*_neighbors(axis, cells.assign(tokens=steps))]
     return np.array(pairs, dtype=int).reshape(-1, 2)
 

@@ -6,7 +6,7 @@ Where the two disagree the runs do not settle the form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,25 +77,42 @@ class Rivals:
         return " ".join([text, *self._closest(best.law)])
 
     def _closest(self, preferred: str) -> list[str]:
-        lines = []
-        for plan in dict.fromkeys(t.plan for row in self.rows for t in row.held_out):
-            errors = {r.law: e for r in self.rows if (e := r.holdout_rms(plan)) is not None}
-            if len(errors) > 1:
-                best = min(errors, key=lambda law: errors[law])
-                agree = (
-                    "the same law"
-                    if best == preferred
-                    else f"{preferred}: "
-                    + (f"{errors[preferred]:.2%}" if preferred in errors else "not possible")
-                )
-                lines.append(
-                    f"With the {plan} held out, {best} comes closest: {errors[best]:.2%} rms "
-                    f"({agree})."
-                )
+        """Which law predicted each plan's hidden runs best; one sentence for equal answers."""
+        errors = self._errors()
+        best = {plan: min(of, key=lambda law: of[law]) for plan, of in errors.items()}
+        agreeing = [plan for plan, law in best.items() if law == preferred]
+        lines = [_closest_sentence(preferred, agreeing, errors)] if agreeing else []
+        for plan in (plan for plan in best if plan not in agreeing):
+            own = errors[plan].get(preferred)
+            other = "not possible" if own is None else f"{own:.2%}"
+            lines.append(
+                f"With the {plan} held out, {best[plan]} comes closest: "
+                f"{errors[plan][best[plan]]:.2%} rms ({preferred}: {other})."
+            )
         return lines
+
+    def _errors(self) -> dict[str, dict[str, float]]:
+        """Plan -> law -> rms error, of the plans that at least two laws carried out."""
+        plans = dict.fromkeys(test.plan for row in self.rows for test in row.held_out)
+        errors = {
+            plan: {r.law: e for r in self.rows if (e := r.holdout_rms(plan)) is not None}
+            for plan in plans
+        }
+        return {plan: of for plan, of in errors.items() if len(of) > 1}
 
     def json(self) -> dict[str, Any]:
         return {"message": self.message, "laws": [row.json() for row in self.rows]}
+
+
+def _closest_sentence(
+    law: str, plans: Sequence[str], errors: Mapping[str, Mapping[str, float]]
+) -> str:
+    rms = ", ".join(f"{errors[plan][law]:.2%} ({plan})" for plan in plans)
+    everywhere = len(plans) == len(errors) > 1
+    where = (
+        "in every held-out test" if everywhere else f"with the {' or the '.join(plans)} held out"
+    )
+    return f"It also comes closest {where}, rms {rms}."
 
 
 def family(law: type[Law]) -> tuple[type[Law], ...]:

@@ -6,7 +6,6 @@ judged by ladders alone: the end of an annealed curve falls by its schedule.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.judgement.convergence import SETTLED_FALL, fall_per_doubling, mean_by
 from analysis.judgement.curves import last_doubling
+from analysis.records.stopped import why_not
 from analysis.records.table import Dropped, RunTable
 
 RULE = (
@@ -75,16 +75,14 @@ class Selection(NamedTuple):
     dropped: tuple[Dropped, ...]
 
 
-def converged_runs(
-    table: RunTable, curves: pd.DataFrame | None = None, stopped: Collection[str] = ()
-) -> Settled:
+def converged_runs(table: RunTable, curves: pd.DataFrame | None = None) -> Settled:
     """Judge every run. TableError where the table has no tokens.
 
     `curves` are rows of logged steps as `records.load_curves` gives them: run_id, tokens, train/lr,
     eval/LOSS or train/normalized_mse. A run is converged if doubling the tokens of its cell bought
     at most SETTLED_FALL at its budget and at every larger one, and lost no more than that either;
     or, where no longer run contradicts it, if its own curve fell by no more in its last doubling or
-    it is one of `stopped`, the runs that such a rule ended (`stopped_by_rule`).
+    such a rule ended it (`RunTable.stopped`).
     """
     if "tokens" not in table.points:
         raise TableError(
@@ -93,35 +91,31 @@ def converged_runs(
     by_ladder = _ladder_verdicts(table)
     own = {} if curves is None else {str(r): c for r, c in curves.groupby("run_id")}
     verdicts = []
-    for run, *cell in zip(
-        table.runs, *(table.points[a] for a in ("n", "k", "tokens")), strict=True
-    ):
-        verdict, contradicted = by_ladder[(float(cell[0]), float(cell[1]))][float(cell[2])]
-        if not (verdict.shown_by or contradicted) and run in stopped:
-            verdict = Verdict("stopping rule", "")
-        elif not (verdict.shown_by or contradicted) and run in own:
-            verdict = _curve_verdict(own[run], table.loss_name)
+    cells = (table.points[axis].tolist() for axis in ("n", "k", "tokens"))
+    stopped = table.stopped or (None,) * len(table)
+    for run, ended, n, k, tokens in zip(table.runs, stopped, *cells, strict=True):
+        verdict, contradicted = by_ladder[n, k][tokens]
+        if not (verdict.shown_by or contradicted):
+            verdict = _own_verdict(ended, own.get(run), table.loss_name) or verdict
         verdicts.append(verdict)
     return Settled(table, tuple(verdicts))
 
 
-def stopped_by_rule(frame: pd.DataFrame) -> frozenset[str]:
-    """run_id of the rows of `records.load_runs` whose stopping rule ended them (`converged`)."""
-    if "converged" not in frame:
-        return frozenset()
-    rows = zip(frame["run_id"], frame["converged"], strict=True)
-    # A column with gaps holds true, false and NaN, as Python or numpy values.
-    return frozenset(str(run) for run, value in rows if value == True)  # noqa: E712
+def _own_verdict(stopped: bool | None, curve: pd.DataFrame | None, loss: str) -> Verdict | None:
+    """What a run says of itself; None where it has neither a stopping rule nor a curve."""
+    if stopped:
+        return Verdict("stopping rule", "")
+    if curve is not None:
+        return _curve_verdict(curve, loss)
+    return None if stopped is None else Verdict("", why_not(stopped))
 
 
-def select_converged(
-    table: RunTable, curves: pd.DataFrame | None = None, stopped: Collection[str] = ()
-) -> Selection:
+def select_converged(table: RunTable, curves: pd.DataFrame | None = None) -> Selection:
     """Only the runs shown converged. TableError where there are none.
 
     The table's `dropped` names the others with their reasons, its `shown_converged` the rule.
     """
-    settled = converged_runs(table, curves, stopped)
+    settled = converged_runs(table, curves)
     if not settled.mask.any():
         reasons = sorted({v.reason for v in settled.verdicts})
         more = f" (and {len(reasons) - 3} more reasons)" if len(reasons) > 3 else ""

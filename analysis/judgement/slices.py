@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq, least_squares
+from scipy.optimize import least_squares
 
 from analysis.fitting.fit import Fit
 from analysis.laws.forms import Array, Design, Form, Monomial
+from analysis.uncertainty.profile import FloorProfile
 
 _FLOOR_SHARES = (0.02, 0.3, 0.6, 0.85, 0.97)  # of the lowest loss: where fits of a slice begin
-_NO_FLOOR = 9.0  # ln units below the lowest loss where a floor is none: 1e-4 of it
-_FIRST_STEP = 0.02
 _TOLERANCE = 1e-12
 
 
@@ -80,33 +79,12 @@ class Slice:
 
     def floor_interval(self, allowed: float) -> tuple[float, float]:
         """Floors at which the slice's sum of squares rises by at most `allowed`; [0, high] where no
-        floor at all fits that well."""
-        best = self.coefficients[self.shape.floor]
-        none = float(self.log_loss.min()) - _NO_FLOOR
-        limit = self.sum_of_squares + allowed
-        high = self._crossing(max(best, none), 1.0, limit, float(self.log_loss.max()) + 1.0)
-        low = self._crossing(best, -1.0, limit, none) if best > none else none
-        return (0.0 if low <= none else float(np.exp(low))), float(np.exp(high))
+        floor at all fits that well, infinity where any high one does."""
+        return self.profile(float(np.sqrt(allowed))).ends(1.0)
 
-    def _crossing(self, start: float, sign: float, limit: float, end: float) -> float:
-        """Where the profile leaves `limit`, going from start; `end` where it never does."""
-
-        def excess(log_floor: float) -> float:
-            return self._given_floor(log_floor) - limit
-
-        inside, step = start, _FIRST_STEP
-        while sign * (end - inside) > 0:
-            outside = inside + sign * min(step, abs(end - inside))
-            if excess(outside) > 0:
-                return float(brentq(excess, inside, outside, xtol=1e-5))  # pyright: ignore[reportArgumentType]
-            inside, step = outside, 2 * step
-        return end
-
-    def _given_floor(self, log_floor: float) -> float:
-        """Least sum of squares with the floor held."""
-        start = np.delete(self.coefficients, self.shape.floor)
-        held = (self.shape.floor, log_floor)
-        return _solve(self.design, self.log_loss, start, held)[1]
+    def profile(self, unit: float) -> FloorProfile:
+        """The slice with its floor held; rises are in squares of `unit`, of ln loss."""
+        return FloorProfile(self.design, self.log_loss, self.coefficients, self.shape.floor, unit)
 
 
 def fit_slice(fit: Fit, k: float) -> Slice:
@@ -132,23 +110,13 @@ def _starts(shape: SliceForm, implied: Array, log_loss: Array) -> list[Array]:
     return starts
 
 
-def _solve(
-    design: Design, log_loss: Array, start: Array, held: tuple[int, float] | None = None
-) -> tuple[Array, float]:
-    """Least squares from one start: coefficients and sum of squares; `held` fixes one of them."""
-
-    def whole(free: Array) -> Array:
-        return free if held is None else np.insert(free, *held)
-
-    def jacobian(free: Array) -> Array:
-        full = design.value_and_jacobian(whole(free))[1]
-        return full if held is None else np.delete(full, held[0], axis=-1)
-
+def _solve(design: Design, log_loss: Array, start: Array) -> tuple[Array, float]:
+    """Least squares from one start: coefficients and sum of squares."""
     with np.errstate(all="ignore"):  # a step may run to infinity; it is then not taken
         result = least_squares(
-            lambda free: design.log_value(whole(free)) - log_loss,
+            lambda free: design.log_value(free) - log_loss,
             start,
-            jac=jacobian,  # pyright: ignore[reportArgumentType]
+            jac=lambda free: design.value_and_jacobian(free)[1],  # pyright: ignore[reportArgumentType]
             method="lm",
             x_scale="jac",
             ftol=_TOLERANCE,
@@ -156,4 +124,4 @@ def _solve(
             gtol=_TOLERANCE,
             max_nfev=300,
         )
-    return whole(result.x), 2.0 * float(result.cost)
+    return result.x, 2.0 * float(result.cost)

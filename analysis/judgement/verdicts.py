@@ -36,7 +36,7 @@ class Verdicts:
 
     def lines(self) -> Iterator[str]:
         """Every verdict as a sentence, also where nothing was found or nothing could be tested."""
-        yield from self.identifiability.findings.values() or [self.identifiability.message]
+        yield from self.identifiability.sentences
         yield self.lack_of_fit.message
         yield from (runs.message for runs in self.sign_runs)
         yield self.floors.message

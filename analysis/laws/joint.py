@@ -13,14 +13,14 @@ from typing import ClassVar
 import numpy as np
 
 from analysis.laws import starts
-from analysis.laws.forms import CONSTANT, ONE, Array, Form, Points, Term
+from analysis.laws.forms import ONE, Array, Form, Points, Term
 from analysis.laws.law import Law
 from analysis.laws.limit import Limit, latents_and
+from analysis.laws.tokens import TOKENS_BY_LATENTS
 
 LIMIT = latents_and("k")
 _SUBJECT_LIMIT = latents_and("subject")
-_ON_TOKENS: Term = (CONSTANT, ("n",), ("tokens",))
-_TILTED: Term = (*_ON_TOKENS, ("k",))
+_TILTED: Term = (*TOKENS_BY_LATENTS, ("k",))
 _UNITS = {
     **{"alpha": "ln loss", "beta_k": "1", "beta_s": "1", "beta_n": "1", "gamma": "1"},
     **{"zeta": "ln loss", "eta": "1", "D0": "tokens", "s": "1", "c": "1", "u": "1"},
@@ -60,7 +60,8 @@ class TimesTokens(OfSizes):
     constant_axes: ClassVar[tuple[str, ...]] = ()
     reference_names: ClassVar[tuple[str, ...]] = ("n",)
     positive: ClassVar[tuple[str, ...]] = ("c",)
-    tail: ClassVar[Term] = _ON_TOKENS
+    tail: ClassVar[Term] = TOKENS_BY_LATENTS
+    scales: ClassVar[tuple[str, ...]] = ("D0",)
 
     @classmethod
     def form_with(cls, limit: Limit) -> Form:
@@ -223,7 +224,7 @@ class LatentsKPlusTokens(OfSizes):
     axes: ClassVar[tuple[str, ...]] = ("n", "k", "tokens")
     constant_axes: ClassVar[tuple[str, ...]] = ()
     limit: ClassVar[Limit] = LIMIT
-    form: ClassVar[Form] = Form(((*LIMIT.terms, _ON_TOKENS),))
+    form: ClassVar[Form] = Form(((*LIMIT.terms, TOKENS_BY_LATENTS),))
     floor_column: ClassVar[int | None] = LIMIT.floor_column
     parameter_names: ClassVar[tuple[str, ...]] = (*LIMIT.names, "tau", "b", "c")
     positive: ClassVar[tuple[str, ...]] = ("c",)
@@ -240,7 +241,7 @@ class LatentsKPlusTokens(OfSizes):
 
     @classmethod
     def starting_coefficients(cls, logs: Points, log_loss: Array) -> Array:
-        return starts.plus_tokens(cls.limit, _ON_TOKENS, logs, log_loss)
+        return starts.plus_tokens(cls.limit, TOKENS_BY_LATENTS, logs, log_loss)
 
     @classmethod
     def _signs(cls) -> Array:

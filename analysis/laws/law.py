@@ -38,6 +38,7 @@ class Law(ABC):
     response: ClassVar[str] = "loss"  # what is fitted: "loss" or "tokens" (to convergence)
     units: ClassVar[Mapping[str, str]] = {}  # unit of each parameter; "1" has none
     positive: ClassVar[tuple[str, ...]] = ()  # parameters that mean nothing at or below zero
+    scales: ClassVar[tuple[str, ...]] = ()  # parameters that are exp of something: never below 0
     # Where set, the law is of the lowest loss at each level of this axis: of no run beaten by one
     # with less of it.
     frontier_axis: ClassVar[str | None] = None

@@ -12,9 +12,9 @@ from analysis.laws import starts
 from analysis.laws.forms import CONSTANT, Array, Form, Points, Term
 from analysis.laws.law import Law
 from analysis.laws.limit import Limit, power_of
+from analysis.laws.tokens import TOKENS_ALONE
 
 _OF_N, _OF_FLOPS = power_of("n"), power_of("flops")
-_ON_TOKENS: Term = (CONSTANT, ("tokens",))
 _BUDGET: Term = (CONSTANT, ("n",))
 
 
@@ -25,6 +25,7 @@ class FloorAndPower(Law):
     floor_column: ClassVar[int | None] = 2
     parameter_names: ClassVar[tuple[str, ...]] = ("E", "A", "b")
     positive: ClassVar[tuple[str, ...]] = ("b",)
+    scales: ClassVar[tuple[str, ...]] = ("E", "A")
 
     @classmethod
     def parameters_from(cls, coefficients: Array, reference: Mapping[str, float]) -> Array:
@@ -98,10 +99,11 @@ class OfLatentsAndTokens(Law):
     formula: ClassVar[str] = "L(n,D) = E + A n^-a + B D^-b"
     axes: ClassVar[tuple[str, ...]] = ("n", "tokens")
     constant_axes: ClassVar[tuple[str, ...]] = ("k",)
-    form: ClassVar[Form] = Form(((*_OF_N.terms, _ON_TOKENS),))
+    form: ClassVar[Form] = Form(((*_OF_N.terms, TOKENS_ALONE),))
     floor_column: ClassVar[int | None] = 2
     parameter_names: ClassVar[tuple[str, ...]] = ("E", "A", "a", "B", "b")
     positive: ClassVar[tuple[str, ...]] = ("a", "b")
+    scales: ClassVar[tuple[str, ...]] = ("E", "A", "B")
     units: ClassVar[Mapping[str, str]] = {
         **{"E": "loss", "A": "loss latents^a", "a": "1", "B": "loss tokens^b", "b": "1"},
     }
@@ -125,7 +127,7 @@ class OfLatentsAndTokens(Law):
 
     @classmethod
     def starting_coefficients(cls, logs: Points, log_loss: Array) -> Array:
-        return starts.plus_tokens(_OF_N, _ON_TOKENS, logs, log_loss)
+        return starts.plus_tokens(_OF_N, TOKENS_ALONE, logs, log_loss)
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class TokensToConvergence(Law):
     response: ClassVar[str] = "tokens"
     form: ClassVar[Form] = Form(((_BUDGET,),))
     parameter_names: ClassVar[tuple[str, ...]] = ("D0", "s")
+    scales: ClassVar[tuple[str, ...]] = ("D0",)
     reference_names: ClassVar[tuple[str, ...]] = ("n",)
     units: ClassVar[Mapping[str, str]] = {"D0": "tokens", "s": "1"}
 

@@ -10,7 +10,8 @@ from analysis.errors import TableError
 from analysis.laws.forms import Array
 from scaling.budget import flops_per_token_dense, flops_per_token_sparse
 
-CONVENTIONS = ("dense", "sparse")
+CONVENTIONS = ("sparse", "dense")
+DEFAULT_CONVENTION = "sparse"  # what the kernels compute
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def design_text(design: RunDesign, cells: Sequence[Cell]) -> str:
     value = stored.law.predict(design.targets)
     targets = [
         (
-            *(text.size(float(values[row])) for values in design.targets.values()),
+            *(text.of_axis(axis, float(v[row])) for axis, v in design.targets.items()),
             f"{value[row]:.4g}",
             text.between(design.before, row),
             text.between(design.after, row),

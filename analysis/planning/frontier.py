@@ -14,8 +14,9 @@ import numpy as np
 
 from analysis.errors import TableError
 from analysis.laws.forms import Array
+from analysis.laws.tokens import token_terms
 from analysis.planning.compute import Convention
-from analysis.planning.profile import Profile, token_terms
+from analysis.planning.profile import Profile
 from analysis.planning.search import EdgeError, Search
 from analysis.planning.stored import StoredLaw
 from analysis.planning.variants import Estimate, Variants, exponential, nudged
@@ -213,7 +214,7 @@ def _check(stored: StoredLaw, budgets: Sequence[float], ks: Sequence[float], exc
             f"{stored.title} ({stored.law.name}) does not hold both n and tokens, so it has no "
             "best size for a budget; choose l_nkdu, l_nkd, l_nkd_additive or l_nd with --law."
         )
-    slope = stored.law.coefficients()[token_terms(stored.law.form)[2]]
+    slope = stored.law.coefficients()[token_terms(stored.law.form).slope]
     if slope >= 0:
         raise TableError(
             f"{stored.title} on {stored.rows} says that more tokens do not lower the loss (c = "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from analysis.planning import text
+from analysis.planning.compute import Convention
 from analysis.planning.frontier import Exponents, Frontier
 from analysis.planning.search import EDGE_REMEDY
 from analysis.planning.variants import Estimate
@@ -19,7 +20,19 @@ PAPER = (
     "with FLOPs ~ n D, n ~ C^0.61 to 0.63 and D ~ C^0.37 to 0.39. Compare them with the second "
     "rule here, not with the compute-optimal one."
 )
-"""What the paper says of budgets: section 3.1 of arXiv 2406.04093; exponents 1 / (1 + 0.60)."""
+"""What the paper says of budgets: section 3.1 of arXiv 2406.04093; exponents 1 / (1 + 0.60). It
+holds where FLOPs are as n D: in the dense convention, where both exponents add up to 1."""
+
+SPARSE = (
+    "Sparse FLOPs per token are d_model (2 n + 8 k), and part of them is of k: the exponents of n "
+    "and D add up to more than 1. The paper's are for FLOPs ~ n D: compare them with those of "
+    "--convention dense."
+)
+
+
+def about_exponents(convention: Convention) -> str:
+    """How to read the exponents: beside the paper's, or why not."""
+    return PAPER if convention.name == "dense" else SPARSE
 
 
 def rows(frontier: Frontier) -> Iterator[tuple[str, ...]]:
@@ -52,7 +65,8 @@ def frontier_text(frontier: Frontier) -> str:
         *refusals(frontier),
     ]
     if frontier.exponents:
-        parts += ["", text.aligned(EXPONENTS_HEADER, list(exponent_rows(frontier))), PAPER]
+        parts += ["", text.aligned(EXPONENTS_HEADER, list(exponent_rows(frontier)))]
+        parts.append(about_exponents(frontier.convention))
     if any(point.outside for point in frontier.points):
         parts.append(
             "warning: outside the runs fitted an interval knows nothing of a wrong form of the "
@@ -92,7 +106,7 @@ def frontier_json(frontier: Frontier) -> dict[str, Any]:
         ],
         "exponents": [_exponents(line) for line in frontier.exponents],
         "refused": [refused._asdict() for refused in frontier.refused],
-        "paper": PAPER,
+        "paper": about_exponents(frontier.convention),
     }
 
 

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.errors import TableError
-from analysis.laws.forms import Array, Form, Points
+from analysis.laws.forms import Array, Points
 from analysis.laws.law import Law
+from analysis.laws.tokens import log_tokens_to
 from analysis.planning.compute import Convention
-
-_TOKENS = ("tokens",)
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,7 @@ class Profile:
         """ln D* [..., G]: tokens at which the loss is (1 + excess) times its limit of endless
         training. TableError for a law whose tokens stand in more than one term."""
         features = self._design(log_n, np.zeros_like(log_n)).features_MP
-        token_term, others, slope_column = token_terms(self.law.form)
-        rest = np.zeros(())
-        if others:  # with no other term the factor would have no limit: token_terms refuses that
-            terms = [coefficients[..., c] @ features[:, c].T for c in others]
-            rest = np.logaddexp.reduce(np.stack(terms))
-        at_one_token = coefficients[..., token_term] @ features[:, token_term].T
-        slope = coefficients[..., slope_column, None]
-        with np.errstate(all="ignore"):  # a slope of 0 reaches no limit: D* is infinite
-            return (np.log(excess) + rest - at_one_token) / slope
+        return log_tokens_to(self.law.form, features, coefficients, excess)
 
     def _design(self, log_n: Array, log_tokens: Array):  # noqa: ANN202
         logs = {"n": log_n, "k": np.full_like(log_n, np.log(self.k)), "tokens": log_tokens}
@@ -60,31 +50,3 @@ class Profile:
         values = {"n": np.exp(log_n), "k": np.full_like(log_n, self.k)}
         values["tokens"] = np.exp(log_tokens)
         return {axis: values[axis] for axis in self.law.axes}
-
-
-def token_terms(form: Form) -> tuple[slice, tuple[slice, ...], int]:
-    """Columns of the one term with tokens, of its factor's other terms, and of its slope in ln D.
-
-    Raises:
-        TableError: tokens stand in several terms, in none, alone in a factor, or in a product.
-    """
-    found = [
-        (slices, index, term)
-        for factor, slices in zip(form.factors, form.columns(), strict=True)
-        for index, term in enumerate(factor)
-        if any("tokens" in monomial for monomial in term)
-    ]
-    if len(found) != 1:
-        raise TableError(
-            f"tokens stand in {len(found)} terms of this law, so it has no single budget at which "
-            "it nears its limit; use l_nkd, l_nkdu, l_nkd_additive or l_nd."
-        )
-    slices, index, term = found[0]
-    alone = len(slices) == 1
-    if alone or [m for m in term if "tokens" in m] != [_TOKENS]:
-        raise TableError(
-            "this law's token term has no limit of endless training; use l_nkd, l_nkdu, "
-            "l_nkd_additive or l_nd."
-        )
-    others = tuple(s for i, s in enumerate(slices) if i != index)
-    return slices[index], others, slices[index].start + term.index(_TOKENS)

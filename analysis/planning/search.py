@@ -78,6 +78,10 @@ class Search:
 
         fitted = self.stored.law.coefficients()
         ends = log_flops_left(np.array(self.log_range), fitted)
+        if ends[1] <= ends[0]:
+            # D* n falls with n: what trains one size trains every larger one.
+            what = f"the largest size trained {rule} (which takes fewer FLOPs the larger n is)"
+            self._refuse_edge(self.log_range[1], profile, budget, what)
         if not ends[0] < 0 < ends[1]:
             at = self.log_range[0 if ends[0] >= 0 else 1]
             self._refuse_edge(at, profile, budget, f"the size trained {rule}")

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.laws import LAWS
 from analysis.laws.forms import Array, Points
 from analysis.laws.law import Law, logs_of
+from analysis.records.columns import SAME_BUDGET
 from analysis.study.fitted import SCHEMA_VERSION, FittedLaw, to_json
-from analysis.uncertainty.interval import Interval
+from analysis.uncertainty.interval import Interval, student_interval
 
-# Budgets are tokens asked for, runs train whole batches: nearer than this is no other value.
-_SAME = 0.01
+_SAME = SAME_BUDGET  # of any axis: nearer than this is no other value
 _REMAKE = "make the file again with python -m analysis.fit or python -m analysis.report"
 
 
@@ -46,7 +45,7 @@ class StoredLaw:
     loss: str
     n_runs: int
     covariance: Array | None  # of the named parameters [P, P]; None: one combination is free
-    variance: float  # s^2 of ln loss: the noise of one run about the law
+    variance: float  # of ln loss of one run about the law; with the errors that runs share, if any
     degrees_of_freedom: int
     ranges: Mapping[str, tuple[float, float]]  # axis -> smallest and largest value fitted
     warnings: Mapping[str, str]  # code -> message
@@ -65,8 +64,8 @@ class StoredLaw:
             return Prediction(np.exp(log_value), None, None)
         return Prediction(
             np.exp(log_value),
-            self._interval(log_value, doubt, level),
-            self._interval(log_value, doubt + self.variance, level),
+            student_interval(log_value, doubt, self.degrees_of_freedom, level),
+            student_interval(log_value, doubt + self.variance, self.degrees_of_freedom, level),
         )
 
     def doubt(self, points: Points) -> Array | None:
@@ -102,10 +101,6 @@ class StoredLaw:
                     notes[point].append(f"{axis} {_times(low - value)} below")
         return ["; ".join(note) for note in notes]
 
-    def _interval(self, log_value: Array, variance: Array, level: float) -> Interval:
-        half = stdtrit(self.degrees_of_freedom, 0.5 + level / 2) * np.sqrt(variance)
-        return Interval(np.exp(log_value - half), np.exp(log_value + half))
-
 
 def _times(log_ratio: float) -> str:
     ratio = float(np.exp(log_ratio))
@@ -121,7 +116,7 @@ def read_law(
     was asked for clusters, its doubt is that of errors shared within them, unless `clustered` is
     false. TableError where the file is no such JSON, or holds no fit that was asked for.
     """
-    content = _read(path)
+    content = read_content(path)
     fits = content.get("fits", [content])
     if not (isinstance(fits, list) and all(isinstance(fit, dict) for fit in fits)):
         raise TableError(f"{path}: fits is not a list of fits; {_REMAKE}.")
@@ -147,7 +142,8 @@ def stored_law(fit: Mapping[str, Any], *, source: str, d_model: int | None = Non
         ) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """The JSON object of the file. TableError where it is none, or is of a newer version."""
     try:
         content = json.loads(path.read_text())
     except OSError as error:
@@ -214,7 +210,7 @@ def _stored(fit: Mapping[str, Any], d_model: int | None) -> StoredLaw:
         loss=str(fit["loss"]),
         n_runs=n_runs,
         covariance=_covariance(clustered.get("covariance", fit["covariance"]), order, law),
-        variance=float(variance),
+        variance=float(clustered.get("variance", variance)),
         degrees_of_freedom=int(clustered.get("degrees_of_freedom", freedom)),
         ranges={axis: (float(a), float(b)) for axis, (a, b) in fit.get("ranges", {}).items()},
         warnings=dict(fit.get("warning_messages", {})),

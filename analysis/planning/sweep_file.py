@@ -13,11 +13,10 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.files import replace_text
 from analysis.planning.design import NewRun
-from analysis.records.load import budgets, numbers
+from analysis.records.columns import SAME_BUDGET, numbers
 
 WRITTEN_BY = "# Written by python -m analysis.design"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SAME_BUDGET = 0.01  # whole batches of a budget are no other budget
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,9 @@ def cells_of(
 ) -> list[Cell]:
     """The runs with the lowest seeds not yet taken at their cell, from `first_seed`.
 
-    `there` are runs that exist already, as `load_runs` gives them: a second run of the same cell
-    and seed would be the same run, and tell nothing.
+    `there` are runs that exist already, as `load_runs` gives them, also those that no law is fitted
+    to: a second run of the same cell and seed would be the same run, diverge as it did, and tell
+    nothing.
     """
     taken = _taken(there)
     cells: list[Cell] = []
@@ -57,16 +57,20 @@ def cells_of(
 
 
 def _same_budget(one: int, other: int) -> bool:
-    return abs(one / other - 1.0) < _SAME_BUDGET
+    return abs(one / other - 1.0) < SAME_BUDGET
 
 
 def _taken(there: pd.DataFrame | None) -> list[Cell]:
     if there is None:
         return []
-    used = there.loc[there["excluded"] == ""]
-    columns = (numbers(used, "n_latents"), numbers(used, "k"), budgets(used), numbers(used, "seed"))
-    rows = np.column_stack(columns).astype(int).tolist()
-    return [Cell(*row) for row in rows]
+    cells: list[Cell] = []
+    # A run that broke off trained less than was asked; whole batches are less than was asked too.
+    for tokens in ("tokens_requested", "tokens"):
+        names = ("n_latents", "k", tokens, "seed")
+        rows = np.column_stack([numbers(there, name) for name in names])
+        known = np.isfinite(rows).all(axis=1)  # a record that cannot be read names no cell
+        cells += [Cell(*row) for row in rows[known].astype(int).tolist()]
+    return cells
 
 
 def sweep_text(

@@ -37,6 +37,13 @@ def tokens(value: float) -> str:
     return short_count(float(f"{value:.4g}"))
 
 
+def of_axis(axis: str, value: float) -> str:
+    """A coordinate as it reads: 4096 latents, 125k tokens, 2.21e+11 FLOPs."""
+    if axis == "flops":
+        return f"{value:.3g}"
+    return tokens(value) if axis == "tokens" else size(value)
+
+
 def between(interval: Interval | None, row: int) -> str:
     """ "0.2512 to 0.2604", or "-" where there is no interval."""
     if interval is None:

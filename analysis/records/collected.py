@@ -18,6 +18,7 @@ import pandas as pd
 
 from analysis.errors import TableError
 from analysis.files import replace_text
+from analysis.records.checkpoints import refuse_one_run
 from analysis.records.rows import (
     FIELDS,
     LEADING,
@@ -116,12 +117,8 @@ def _filled(row: Row, there: Row | None) -> Row:
 def _refuse_checkpoints(row: Row, there: Row | None) -> None:
     if there is None or not row["status"] == there["status"] == Status.done:
         return
-    if row.get("tokens") != there.get("tokens"):
-        raise TableError(
-            f"run {row['run_id']} is done at {there.get('tokens')} tokens in {there['source']} and "
-            f"at {row.get('tokens')} in {row['source']}: checkpoints of one run are not runs, and "
-            "a table has one row per run. Give the folder of the run as it ended."
-        )
+    places = f" (in {there['source']} and {row['source']})"
+    refuse_one_run(row["run_id"], [r["tokens"] for r in (there, row) if r.get("tokens")], places)
 
 
 def _cells(path: Path) -> pd.DataFrame:

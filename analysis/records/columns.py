@@ -9,9 +9,8 @@ import pandas as pd
 
 from analysis.laws.forms import Array
 
-# Rounding to whole batches is no other budget: below this relative difference the budget asked
-# for names the run, so that runs of several batch sizes share one.
-_SAME_BUDGET = 0.01
+SAME_BUDGET = 0.01
+"""Budgets asked for are trained in whole batches: this near, relatively, two are one budget."""
 
 
 def numbers(frame: pd.DataFrame, column: str) -> Array:
@@ -22,9 +21,12 @@ def numbers(frame: pd.DataFrame, column: str) -> Array:
 
 
 def budgets(usable: pd.DataFrame) -> Array:
-    """The token budget that names each run, [M]: what was asked for, where that was trained."""
+    """The token budget that names each run, [M]: what was asked for, where that was trained.
+
+    So runs of several batch sizes share one.
+    """
     trained, asked = numbers(usable, "tokens"), numbers(usable, "tokens_requested")
-    return np.where(np.abs(asked / trained - 1.0) < _SAME_BUDGET, asked, trained)
+    return np.where(np.abs(asked / trained - 1.0) < SAME_BUDGET, asked, trained)
 
 
 def is_number(value: Any) -> bool:

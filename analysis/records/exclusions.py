@@ -1,8 +1,7 @@
-"""Which runs no law is fitted to, and why; and when too many of them are."""
+"""Which runs no law is fitted to, and why."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.errors import TableError
 from analysis.records.columns import is_number, numbers
 from analysis.records.table import Dropped
 from scaling.runs.record import Status
@@ -20,10 +18,7 @@ from scaling.runs.record import Status
 # held-out tokens without being dead.
 MOST_DEAD = 0.5
 DEATH_MEASURES = ("dead_fraction", "silent_fraction_eval")
-MOST_REJECTED = 0.2
 COORDINATES = ("n_latents", "k", "tokens", "seed")
-_UNFINISHED = (Status.planned, Status.running, Status.preempted)
-"""Not yet results: they say nothing of how the runs turn out."""
 
 
 def exclusions(frame: pd.DataFrame) -> tuple[Dropped, ...]:
@@ -46,55 +41,6 @@ def reasons(frame: pd.DataFrame, loss: str) -> list[str]:
         reason = _reason(row, loss, share) or _copy_of(row, seen)
         found.append(reason)
     return found
-
-
-def refuse_checkpoints(frame: pd.DataFrame) -> None:
-    """TableError where one run_id is done at several token counts."""
-    done = frame.loc[frame["status"] == Status.done]
-    if "tokens" not in done or not done["run_id"].duplicated().any():
-        return
-    tokens = pd.Series(numbers(done, "tokens"), index=done.index)
-    for run, counts in tokens.groupby(done["run_id"]):
-        distinct = sorted(set(counts.dropna()))
-        if len(distinct) > 1:
-            raise TableError(
-                f"run {run} is there {len(distinct)} times, at {distinct[0]:g} to "
-                f"{distinct[-1]:g} tokens: checkpoints of one run are not independent points of a "
-                "law. Keep its last row; load_curves reads how the loss of a run fell."
-            )
-
-
-def refuse_rejected(frame: pd.DataFrame) -> None:
-    """TableError where more than `MOST_REJECTED` of the runs that came to an end are unusable.
-
-    Runs yet to end do not count, nor does a run that is there twice under one run_id.
-    """
-    runs = list(zip(frame["run_id"], frame["status"], frame["excluded"], strict=True))
-    used = {run for run, _, reason in runs if not reason}
-    rejected = [
-        (run, reason)
-        for run, status, reason in runs
-        if reason and status not in _UNFINISHED and run not in used
-    ]
-    ended = sum(not reason for _, _, reason in runs) + len(rejected)
-    if len(rejected) <= MOST_REJECTED * ended:
-        return
-    kinds = Counter(_kind(reason) for _, reason in rejected)
-    listed = "; ".join(f"{kind} ({count})" for kind, count in kinds.most_common(5))
-    raise TableError(
-        f"{len(rejected)} of {ended} runs that came to an end cannot be used, more than "
-        f"{MOST_REJECTED:.0%}: {listed}; the first is {rejected[0][0]}. What is left may be the "
-        "lucky part of the sweep, and a law of it misleads. Look at these runs and train them "
-        'again, or keep the rest on purpose with allow=("rejected",).'
-    )
-
-
-def _kind(reason: str) -> str:
-    """A reason without the numbers of its run, to count runs by."""
-    for known in ("its latents are dead", "copy of the run"):
-        if reason.startswith(known):
-            return known
-    return reason if len(reason) <= 120 else f"{reason[:117]}..."
 
 
 def _reason(row: dict[str, Any], loss: str, dead_share: float) -> str:

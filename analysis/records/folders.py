@@ -19,15 +19,13 @@ from analysis.records.migrate import to_current
 from analysis.records.rows import (
     Row,
     as_text,
-    reserved_names,
+    evaluation_columns,
     row_of,
     type_problem,
     unreadable,
 )
 from scaling.runs.record import Record
-from scaling.runs.store import RunFolder
-
-_RESERVED = reserved_names()
+from scaling.runs.store import RunFolder, evaluation_numbers
 
 
 @dataclass(frozen=True)
@@ -110,15 +108,12 @@ def _logged(run: RunFolder) -> list[Row]:
 def _evaluation(folder: Path) -> tuple[Row, str]:
     """The numbers of evaluation.json, and what is wrong with the file ("": nothing)."""
     try:
-        values = _object(_bytes_of(folder / "evaluation.json"))
+        numbers = evaluation_numbers(_bytes_of(folder / "evaluation.json"))
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"evaluation.json: {type(error).__name__}: {error}"
-    numbers = {name: value for name, value in values.items() if _is_plain_number(value)}
-    taken = sorted(_RESERVED & {*numbers})
-    problem = f"evaluation.json: {', '.join(taken)} left out: a record has it" if taken else ""
-    return {name: value for name, value in numbers.items() if name not in _RESERVED}, problem
+    return evaluation_columns(numbers)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -132,10 +127,6 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
-
-
-def _is_plain_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_run(path: Path) -> bool:

@@ -7,26 +7,34 @@ for a usable run, else the reason). docs/loading.md has the whole table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
 from analysis.errors import TableError
 from analysis.laws.forms import Array
+from analysis.records.checkpoints import refuse_repeated_runs
+from analysis.records.collected import read_rows
 from analysis.records.columns import budgets, numbers
 from analysis.records.exclusions import (
     DEATH_MEASURES,
     MOST_DEAD,
     exclusions,
     reasons,
-    refuse_checkpoints,
-    refuse_rejected,
 )
-from analysis.records.mixtures import SAME_FOR_ALL, refuse_mixtures
-from analysis.records.rows import frame_of
+from analysis.records.mixtures import allowed, refuse_mixtures
+from analysis.records.rejected import REJECTED, Judged, refuse_rejected
+from analysis.records.rows import LEADING, Row, frame_of
 from analysis.records.sources import Source, origins
-from analysis.records.table import RunTable, table_from_frame
+from analysis.records.table import (
+    CONVERGENCE_COLUMNS,
+    RunTable,
+    columns_of_file,
+    read_table,
+    table_from_frame,
+)
 from scaling.runs.record import Status
 
 __all__ = [
@@ -38,14 +46,13 @@ __all__ = [
     "exclusions",
     "load_runs",
     "numbers",
+    "read_runs",
     "refuse_mixtures",
     "runs_table",
 ]
 
 DEFAULT_LOSS = "normalized_mse"
-REJECTED = "rejected"
-"""The word of `allow` for sweeps of which more than a fifth is unusable."""
-_OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params")
+_OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params", "converged")
 
 
 def load_runs(
@@ -66,19 +73,61 @@ def load_runs(
         TableError: no runs there; runs that mix what `allow` does not name; checkpoints of one
             run; too many rejected; a record lacks `loss`.
     """
-    allowed = _allowed(allow)
-    frame = frame_of([row for origin in origins(source) for row in origin.rows()])
-    refuse_checkpoints(frame)
+    words = allowed(allow)
+    return _judged([row for origin in origins(source) for row in origin.rows()], loss, words)
+
+
+def _judged(rows: Sequence[Row], loss: str, allow: Collection[str]) -> pd.DataFrame:
+    frame = frame_of(rows)
+    refuse_repeated_runs(frame)
     frame["loss"] = _loss_of(frame, loss)
     frame["excluded"] = reasons(frame, loss)
-    if REJECTED not in allowed:
-        refuse_rejected(frame)
-    refuse_mixtures(frame.loc[frame["excluded"] == ""], allowed)
+    if REJECTED not in allow:
+        judged = zip(frame["run_id"], frame["status"], frame["excluded"], strict=True)
+        refuse_rejected(Judged(*map(str, run)) for run in judged)
+    refuse_mixtures(frame.loc[frame["excluded"] == ""], allow)
     return frame
 
 
-def runs_table(frame: pd.DataFrame, loss: str = DEFAULT_LOSS) -> RunTable:
-    """The usable runs of `load_runs`. TableError where none is left."""
+def read_runs(
+    path: Path,
+    *,
+    loss: str | None = None,
+    response: str = "loss",
+    allow: str | Iterable[str] = (),
+) -> RunTable:
+    """A CSV table of any origin, as fits take it.
+
+    A table of records (made by `python -m analysis.collect`, known by its first columns) is read as
+    `load_runs` and `runs_table` read the runs themselves, refusals included; any other by
+    `read_table`, which can check only what its columns tell.
+
+    Raises:
+        TableError: as those.
+    """
+    words = allowed(allow)
+    if not {*LEADING} <= columns_of_file(path):
+        return read_table(path, loss=loss, response=response, allow=words)
+    # Tokens to convergence are of runs whose loss is sound.
+    of_loss = loss if loss is not None and response == "loss" else DEFAULT_LOSS
+    frame = _judged(read_rows(path), of_loss, words)
+    value = of_loss if response == "loss" else loss
+    value = value or next(name for name in CONVERGENCE_COLUMNS if name in {*frame, "tokens"})
+    return runs_table(frame, value, response, source=str(path))
+
+
+def runs_table(
+    frame: pd.DataFrame,
+    loss: str = DEFAULT_LOSS,
+    response: str = "loss",
+    *,
+    source: str = "the sweep",
+) -> RunTable:
+    """The usable runs of `load_runs`. TableError where none is left.
+
+    `response` "tokens" is for laws of tokens to convergence: `loss` then names their column, and
+    tokens are as trained, for a run that its stopping rule ended was asked for more.
+    """
     usable = frame.loc[frame["excluded"] == ""]
     dropped = exclusions(frame)
     if usable.empty:
@@ -88,23 +137,12 @@ def runs_table(frame: pd.DataFrame, loss: str = DEFAULT_LOSS) -> RunTable:
             "it again, then repeat this."
         )
     columns = {name: usable[name] for name in _OF_A_TABLE if name in usable}
-    table = table_from_frame(
-        pd.DataFrame({**columns, "tokens": budgets(usable), loss: usable["loss"]}),
-        source="the sweep",
-        loss=loss,
-    )
+    if response == "loss":
+        columns |= {"tokens": budgets(usable), loss: usable["loss"]}
+    elif loss in usable:
+        columns[loss] = usable[loss]
+    table = table_from_frame(pd.DataFrame(columns), source=source, loss=loss, response=response)
     return replace(table, dropped=dropped)
-
-
-def _allowed(allow: str | Iterable[str]) -> frozenset[str]:
-    names = frozenset([allow] if isinstance(allow, str) else allow)
-    unknown = sorted(names - {*SAME_FOR_ALL, REJECTED})
-    if unknown:
-        raise TableError(
-            f"allow names {unknown[0]}, which nothing refuses; it takes {REJECTED} and the columns "
-            f"{', '.join(SAME_FOR_ALL)}."
-        )
-    return names
 
 
 def _loss_of(frame: pd.DataFrame, loss: str) -> Array:

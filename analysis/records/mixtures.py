@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pandas as pd
 
 from analysis.errors import TableError
+from analysis.records.rejected import REJECTED
 
 _RECIPE = {
     "dead_after_tokens": "autoencoder.dead_after_tokens",
@@ -24,25 +25,59 @@ SAME_FOR_ALL = (
 )
 """Runs that differ in one of these have losses that cannot be compared, or not on one law."""
 
+LOSS_NAME = "loss_name"
+"""Of long tables, which repeat each run for each of its losses."""
+_WHY = {
+    LOSS_NAME: "Raw and averaged weights differ by a few percent of the loss, more than runs "
+    "scatter; keep the rows of one loss, and fit them apart."
+}
 
-def refuse_mixtures(usable: pd.DataFrame, allow: Collection[str] = ()) -> None:
-    """TableError where runs differ in one of `SAME_FOR_ALL` that `allow` does not name."""
-    for name in SAME_FOR_ALL:
+
+def allowed(allow: str | Iterable[str]) -> frozenset[str]:
+    """The words of `allow`: columns that may mix, and "rejected".
+
+    Raises:
+        TableError: one of them names nothing that is ever refused.
+    """
+    names = frozenset([allow] if isinstance(allow, str) else allow)
+    unknown = sorted(names - {*SAME_FOR_ALL, LOSS_NAME, REJECTED})
+    if unknown:
+        raise TableError(
+            f"allow names {unknown[0]}, which nothing refuses; it takes {REJECTED} and the columns "
+            f"{', '.join((*SAME_FOR_ALL, LOSS_NAME))}."
+        )
+    return names
+
+
+def refuse_mixtures(
+    usable: pd.DataFrame,
+    allow: Collection[str] = (),
+    *,
+    source: str = "",
+    columns: Collection[str] = SAME_FOR_ALL,
+) -> None:
+    """TableError where runs differ in one of `columns` that `allow` does not name."""
+    for name in columns:
         if name in usable and name not in allow:
-            _refuse_mixture(usable, name)
+            _refuse_mixture(usable, name, source)
 
 
-def _refuse_mixture(usable: pd.DataFrame, name: str) -> None:
+def _refuse_mixture(usable: pd.DataFrame, name: str, source: str) -> None:
     counts = Counter(map(_value_text, usable[name])).most_common()
     if len(counts) < 2:
         return
     found = ", ".join(f"{value} ({count} runs)" for value, count in counts)
+    where = f"{source}: " if source else ""
     key = _RECIPE.get(name)
     again = f"train all runs with one {key}, or " if key else ""
+    why = _WHY.get(
+        name,
+        f"Their losses do not lie on one law; {again}keep each kind in a sweep folder or a table "
+        "of its own and analyze them apart.",
+    )
     raise TableError(
-        f"the runs mix {name}: {found}. Their losses do not lie on one law; {again}keep "
-        "each kind in a sweep folder of its own and analyze them apart. Where the mixture is the "
-        f'question, load_runs takes allow=("{name}",).'
+        f"{where}the runs mix {name}: {found}. {why} Where the mixture is the question, allow it "
+        f'by name: allow=("{name}",), or --allow {name} on the command line.'
     )
 
 

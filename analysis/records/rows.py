@@ -6,7 +6,7 @@ under their own names, then whatever an evaluation measured. docs/loading.md has
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pandas as pd
@@ -19,7 +19,7 @@ LEADING = ("run_id", "sweep", "status", "source", "folder", "error")
 UNREADABLE = "unreadable"
 """Stands where a status would: nothing is known of the run but its name."""
 FIELDS: dict[str, Field] = {**RESULT_FIELDS, **COST_FIELDS}
-_DERIVED = ("loss", "excluded")
+_RESERVED = frozenset((*LEADING, *FIELDS, "loss", "excluded"))
 
 
 class Origin(Protocol):
@@ -100,6 +100,11 @@ def column_order(rows: Iterable[Row]) -> list[str]:
     return [*known, *sorted(found - {*known})]
 
 
-def reserved_names() -> frozenset[str]:
-    """Columns that no evaluation may give another meaning."""
-    return frozenset((*LEADING, *FIELDS, *_DERIVED))
+def evaluation_columns(numbers: Mapping[str, Any]) -> tuple[Row, str]:
+    """The numbers of an evaluation that become columns, and what was left out ("": nothing).
+
+    No evaluation may give another meaning to a column of the records.
+    """
+    taken = sorted(_RESERVED & {*numbers})
+    problem = f"evaluation.json: {', '.join(taken)} left out: a record has it" if taken else ""
+    return {name: value for name, value in numbers.items() if name not in _RESERVED}, problem

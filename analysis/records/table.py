@@ -1,14 +1,15 @@
 """A table of runs in the one form that fits take, read from CSV or made from a DataFrame.
 
 Columns: n_latents (or n), k, a loss column (normalized_mse or loss, unless one is named), and
-optionally tokens, flops (or flops_dense), subject_params, run_id, seed, status. One row is one run.
+optionally tokens, flops (or flops_dense), subject_params, run_id, seed, status, converged (did its
+stopping rule end the run: true, false, or empty without a rule). One row is one run.
 A table whose response is "tokens" holds tokens to convergence where others hold losses.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,12 @@ from numpy.typing import NDArray
 from analysis.errors import TableError
 from analysis.laws.forms import Array
 from analysis.records.frame_checks import check_frame
+from analysis.records.stopped import (
+    refuse_budgets,
+    refuse_none_converged,
+    stopped_by_rule,
+    why_not,
+)
 
 LOSS_COLUMNS = ("normalized_mse", "loss")
 CONVERGENCE_COLUMNS = ("tokens_to_convergence", "tokens")
@@ -54,6 +61,7 @@ class RunTable:
     dropped: tuple[Dropped, ...] = ()
     response: str = "loss"
     shown_converged: str = ""  # by which rule every run was shown converged; "": it was not
+    stopped: tuple[bool | None, ...] | None = None  # column converged; None: there is none
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -70,46 +78,77 @@ class RunTable:
             loss=self.loss[keep],
             runs=tuple(self.runs[i] for i in keep),
             seeds=tuple(self.seeds[i] for i in keep),
+            stopped=None if self.stopped is None else tuple(self.stopped[i] for i in keep),
         )
 
     def at_budget(self, tokens: float) -> RunTable:
         return self.select(self.points["tokens"] == tokens)
 
 
-def read_table(path: Path, loss: str | None = None, response: str = "loss") -> RunTable:
+def read_table(
+    path: Path,
+    loss: str | None = None,
+    response: str = "loss",
+    allow: Collection[str] = (),
+) -> RunTable:
     """Read a CSV file. TableError where it is missing, not a table, or not usable.
 
     `loss` names the column of the value fitted; `response` says whether that is a "loss" or the
-    "tokens" to convergence.
+    "tokens" to convergence; `allow` is as in `check_frame`.
     """
+    frame = _frame_of_file(path)
+    return table_from_frame(frame, source=str(path), loss=loss, response=response, allow=allow)
+
+
+def columns_of_file(path: Path) -> frozenset[str]:
+    """The names in a CSV file's header line. TableError where it is missing or not a table."""
+    return frozenset(str(name).strip() for name in _frame_of_file(path, nrows=0))
+
+
+def _frame_of_file(path: Path, nrows: int | None = None) -> pd.DataFrame:
     if not path.is_file():
         raise TableError(f"--table {path} is not a file; give the path of a CSV table of runs.")
     try:
-        frame = pd.read_csv(path)
+        return pd.read_csv(path, nrows=nrows)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise TableError(
             f"--table {path} is not a CSV table ({str(error).strip()}); it needs a header line and "
             "one line per run, with columns n_latents (or n), k and normalized_mse (or loss)."
         ) from error
-    return table_from_frame(frame, source=str(path), loss=loss, response=response)
 
 
 def table_from_frame(
-    frame: pd.DataFrame, *, source: str, loss: str | None = None, response: str = "loss"
+    frame: pd.DataFrame,
+    *,
+    source: str,
+    loss: str | None = None,
+    response: str = "loss",
+    allow: Collection[str] = (),
 ) -> RunTable:
-    """Check and convert. Rows with a status other than done are dropped, with the reason."""
+    """Check and convert. Rows with a status other than done are dropped, with the reason.
+
+    Where the response is "tokens", so are rows whose column `converged` is not true; without that
+    column, tokens that differ within an n are refused.
+    """
     frame = frame.rename(columns=str.strip) if all(map(_is_text, frame.columns)) else frame
     if frame.empty:
         raise TableError(f"{source} has no rows; a fit needs at least one run per row.")
-    check_frame(frame, source=source)
+    check_frame(frame, source=source, allow=allow)
     names = LOSS_COLUMNS if response == "loss" else CONVERGENCE_COLUMNS
     loss_name = _column(frame, names if loss is None else (loss,), source, optional=False)
     frame = frame.assign(_run=_run_names(frame, source))
     frame, dropped = _finished(frame)
+    stopped = stopped_by_rule(frame, source)
+    if response == "tokens":
+        frame, unfinished = _to_convergence(frame, stopped, loss_name, source)
+        dropped, stopped = (*dropped, *unfinished), None
     points = {**_axes(frame, source, response), **_extra_axes(frame)}
     seeds = tuple(frame["seed"]) if "seed" in frame else (None,) * len(frame)
     values = (_losses if response == "loss" else _positive)(frame, loss_name, source)
-    table = RunTable(points, values, tuple(frame["_run"]), loss_name, seeds, dropped, response)
+    table = RunTable(
+        *(points, values, tuple(frame["_run"]), loss_name, seeds, dropped, response),
+        stopped=stopped,
+    )
     _refuse_duplicates(table, source)
     return table
 
@@ -171,6 +210,45 @@ def _finished(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Dropped, ...]]:
     rows = zip(frame["_run"][unfinished], frame["status"][unfinished], strict=True)
     dropped = tuple(Dropped(run, f"status is {status}") for run, status in rows)
     return frame.loc[~unfinished], dropped
+
+
+def _to_convergence(
+    frame: pd.DataFrame, stopped: tuple[bool | None, ...] | None, tokens: str, source: str
+) -> tuple[pd.DataFrame, tuple[Dropped, ...]]:
+    """The rows whose `tokens` are those to convergence, and why the others are not."""
+    if stopped is None:
+        if tokens == "tokens":
+            refuse_budgets(frame, tokens, source)
+        return frame, ()
+    refuse_none_converged(stopped, source)
+    rows = zip(frame["_run"], map(why_not, stopped), strict=True)
+    dropped = tuple(Dropped(run, reason) for run, reason in rows if reason)
+    return frame.loc[[value is True for value in stopped]], dropped
+
+
+def tokens_to_convergence(table: RunTable) -> RunTable:
+    """The same runs with tokens to convergence in place of losses, as law d_star takes them.
+
+    TableError where the table has no tokens, or no run that its stopping rule ended.
+    """
+    stopped = table.stopped
+    if stopped is None or "tokens" not in table.points:
+        raise TableError(
+            "nothing says which runs were trained to convergence, so their tokens are budgets; "
+            "train with a stopping rule (train.stop.fall), which the column converged tells."
+        )
+    refuse_none_converged(stopped, "the sweep")
+    rows = zip(table.runs, map(why_not, stopped), strict=True)
+    dropped = tuple(Dropped(run, reason) for run, reason in rows if reason)
+    kept = table.select(np.array([value is True for value in stopped], dtype=bool))
+    points = {axis: v for axis, v in kept.points.items() if axis not in ("tokens", "flops")}
+    return replace(
+        kept,
+        points=points,
+        loss=kept.points["tokens"],
+        **{"loss_name": "tokens", "response": "tokens", "stopped": None},
+        dropped=(*table.dropped, *dropped),
+    )
 
 
 def _numbers(frame: pd.DataFrame, column: str, source: str) -> Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +16,14 @@ from analysis.records.rows import (
     UNREADABLE,
     Row,
     as_field,
+    evaluation_columns,
     flat_type_problem,
     unreadable,
 )
 from scaling.runs.record import FINAL, RESULT_FIELDS, Status
 
 FINISHED = "finished"
+_EVALUATION = "evaluation/"  # as scaling.runs.wandb_mirror writes it
 _STATUS_OF_STATE = {
     FINISHED: Status.done,
     **dict.fromkeys(("crashed", "failed", "killed"), Status.failed),
@@ -71,14 +75,35 @@ def row_of_copy(copy: Copied, *, source: str, folder: str = "") -> Row:
     """The row of a run; a value of the wrong type makes it unreadable."""
     fields = {**_from_config(copy.config), **copy.summary}
     row: Row = {
-        name: as_field(name, plain(fields[name]))
+        name: as_field(name, _decoded(name, plain(fields[name])))
         for name in FIELDS
         if name in fields and not isinstance(fields[name], Mapping)
     }
+    row |= _evaluation(copy.summary)
     row |= {"run_id": copy.run_id, "sweep": copy.group, "status": str(copy.status)}
     row |= {"source": source, "folder": folder, "error": ""}
     problem = flat_type_problem(row)
     return unreadable(copy.run_id, problem, folder=folder, source=source) if problem else row
+
+
+def _evaluation(summary: Mapping[str, Any]) -> Row:
+    """Columns of the numbers of evaluation.json, which the mirror sends under a prefix."""
+    numbers = {
+        name.removeprefix(_EVALUATION): plain(value)
+        for name, value in summary.items()
+        if name.startswith(_EVALUATION)
+    }
+    columns, problem = evaluation_columns(numbers)
+    return {**columns, "evaluation_error": problem} if problem else columns
+
+
+def _decoded(name: str, value: Any) -> Any:
+    """Objects are sent as JSON text; what is none stays, and is of the wrong type."""
+    if dict not in FIELDS[name].types or not isinstance(value, str):
+        return value
+    with suppress(ValueError):
+        return json.loads(value)
+    return value
 
 
 def refuse_foreign(rows: Sequence[Row], source: str, keys: Sequence[str]) -> None:

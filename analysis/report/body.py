@@ -45,7 +45,7 @@ def _findings(found: Contents, figures: Drawings) -> Iterator[str]:
     yield from summary.cautions(found.cautions)
     yield page.figure(
         figures["loss_against_n"],
-        "Runs and laws at the common token budget. Open points were held out: solid lines "
+        f"Runs {found.study.budgets_in_words}, and laws. Open points were held out: solid lines "
         "predict them. Bands are 95% intervals of the headline law, without the noise of a "
         f"run. {runs.budget_note(found.study, found.trained)}",
     )
@@ -58,11 +58,12 @@ def _findings(found: Contents, figures: Drawings) -> Iterator[str]:
 
 def _predictions(found: Contents, figures: Drawings) -> Iterator[str]:
     yield page.heading("Prediction of what was held out")
-    yield from prediction.held_out_runs(found.study)
+    yield from prediction.held_out_runs(found.study, found.frame)
     yield from forms.held_out_tests(found.study)
     yield page.figure(figures["residuals"], "Residuals of the headline law, held-out runs open.")
     yield page.heading("The forms compared")
     yield from forms.forms_compared(found.study)
+    yield from forms.beyond(found.study)
 
 
 def _trust(found: Contents, figures: Drawings) -> Iterator[str]:

@@ -46,7 +46,8 @@ class Contents:
     @property
     def trained(self) -> list[int]:
         """Tokens that runs of the common budget trained, in whole batches."""
-        return trained_tokens(self.frame, self.study.budget)
+        budget = self.study.budget
+        return [] if budget is None else trained_tokens(self.frame, budget)
 
     @property
     def subject(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from analysis.report.contents import Contents
 from analysis.study.fitted import SCHEMA_VERSION, FittedLaw, to_json
 from analysis.study.outliers import outliers_json
@@ -36,6 +38,21 @@ def fits_json(found: Contents) -> dict[str, Any]:
         "cost": found.costs,
         "provenance": found.facts,
     }
+
+
+def parameters_csv(found: Contents) -> str:
+    """One line per fit and parameter, for a paper's table."""
+    rows = [
+        {
+            **{"law": fitted.law.name, "title": fitted.title, "rows": fitted.rows},
+            **{"parameter": name, "value": value, "se": fitted.fit.standard_errors[name]},
+            **dict(zip(("low95", "high95"), fitted.ci95[name], strict=True)),
+            "unit": fitted.law.units[name],
+        }
+        for fitted in _fits(found.study)
+        for name, value in fitted.law.parameters.items()
+    ]
+    return pd.DataFrame(rows).to_csv(index=False)
 
 
 def _fits(study: Study) -> list[FittedLaw]:

@@ -37,6 +37,7 @@ th { font-weight: 600; color: var(--soft); white-space: nowrap; } td.n { white-s
 .card b { display: block; font-size: 1.35rem; font-weight: 600; } .card span { font-size: .85rem; }
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; color: var(--text); }
 figcaption { font-size: .9rem; color: var(--soft); }
+details { margin: .8rem 0; } summary { cursor: pointer; color: var(--soft); }
 .law { background: var(--panel); border-radius: .5rem; padding: .2rem 1.1rem .8rem;
   margin: 1rem 0; }
 """
@@ -89,6 +90,16 @@ def cards(values: Iterable[tuple[str, str]]) -> str:
     """Big figures with what they are: (value, label)."""
     items = [f"<b>{escape(value)}</b><span>{escape(label)}</span>" for value, label in values]
     return f'<div class="cards">{"".join(_CARD.format(item) for item in items)}</div>'
+
+
+def panel(inner: str) -> str:
+    """`inner` is HTML already."""
+    return f'<div class="law">{inner}</div>'
+
+
+def folded(summary: str, inner: str) -> str:
+    """A part that opens on a click; `inner` is HTML already."""
+    return f"<details><summary>{escape(summary)}</summary>{inner}</details>"
 
 
 def paragraph(text: str, kind: str = "") -> str:

@@ -1,24 +1,32 @@
 """One command from a sweep's records to its laws: `python -m analysis.report SOURCE`.
 
-Writes index.html (self-contained), fits.json and the figures as PNG into SOURCE/report, or into
-`--out`.
+Writes index.html (self-contained), fits.json, parameters.csv and the figures as PNG into
+SOURCE/report, or into `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, check_refits, describe, parse_clusters, write_json
+from analysis.command import (
+    BAD_INPUT,
+    check_refits,
+    check_seed,
+    describe,
+    parse_clusters,
+    write_json,
+)
 from analysis.errors import TableError
 from analysis.fitting.fit import METHODS
 from analysis.records.load import DEFAULT_LOSS, load_runs
 from analysis.report import page
-from analysis.report.body import body, drawings
+from analysis.report.body import Drawings, body, drawings
 from analysis.report.contents import Contents, contents
-from analysis.report.fits_file import fits_json
+from analysis.report.fits_file import fits_json, parameters_csv
 from analysis.study.fitted import FitOptions
 from analysis.study.study import Study
 
@@ -30,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         check_refits(options.bootstrap)
+        check_seed(options.seed)
         folder = options.out or _default_folder(options.source)
         frame = load_runs(options.source, loss=options.loss, allow=options.allow)
+        _check_folder(folder)
         found = contents(
             frame,
             name=options.name or _name_of(options.source),
@@ -100,17 +110,43 @@ def result_text(study: Study) -> str:
 
 
 def write_report(found: Contents, folder: Path) -> None:
-    """Page, figures and fits.json into `folder`. TableError where it cannot be written."""
+    """Page, figures and fits.json into `folder`, all of them or none; figures of an earlier report
+    that these runs do not have are removed. TableError where it cannot be written."""
     figures = drawings(found)
     try:
         folder.mkdir(exist_ok=True, parents=True)
-        html = page.page(f"Scaling laws: {found.name}", body(found, figures))
-        (folder / "index.html").write_text(html)
-        for name, drawing in figures.items():
-            if drawing is not None:
-                drawing.savefig(folder / f"{name}.png", dpi=_DPI, facecolor="white")
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as beside:
+            _write_all(found, figures, Path(beside))
+            for file in sorted(Path(beside).iterdir()):  # renamed: takes no space, cannot fill up
+                file.replace(folder / file.name)
+        for name in (name for name, drawing in figures.items() if drawing is None):
+            (folder / f"{name}.png").unlink(missing_ok=True)
     except OSError as error:
-        raise TableError(
-            f"cannot write {folder} ({error.strerror}); make it writable, or name another --out."
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _write_all(found: Contents, figures: Drawings, folder: Path) -> None:
+    html = page.page(f"Scaling laws: {found.name}", body(found, figures))
+    (folder / "index.html").write_text(html)
+    (folder / "parameters.csv").write_text(parameters_csv(found))
+    for name, drawing in figures.items():
+        if drawing is not None:
+            drawing.savefig(folder / f"{name}.png", dpi=_DPI, facecolor="white")
     write_json(folder / "fits.json", fits_json(found))
+
+
+def _check_folder(folder: Path) -> None:
+    """Before anything is fitted: TableError where the report could not be written."""
+    try:
+        folder.mkdir(exist_ok=True, parents=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> TableError:
+    return TableError(
+        f"cannot write {folder} ({error.strerror}); make it writable, free space, or name another "
+        "folder with --out."
+    )

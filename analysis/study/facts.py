@@ -88,7 +88,10 @@ def _elapsed_s(frame: pd.DataFrame) -> float | None:
     starts, ends = (_present(frame, name) for name in ("started_at", "finished_at"))
     if not (starts and ends):
         return None
-    first, last = (min(map(_time, starts)), max(map(_time, ends)))
+    try:
+        first, last = min(map(_time, starts)), max(map(_time, ends))
+    except (TypeError, ValueError):  # written by hand: no reason to have no report
+        return None
     return (last - first).total_seconds()
 
 

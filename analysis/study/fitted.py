@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,20 @@ from numpy.typing import NDArray
 from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.fitting.bounds import bounds
-from analysis.fitting.checks import check_usable, one_budget
+from analysis.fitting.checks import check_usable, grows_with_n, one_budget
 from analysis.fitting.fit import Fit, Method, fit_law, middle_sizes
 from analysis.fitting.frontier import fitted_rows, without_beaten
 from analysis.fitting.replicates import pure_error
 from analysis.judgement.cautions import cautions
-from analysis.judgement.holdout import Holdout, Interval, judge, prediction_interval
+from analysis.judgement.holdout import Holdout, judge
 from analysis.laws.forms import Points
 from analysis.laws.law import Law
 from analysis.records.table import RunTable
 from analysis.uncertainty.bootstrap import Refits, bootstrap
 from analysis.uncertainty.clusters import By, Clusters, t_intervals
+from analysis.uncertainty.doubt import Doubt, plain_doubt, prediction_interval
+from analysis.uncertainty.interval import Interval
+from analysis.uncertainty.profile import floor_interval
 
 SCHEMA_VERSION = 1
 _LIGHT = 0.5  # weight in a robust fit below which a run is listed
@@ -43,8 +47,37 @@ class FittedLaw:
         return self.fit.law
 
     @property
+    def doubt(self) -> Doubt:
+        """What intervals are made of where there are no refits: that of the clusters, if any."""
+        return plain_doubt(self.fit) if self.clusters is None else self.clusters.doubt
+
+    @property
     def ci95(self) -> dict[str, tuple[float, float]]:
-        """Percentile bootstrap intervals, or Student's t times the standard error without one."""
+        """Percentile bootstrap intervals, or Student's t times the standard error without one.
+
+        A floor E has its profile interval instead where there is no bootstrap (the log of a floor
+        has no symmetric one), and where it moves no prediction: from 0 to what the runs allow.
+        """
+        return {**self._ci95, **({"E": self._floor_interval} if self.profiled_floor else {})}
+
+    @property
+    def no_floor(self) -> bool:
+        """The floor E of the law is at its bound: the runs are fitted as well without one."""
+        return "E" in bounds(self.fit)
+
+    @property
+    def profiled_floor(self) -> bool:
+        """The interval of a floor E is by profile likelihood."""
+        plain = self.refits is None and self.clusters is None
+        return self.no_floor or (plain and "E" in self.law.parameters)
+
+    @cached_property
+    def _floor_interval(self) -> tuple[float, float]:
+        found = floor_interval(self.fit)
+        return (0.0 if self.no_floor else found.low), found.high
+
+    @property
+    def _ci95(self) -> dict[str, tuple[float, float]]:
         if self.refits is not None:
             return self.refits.parameter_intervals()
         if self.clusters is not None:
@@ -54,6 +87,10 @@ class FittedLaw:
     @property
     def ci95_method(self) -> str:
         """How `ci95` was made, in words."""
+        return self._ci95_method + ("; E by profile likelihood" if self.profiled_floor else "")
+
+    @property
+    def _ci95_method(self) -> str:
         by = None if self.clusters is None else self.clusters.name
         if self.refits is None:
             return "student t times se" + (f", clustered by {by}" if by else "")
@@ -65,9 +102,7 @@ class FittedLaw:
         """95% interval of the law itself (without run noise) at points."""
         if self.refits is not None:
             return self.refits.band(points)
-        if self.clusters is not None:
-            return self.clusters.band(self.fit, points)
-        return prediction_interval(self.fit, points, noise=False)
+        return prediction_interval(self.fit, points, noise=False, doubt=self.doubt)
 
 
 def fit_table(
@@ -89,7 +124,8 @@ def fit_table(
     the table. `reference` are the sizes at which D0 and u are stated, by default the middle of
     the table. `method` "huber" gives runs far from the law less weight. `clusters` ("n", "seed",
     "cell" or several) says which runs may share an error: the bootstrap then draws clusters, and
-    a cluster-robust covariance stands beside the plain one. TableError where the table cannot
+    a cluster-robust covariance stands beside the plain one and is in the prediction intervals of
+    held-out runs, as is the variance of the shared errors. TableError where the table cannot
     determine the law.
     """
     held_out = None if held_out is None else held_out[fitted_rows(law, table)]
@@ -105,7 +141,8 @@ def fit_table(
     shared = None if clusters is None else Clusters.of(fit, clusters)
     ids = None if shared is None else shared.ids
     refits = bootstrap(fit, n_bootstrap, seed, ids) if n_bootstrap else None
-    holdout = None if held_out is None else judge(fit, table.select(held_out))
+    doubt = None if shared is None else shared.doubt
+    holdout = None if held_out is None else judge(fit, table.select(held_out), doubt)
     warnings = cautions(fit, refits, table if context is None else context)
     return FittedLaw(title_of(law, table), rows, fit, refits, holdout, warnings, shared)
 
@@ -144,11 +181,23 @@ DEFAULTS = FitOptions()
 
 
 def title_of(law: type[Law], table: RunTable) -> str:
-    """The law's title; a law without tokens names the one budget of its runs: L(n,k | D=500k)."""
+    """The law's title; a law without tokens names the budget of its runs: L(n,k | D=500k).
+
+    L(n,k | D*(n)) where each n has its own budget; the plain title where runs are shown converged.
+    """
     budget = one_budget(table)
-    if "tokens" in law.axes or budget is None:
+    if "tokens" in law.axes or law.response != "loss" or table.shown_converged:
         return law.title
-    return f"{law.title[:-1]} | D={short_count(budget)})"
+    if budget is not None:
+        return _given(law, f"D={short_count(budget)}")
+    tied = "tokens" in law.constant_axes and grows_with_n(table)
+    return _given(law, "D*(n)") if tied else law.title
+
+
+def _given(law: type[Law], budget: str) -> str:
+    """Into the arguments, not at the end: titles of rivals go on after them, as in L(n,k), no
+    gamma."""
+    return law.title.replace(")", f" | {budget})", 1)
 
 
 def to_json(fitted: FittedLaw) -> dict[str, Any]:
@@ -205,7 +254,7 @@ def _robust_json(fit: Fit) -> dict[str, Any] | None:
 
 def _pure_error_json(fit: Fit) -> dict[str, Any] | None:
     pure = pure_error(fit.table)
-    return None if pure is None else asdict(pure)
+    return None if pure is None else pure.json()
 
 
 def _holdout_json(holdout: Holdout | None) -> dict[str, Any] | None:

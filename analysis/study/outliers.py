@@ -13,18 +13,16 @@ from numpy.typing import NDArray
 
 from analysis.errors import TableError
 from analysis.fitting.fit import Fit
+from analysis.fitting.robust import MAD_TO_SD
 from analysis.records.table import RunTable
 from analysis.study.fitted import FitOptions, FittedLaw
 
 MOST_MAD = 4.0
-# Makes the median absolute residual estimate the standard deviation of normal errors. Bare, it
-# flagged 3 of 56 runs of a planted sweep whose errors were normal.
-_NORMAL = 1.4826
 # Runs that lie on a law to rounding have no outliers.
 _LEAST_RESIDUAL = 1e-6
 RULE = (
-    f"residual of the headline law's fit on all runs beyond {MOST_MAD:g} MAD, a MAD being 1.4826 "
-    "times the median absolute residual (one standard deviation of normal errors)"
+    f"residual of the headline law's fit on all runs beyond {MOST_MAD:g} MAD, a MAD being "
+    f"{MAD_TO_SD} times the median absolute residual (one standard deviation of normal errors)"
 )
 
 
@@ -52,8 +50,11 @@ class Outliers:
 
 
 def mad(residuals: NDArray[np.float64]) -> float:
-    """Median absolute residual, scaled to the standard deviation of normal errors."""
-    return _NORMAL * float(np.median(np.abs(residuals)))
+    """Median absolute residual, scaled to the standard deviation of normal errors.
+
+    Unscaled, it flagged 3 of 56 runs of a planted sweep whose errors were normal.
+    """
+    return MAD_TO_SD * float(np.median(np.abs(residuals)))
 
 
 def far_off(fit: Fit) -> NDArray[np.bool_]:

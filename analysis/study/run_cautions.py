@@ -12,6 +12,7 @@ from analysis.records.load import DEATH_MEASURES, MOST_DEAD, numbers
 
 # A held-out loss this far above the training loss moves a law by more than runs scatter.
 _MOST_GAP = 0.02
+_MUCH_DEAD = 0.25  # of the latents
 
 
 def run_cautions(frame: pd.DataFrame) -> dict[str, str]:
@@ -74,7 +75,8 @@ def _many_silent(used: pd.DataFrame) -> str:
 
 
 def _mixed_batches(used: pd.DataFrame) -> str:
-    sizes = Counter(numbers(used, "batch_tokens").tolist())
+    known = numbers(used, "batch_tokens")
+    sizes = Counter(known[np.isfinite(known)].tolist())
     if len(sizes) < 2:
         return ""
     found = ", ".join(f"{size:g} ({count} runs)" for size, count in sorted(sizes.items()))
@@ -84,10 +86,25 @@ def _mixed_batches(used: pd.DataFrame) -> str:
     )
 
 
+def _dying_latents(used: pd.DataFrame) -> str:
+    dead = numbers(used, "dead_fraction")
+    many = dead > _MUCH_DEAD
+    if not many.any():
+        return ""
+    worst = used.loc[dead == dead[many].max()].iloc[0]
+    return (
+        f"{int(many.sum())} of {len(used)} runs have more than {_MUCH_DEAD:.0%} dead latents "
+        f"(worst {dead[many].max():.0%}: n = {worst['n_latents']}, k = {worst['k']}, "
+        f"{worst['tokens']:,} tokens), by their own window: such a run is narrower than "
+        "its n says, and the law takes that for the effect of n."
+    )
+
+
 _CHECKS: dict[str, Callable[[pd.DataFrame], str]] = {
     "one_seed": _one_seed,
     "repeated_tokens": _repeated_tokens,
     "train_heldout_gap": _train_heldout_gap,
     "mixed_batch_tokens": _mixed_batches,
     "many_silent_latents": _many_silent,
+    "dying_latents": _dying_latents,
 }

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.errors import TableError
 from analysis.fitting.batched import refit
 from analysis.fitting.checks import LEAST_LEVELS
 from analysis.fitting.fit import Fit
 from analysis.laws.forms import Array, Points
 from analysis.uncertainty.clusters import Ids
+from analysis.uncertainty.components import variance_components
 from analysis.uncertainty.interval import Interval
 
 _MOST_DRAWS = 50  # rounds of redrawing samples with too few different runs
@@ -61,12 +63,19 @@ class Refits:
     def prediction_interval(self, points: Points, level: float = 0.95) -> Interval:
         """Interval for the response of a NEW run at points, [M] each: refits plus a run's noise.
 
-        The noise is normal with the fit's variance, one draw for each refit and point.
+        The noise is normal with the fit's variance, one draw for each refit and point; where
+        clusters were drawn, with the variances of their shared errors too.
         """
         log_loss = self.fit.design(points).log_value(self.coefficients)
         noise = np.random.default_rng([self.seed, 1]).standard_normal(log_loss.shape)
-        drawn = log_loss + np.sqrt(self.fit.variance) * noise
+        drawn = log_loss + np.sqrt(self._run_variance) * noise
         return Interval(*np.exp(np.quantile(drawn, _tails(level), axis=0)))
+
+    @property
+    def _run_variance(self) -> float:
+        if self.clusters is None:
+            return self.fit.variance
+        return variance_components(self.fit, self.clusters).of_new_run
 
 
 def bootstrap(fit: Fit, n_refits: int, seed: int, clusters: Ids | None = None) -> Refits:
@@ -92,7 +101,8 @@ def bootstrap(fit: Fit, n_refits: int, seed: int, clusters: Ids | None = None) -
 def resample(rng: np.random.Generator, n_samples: int, n_runs: int, least: int) -> Array:
     """How often each run was drawn, float64 [n_samples, n_runs]; rows sum to n_runs.
 
-    Samples with fewer than `least` different runs cannot determine the law and are drawn again.
+    Samples with fewer than `least` different runs cannot determine the law and are drawn again;
+    TableError where that is of no use.
     """
 
     def draw(n: int) -> Array:
@@ -107,7 +117,8 @@ def resample_clusters(
     """How often each run was drawn, float64 [n_samples, M], when whole clusters are drawn.
 
     `levels` [M, A] number each run's level on each axis. Samples with fewer than `least` different
-    runs, or LEAST_LEVELS of an axis, cannot determine the law and are drawn again.
+    runs, or LEAST_LEVELS of an axis, cannot determine the law and are drawn again; TableError where
+    that is of no use.
     """
     ways = clusters[:, None] if clusters.ndim == 1 else clusters
 
@@ -135,9 +146,14 @@ def _until_good(
     for _ in range(_MOST_DRAWS):
         poor = ~good(counts)
         if not poor.any():
-            break
+            return counts
         counts[poor] = draw(int(poor.sum()))
-    return counts
+    raise TableError(
+        f"{int((~good(counts)).sum())} of {n_samples} bootstrap samples still hold too few "
+        f"different runs or levels to determine the law after {_MOST_DRAWS} draws of each. Take "
+        "intervals from standard errors (--bootstrap 0), add runs, or, if clusters are drawn, name "
+        "clusters of which there are more (--clusters)."
+    )
 
 
 def _levels_of(fit: Fit) -> Ids:

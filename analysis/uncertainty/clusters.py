@@ -2,7 +2,8 @@
 
 Two answers, to be used where such errors are possible. `clustered_covariance` is the sandwich: the
 spread of the clusters' own pulls at the optimum, for which G clusters are G errors and not M.
-bootstrap.py draws clusters in the place of runs. Both know of errors only what G clusters can say,
+bootstrap.py draws clusters in the place of runs. A new run brings a shared error of its own, whose
+variance is in components.py. Both know of errors only what G clusters can say,
 and are too narrow where G is small (docs/math.md).
 
 Legend: M = runs, P = coefficients, G = clusters, F = ways of clustering at once.
@@ -21,9 +22,10 @@ from scipy.special import stdtrit
 from analysis.errors import TableError
 from analysis.fitting.fit import Fit
 from analysis.fitting.replicates import cell_ids
-from analysis.laws.forms import Array, Points
+from analysis.laws.forms import Array
 from analysis.records.table import RunTable
-from analysis.uncertainty.interval import Interval
+from analysis.uncertainty.components import Components, variance_components
+from analysis.uncertainty.doubt import Doubt
 
 By: TypeAlias = Literal["n", "seed", "cell"]
 WAYS: tuple[By, ...] = ("n", "seed", "cell")
@@ -96,27 +98,30 @@ def clustered_covariance(fit: Fit, ids: Ids, kind: Kind = "CR3") -> ClusteredCov
 
 @dataclass(frozen=True)
 class Clusters:
-    """The clusters of a fit's runs and the covariance that holds for errors they share."""
+    """The clusters of a fit's runs, the covariance that holds for errors they share, and the
+    variances of these errors."""
 
     name: str
+    by: tuple[By, ...]
     ids: Ids
     covariance: ClusteredCovariance
+    components: Components
 
     @classmethod
     def of(cls, fit: Fit, by: By | tuple[By, ...], kind: Kind = "CR3") -> Clusters:
         ids = cluster_ids(fit.table, by)
-        name = by if isinstance(by, str) else " and ".join(by)
-        return cls(name, ids, clustered_covariance(fit, ids, kind))
+        ways: tuple[By, ...] = (by,) if isinstance(by, str) else by
+        covariance = clustered_covariance(fit, ids, kind)
+        return cls(" and ".join(ways), ways, ids, covariance, variance_components(fit, ids))
+
+    @property
+    def doubt(self) -> Doubt:
+        """What intervals take: a new run is in clusters that the fit has not seen."""
+        spread = self.covariance
+        return Doubt(spread.centered, spread.freedom, self.components.of_new_run)
 
     def intervals(self, fit: Fit, level: float = 0.95) -> dict[str, tuple[float, float]]:
         return t_intervals(fit, self.covariance.named, self.covariance.freedom, level)
-
-    def band(self, fit: Fit, points: Points, level: float = 0.95) -> Interval:
-        """Interval of the law itself at points, [M] each."""
-        value, jacobian = fit.design(points).value_and_jacobian(fit.centered)
-        doubt = np.einsum("mp,pq,mq->m", jacobian, self.covariance.centered, jacobian)
-        half_width = stdtrit(self.covariance.freedom, 0.5 + level / 2) * np.sqrt(doubt)
-        return Interval(np.exp(value - half_width), np.exp(value + half_width))
 
     def json(self, fit: Fit) -> dict[str, Any]:
         named = self.covariance.named
@@ -128,16 +133,34 @@ class Clusters:
             "se": dict(zip(fit.law.parameter_names, errors, strict=True)),
             "covariance": named.tolist(),
             "ci95": {name: list(interval) for name, interval in self.intervals(fit).items()},
+            "variance": self.components.of_new_run,
+            "variance_components": {
+                "own": self.components.own,
+                **dict(zip(self.by, self.components.shared, strict=True)),
+            },
         }
 
 
 def t_intervals(
     fit: Fit, covariance: Array, freedom: int, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """Student's t times the standard error about each named parameter."""
+    """Student's t times the standard error about each named parameter.
+
+    About the log of those that are above 0 by their form (`Law.scales`), so that no end is below.
+    """
     half_widths = stdtrit(freedom, 0.5 + level / 2) * np.sqrt(np.diag(covariance))
     pairs = zip(fit.law.parameters.items(), half_widths.tolist(), strict=True)
-    return {name: (value - half, value + half) for (name, value), half in pairs}
+    return {
+        name: _times(value, half) if name in fit.law.scales else (value - half, value + half)
+        for (name, value), half in pairs
+    }
+
+
+def _times(value: float, half_width: float) -> tuple[float, float]:
+    """Ends about the log of a value above 0: a standard error of its log is its error over it."""
+    with np.errstate(all="ignore"):  # a value that rounds to 0, an end beyond every float
+        factor = np.exp(np.float64(half_width) / np.float64(value))
+        return float(value / factor), float(value * factor)
 
 
 def _one_way(fit: Fit, ids: Ids, bread: Array, kind: Kind) -> Array:

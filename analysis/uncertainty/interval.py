@@ -1,8 +1,11 @@
-"""The ends of an interval, as a value that all kinds of intervals share."""
+"""Intervals: their ends as a value that all kinds share, and the one by Student's t on the log."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
 
 from analysis.laws.forms import Array
 
@@ -12,3 +15,11 @@ class Interval(NamedTuple):
 
     low: Array
     high: Array
+
+
+def student_interval(
+    log_value: Array, variance: Array, freedom: float, level: float = 0.95
+) -> Interval:
+    """exp(log_value -+ t sqrt(variance)), [M] each; t of `freedom` degrees of freedom."""
+    half_width = stdtrit(freedom, 0.5 + level / 2) * np.sqrt(variance)
+    return Interval(np.exp(log_value - half_width), np.exp(log_value + half_width))

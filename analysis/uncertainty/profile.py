@@ -59,19 +59,9 @@ def floor_interval(
 
     TableError where the law has no floor, or its floor needs a size that is not given.
     """
-    profile = _Profile.of(fit, dict(at or {}))
-    threshold = float(stdtrit(fit.degrees_of_freedom, 0.5 + level / 2)) ** 2
-    lowest = np.log(_NO_FLOOR) + float(fit.table.log_loss.min())
-    best = max(profile.log_floor, lowest)
-    low = _end(profile, best, -_STEP, threshold, lowest)
-    high = _end(profile, best, _STEP, threshold, np.inf)
-    return FloorInterval(
-        at=profile.at,
-        floor=float(np.exp(profile.log_floor)),
-        low=0.0 if low is None else float(np.exp(low)),
-        high=np.inf if high is None else float(np.exp(high)),
-        level=level,
-    )
+    profile, at = _profile_of(fit, dict(at or {}))
+    low, high = profile.ends(float(stdtrit(fit.degrees_of_freedom, 0.5 + level / 2)) ** 2)
+    return FloorInterval(at, float(np.exp(profile.log_floor)), low, high, level)
 
 
 def floor_intervals(fit: Fit, level: float = 0.95) -> list[FloorInterval]:
@@ -86,56 +76,17 @@ def floor_intervals(fit: Fit, level: float = 0.95) -> list[FloorInterval]:
     return [floor_interval(fit, {axis: size}, level) for size in levels]
 
 
-def _end(
-    profile: _Profile, best: float, step: float, threshold: float, bound: float
-) -> float | None:
-    """Where the fit becomes worse than the threshold going from the best; None up to the bound."""
-    inside, state = best, profile.start
-    for _ in range(_MOST_STEPS):
-        outside = max(inside + step, bound) if step < 0 else inside + step
-        rise, state_there = profile.rise(outside, state)
-        if rise > threshold:
-            return _root(profile, state, inside, outside, threshold)
-        if outside == bound:
-            return None
-        inside, state = outside, state_there
-        step *= 1.3
-    return None
-
-
-def _root(
-    profile: _Profile, state: Array, inside: float, outside: float, threshold: float
-) -> float:
-    def above(log_floor: float) -> float:
-        return profile.rise(log_floor, state)[0] - threshold
-
-    root: Any = brentq(above, inside, outside, xtol=_ROOT)
-    return float(root)
-
-
 @dataclass(frozen=True)
-class _Profile:
-    """The fit in logs centered where the floor is asked for: one coefficient IS its log there."""
+class FloorProfile:
+    """Fits with a floor held at a value, from the optimum of a fit in which ONE coefficient is the
+    log of that floor. M runs, P coefficients."""
 
-    fit: Fit
-    at: dict[str, float]
     design: Design
+    log_loss: Array  # [M]
     coefficients: Array  # [P], of the optimum
     column: int
-    unit: float  # standard deviation of ln loss that one unit of a residual is
-
-    @classmethod
-    def of(cls, fit: Fit, at: dict[str, float]) -> _Profile:
-        law = type(fit.law)
-        column = law.floor_column
-        if column is None:
-            raise TableError(f"law {law.name} has no floor to give an interval for.")
-        at = _sizes(law, column, at)
-        center = {**fit.center, **{axis: float(np.log(size)) for axis, size in at.items()}}
-        logs = {a: v - center[a] for a, v in logs_of(fit.table.points, law.axes).items()}
-        plain = law.form.uncenter(fit.center) @ fit.centered
-        moved = np.asarray(np.linalg.solve(law.form.uncenter(center), plain), dtype=np.float64)
-        return cls(fit, at, law.form.design(logs), moved, column, _unit(fit))
+    unit: float  # of ln loss, in whose squares the rise of the cost is counted
+    huber_limit: float = np.inf  # residual beyond which the cost is linear
 
     @property
     def log_floor(self) -> float:
@@ -145,34 +96,86 @@ class _Profile:
     def start(self) -> Array:
         return np.delete(self.coefficients, self.column)
 
+    def ends(self, threshold: float) -> tuple[float, float]:
+        """Floors at which the cost has risen by `threshold`; 0 and infinity where it never does.
+
+        A floor of a millionth of the lowest loss stands for none.
+        """
+        lowest = np.log(_NO_FLOOR) + float(self.log_loss.min())
+        best = max(self.log_floor, lowest)
+        low = self._end(best, -_STEP, threshold, lowest)
+        high = self._end(best, _STEP, threshold, np.inf)
+        return (
+            0.0 if low is None else float(np.exp(low)),
+            np.inf if high is None else float(np.exp(high)),
+        )
+
     def rise(self, log_floor: float, start: Array) -> tuple[float, Array]:
-        """How much worse the fit is with the floor held, in units of s^2, and the other [P-1]."""
+        """How much worse the fit is with the floor held, and its other coefficients [P-1]."""
 
         def residuals(others: Array) -> Array:
             value = self.design.log_value(self._with(log_floor, others))
-            return (value - self.fit.table.log_loss) / self.unit
+            return (value - self.log_loss) / self.unit
 
         def jacobian(others: Array) -> Array:
             whole = self.design.value_and_jacobian(self._with(log_floor, others))[1]
             return np.delete(whole, self.column, axis=1) / self.unit
 
-        limit = self.fit.huber_limit / self.unit
+        limit = self.huber_limit / self.unit
         robust = np.isfinite(limit)
-        result = least_squares(
-            residuals,
-            start,
-            jac=jacobian,  # pyright: ignore[reportArgumentType]
-            method="trf" if robust else "lm",
-            x_scale="jac",
-            loss="huber" if robust else "linear",
-            f_scale=limit if robust else 1.0,
-            **{"ftol": _TOLERANCE, "xtol": _TOLERANCE, "gtol": _TOLERANCE, "max_nfev": 500},
-        )
-        best = huber_loss(self.fit.residuals / self.unit, limit).sum()
-        return float(huber_loss(residuals(result.x), limit).sum() - best), result.x
+        with np.errstate(all="ignore"):  # a step may run to infinity; it is then not taken
+            result = least_squares(
+                residuals,
+                start,
+                jac=jacobian,  # pyright: ignore[reportArgumentType]
+                method="trf" if robust else "lm",
+                x_scale="jac",
+                loss="huber" if robust else "linear",
+                f_scale=limit if robust else 1.0,
+                **{"ftol": _TOLERANCE, "xtol": _TOLERANCE, "gtol": _TOLERANCE, "max_nfev": 500},
+            )
+        best = (self.design.log_value(self.coefficients) - self.log_loss) / self.unit
+        held = huber_loss(residuals(result.x), limit).sum()
+        return float(held - huber_loss(best, limit).sum()), result.x
+
+    def _end(self, best: float, step: float, threshold: float, bound: float) -> float | None:
+        """Where the rise passes the threshold, going from the best; None up to the bound."""
+        inside, state = best, self.start
+        for _ in range(_MOST_STEPS):
+            outside = max(inside + step, bound) if step < 0 else inside + step
+            rise, state_there = self.rise(outside, state)
+            if rise > threshold:
+                return self._root(state, inside, outside, threshold)
+            if outside == bound:
+                return None
+            inside, state = outside, state_there
+            step *= 1.3
+        return None
+
+    def _root(self, state: Array, inside: float, outside: float, threshold: float) -> float:
+        def above(log_floor: float) -> float:
+            return self.rise(log_floor, state)[0] - threshold
+
+        root: Any = brentq(above, inside, outside, xtol=_ROOT)
+        return float(root)
 
     def _with(self, log_floor: float, others: Array) -> Array:
         return np.insert(others, self.column, log_floor)
+
+
+def _profile_of(fit: Fit, at: dict[str, float]) -> tuple[FloorProfile, dict[str, float]]:
+    """The fit in logs centered where the floor is asked for, and the sizes that this needs."""
+    law = type(fit.law)
+    column = law.floor_column
+    if column is None:
+        raise TableError(f"law {law.name} has no floor to give an interval for.")
+    at = _sizes(law, column, at)
+    center = {**fit.center, **{axis: float(np.log(size)) for axis, size in at.items()}}
+    logs = {a: v - center[a] for a, v in logs_of(fit.table.points, law.axes).items()}
+    plain = law.form.uncenter(fit.center) @ fit.centered
+    moved = np.asarray(np.linalg.solve(law.form.uncenter(center), plain), dtype=np.float64)
+    design = law.form.design(logs)
+    return FloorProfile(design, fit.table.log_loss, moved, column, _unit(fit), fit.huber_limit), at
 
 
 def _sizes(law: type[Law], column: int, at: dict[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@
                           metrics.jsonl   how it went
                           checkpoints/    where it can go on
                           leases/         who works on it
+                          evaluation.json what an evaluation measured later, if any did
     RUNS_DIR/SWEEP/logs/                  what the worker processes wrote to stderr
 
 record.json is written by the holder of the run's lease only.
@@ -12,6 +13,7 @@ record.json is written by the holder of the run's lease only.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,18 @@ _WRITTEN_WITHOUT_LEASE = ("plan.json", "wandb.json")
 _SETTLED = ("execution",)
 """Parts of a plan that its first launch on a mesh fixes."""
 _ONE_PROCESS = {"dp": 1, "latent": 1}
+
+
+def evaluation_numbers(data: bytes) -> dict[str, float]:
+    """The numbers at the top of an evaluation.json. `ValueError` where it is no JSON object."""
+    values = json.loads(data)
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,10 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation_path(self) -> Path:
+        return self.path / "evaluation.json"
 
     @property
     def checkpoints_path(self) -> Path:

@@ -11,17 +11,20 @@ Online or offline by WANDB_MODE; the files of W&B itself go to RUNS_DIR/SWEEP/wa
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from scaling.runs.record import FINAL, Record, Status
-from scaling.runs.store import RunFolder, SweepStore
+from scaling.runs.store import RunFolder, SweepStore, evaluation_numbers
 from scaling.storage.atomic import read_json, write_json
 from scaling.storage.lease import Lease
 
@@ -29,17 +32,20 @@ POLL_S = 2.0
 GAVE_UP = 3
 """Exit code when W&B is absent or refuses; the reason is the last line of stderr."""
 _LEASE_TIMEOUT_S = 60.0
-_STATUS_FIELDS = ("wall_s", "tokens_per_s", "peak_memory_bytes", "host", "commit")
+_EVALUATION = "evaluation/"
+"""Before the names of evaluation.json's numbers in a summary, which holds logged metrics too."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How much of a run W&B has: the rows of metrics.jsonl up to one, and the last summary."""
+    """How much of a run W&B has: the rows of metrics.jsonl up to one, and the last summary, of
+    which record and which evaluation.json (its digest)."""
 
     step: int = -1
     rows_of_step: int = 0
     status: str | None = None
     finished_at: str | None = None
+    evaluation: str | None = None
 
     @classmethod
     def of(cls, folder: RunFolder) -> Cursor:
@@ -70,14 +76,19 @@ class Cursor:
         record = folder.read_record()
         if record.status in (Status.planned, Status.running):
             return False
-        return bool(self.rows_after(folder.metrics())) or self.with_end_of(record) != self
+        return bool(self.rows_after(folder.metrics())) or self.with_end_of(record, folder) != self
 
-    def with_end_of(self, record: Record) -> Cursor:
-        """Past this end of an attempt too; unchanged while one goes on."""
+    def with_end_of(self, record: Record, folder: RunFolder) -> Cursor:
+        """Past this end of an attempt and its evaluation too; unchanged while one goes on."""
         if record.status is Status.running:
             return self
         finished_at = record.cost.get("finished_at")
-        return replace(self, status=str(record.status), finished_at=finished_at)
+        return replace(
+            self,
+            status=str(record.status),
+            finished_at=finished_at,
+            evaluation=_digest(folder.evaluation_path),
+        )
 
 
 class WandbLogger:
@@ -116,9 +127,12 @@ class WandbLogger:
         if row["step"] >= self._steps_there:
             self._run.log(dict(row), step=row["step"])
 
-    def summarize(self, record: Record) -> None:
-        cost = {key: record.cost[key] for key in _STATUS_FIELDS if key in record.cost}
-        self._run.summary.update({**record.result, **cost, "status": str(record.status)})
+    def summarize(self, record: Record, evaluation: Mapping[str, float]) -> None:
+        # Objects as JSON text: of one, W&B would make a summary entry per key.
+        cost = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.cost.items()}
+        measured = {f"{_EVALUATION}{name}": value for name, value in evaluation.items()}
+        row = {**record.result, **cost, **measured, "status": str(record.status)}
+        self._run.summary.update(row)
 
     def close(self, exit_code: int = 0) -> None:
         """Returns once W&B has everything (offline: once it is on the disk)."""
@@ -137,7 +151,8 @@ class Mirrored:
 
     def update(self) -> None:
         """Send what is new; close the copy of a run that has ended."""
-        seen = _fingerprints(self.folder.record_path, self.folder.metrics_path)
+        folder = self.folder
+        seen = _fingerprints(folder.record_path, folder.metrics_path, folder.evaluation_path)
         if seen != self._seen:
             self._seen = seen
             self._send_news()
@@ -148,7 +163,7 @@ class Mirrored:
             return
         # The record first: once it tells of an end, the metrics are complete.
         new = self._sent.rows_after(self.folder.metrics())
-        sent = self._sent.after(new).with_end_of(record)
+        sent = self._sent.after(new).with_end_of(record, self.folder)
         if sent == self._sent:
             return
         self._logger = self._logger or WandbLogger(self.folder, self._options)
@@ -156,7 +171,7 @@ class Mirrored:
             self._logger.log(row)
         self._sent = sent
         if record.status is not Status.running:
-            self._logger.summarize(record)
+            self._logger.summarize(record, _evaluation(self.folder))
             self.close(exit_code=0 if record.status in FINAL else 1)
 
     def close(self, exit_code: int = 0) -> None:
@@ -252,6 +267,18 @@ def _fingerprints(*paths: Path) -> list[tuple[int, int]]:
     """Differ when a file does: appended to, or replaced."""
     stats = [path.stat() for path in paths if path.exists()]
     return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
+
+
+def _evaluation(folder: RunFolder) -> dict[str, float]:
+    """What there is of it: a damaged file is no reason to keep back the run."""
+    with suppress(OSError, ValueError, RecursionError):
+        return evaluation_numbers(folder.evaluation_path.read_bytes())
+    return {}
+
+
+def _digest(path: Path) -> str | None:
+    """Of a file's content; None where there is none."""
+    return sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
 
 
 def _cursor_path(folder: RunFolder) -> Path:

@@ -34,9 +34,9 @@ from scaling.sweep.execution import (
     native_problem,
     planned_device,
 )
-from scaling.sweep.grid import keep_wanted
+from scaling.sweep.footprint import check_memory
 from scaling.sweep.mirror import WandbOptions
-from scaling.sweep.planner import check_memory, make_plan
+from scaling.sweep.planner import make_plan
 from scaling.sweep.preparation import harvest_bar
 from scaling.sweep.preview import print_harvest, print_preview
 from scaling.sweep.stop import announced
@@ -54,8 +54,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     for point in points:
         check_numbers(point)
     describe_once = _Descriptions()
-    points = settle_tokens(points, lambda point: describe_once(point).d_model)
-    wanted = keep_wanted(points)
+    wanted = settle_tokens(points, lambda point: describe_once(point).d_model)
     if not wanted:
         raise UserError(
             f"sweep.where={points[0].sweep.where!r} leaves none of {len(points)} points. Widen it."

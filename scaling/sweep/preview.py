@@ -12,7 +12,8 @@ from scaling.activations.build import Description
 from scaling.budget import GIB, flops_per_token_sparse, n_params, rank_bytes
 from scaling.plan import MeshPlan, RunPlan, short
 from scaling.sweep.estimate import makespan_s
-from scaling.sweep.planner import BYTES_PER_VALUE, plan_shape
+from scaling.sweep.footprint import plan_shape
+from scaling.sweep.planner import BYTES_PER_VALUE
 
 BYTES_PER_FINAL_PARAM = 8
 """Raw and averaged weights in float32, kept after a run; checkpoints come and go."""

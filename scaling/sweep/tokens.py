@@ -13,17 +13,25 @@ from scaling import budget
 from scaling.choices import FlopsConvention
 from scaling.config import RunConfig
 from scaling.errors import UserError
+from scaling.sweep.grid import keep_wanted
 
 
 def settle_tokens(
     points: Sequence[RunConfig], d_model_of: Callable[[RunConfig], int]
 ) -> list[RunConfig]:
-    """The points, each with its train.tokens. `d_model_of` is asked where a point has FLOPs only.
+    """The points that their `sweep.where` keeps, each with its train.tokens.
+
+    `d_model_of` is asked where a point has FLOPs only. `where` may name the tokens that come of
+    them, and what it drops may be a cell for which the FLOPs buy nothing.
 
     Raises:
-        UserError: a point has neither tokens nor FLOPs, both, or FLOPs for less than a batch.
+        UserError: a point has neither tokens nor FLOPs, or both; a point that is kept has FLOPs for
+            less than a batch.
     """
-    return [_settled(point, d_model_of) for point in points]
+    wanted = keep_wanted([_settled(point, d_model_of) for point in points])
+    for point in wanted:
+        _check_buys_a_batch(point)
+    return wanted
 
 
 def _settled(point: RunConfig, d_model_of: Callable[[RunConfig], int]) -> RunConfig:
@@ -43,13 +51,18 @@ def _settled(point: RunConfig, d_model_of: Callable[[RunConfig], int]) -> RunCon
     if not train.flops > 0:
         raise UserError(f"train.flops={train.flops:g} is out of range. Set it to above 0.")
     tokens = int(train.flops / flops_per_token(point, d_model_of(point)))
-    if tokens < train.batch_tokens:
-        raise UserError(
-            f"train.flops={train.flops:g} ({train.flops_convention}) trains {tokens} tokens of "
-            f"autoencoder.n_latents={point.autoencoder.n_latents}, less than one batch "
-            f"(train.batch_tokens={train.batch_tokens}). Raise the one or lower the other."
-        )
     return replace(point, train=replace(train, tokens=tokens))
+
+
+def _check_buys_a_batch(point: RunConfig) -> None:
+    train = point.train
+    if train.flops is not None and train.tokens < train.batch_tokens:
+        raise UserError(
+            f"train.flops={train.flops:g} ({train.flops_convention}) trains {train.tokens} tokens "
+            f"of autoencoder.n_latents={point.autoencoder.n_latents}, less than one batch "
+            f"(train.batch_tokens={train.batch_tokens}). Raise the one or lower the other, or drop "
+            "such cells by sweep.where."
+        )
 
 
 def flops_per_token(point: RunConfig, d_model: int) -> int:

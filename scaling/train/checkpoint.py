@@ -43,6 +43,18 @@ class Origin(NamedTuple):
     mesh: MeshPlan = MeshPlan()
     """That wrote it."""
 
+    def doubts(self, here: str, mesh: MeshPlan) -> list[str]:
+        """Why the bits of what goes on from it, on machine `here` and `mesh`, may differ.
+
+        A state that is not exact makes nothing exact that follows from it.
+        """
+        found = [] if self.bit_exact else ["went on from a checkpoint whose bits may differ"]
+        if self.fingerprint != here:
+            found.append(f"resumed on {here}, begun on {self.fingerprint}: bits may differ")
+        if self.mesh != mesh:
+            found.append(f"resumed on a mesh of {mesh}, begun on {self.mesh}: bits may differ")
+        return found
+
 
 class Found(NamedTuple):
     """What a run resumes from."""

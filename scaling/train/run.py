@@ -11,18 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scaling import budget
 from scaling.activations.build import open_source
 from scaling.activations.source import ActivationSource
 from scaling.hardware import (
     device_name,
     fingerprint,
-    matmul_flops_per_s,
     peak_memory_bytes,
     reset_peak_memory,
 )
@@ -46,6 +45,7 @@ from scaling.train.results import (
     planned_results,
 )
 from scaling.train.stopping import StopRule
+from scaling.train.utilization import utilization
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -160,7 +160,7 @@ class Attempt:
                 evaluation=self._evaluation,
                 stop=self.stop,
                 profiled_step=profiler.step,
-                utilization=self._utilization,
+                utilization=partial(utilization, plan, self.mesh.world_size),
             )
             ending = fit(
                 self.engine,
@@ -253,24 +253,11 @@ class Attempt:
             self.guard.load_state(found.state)
         if self.rule is not None:
             self.rule.load_state(found.state)
-        self._compare_with(found.origin or Origin(self.plan.execution.fingerprint, True))
+        origin = found.origin or Origin(self.plan.execution.fingerprint, True)
+        doubts = origin.doubts(self.here, self.plan.mesh)
+        self.warnings += doubts
+        self.bit_exact = not doubts
         return found.step
-
-    def _compare_with(self, origin: Origin) -> None:
-        """A state that is not exact makes nothing exact that follows from it."""
-        if not origin.bit_exact:
-            self.bit_exact = False
-            self.warnings.append("went on from a checkpoint whose bits may differ")
-        if origin.fingerprint != self.here:
-            self.bit_exact = False
-            self.warnings.append(
-                f"resumed on {self.here}, begun on {origin.fingerprint}: bits may differ"
-            )
-        if origin.mesh != self.plan.mesh:
-            self.bit_exact = False
-            self.warnings.append(
-                f"resumed on a mesh of {self.plan.mesh}, begun on {origin.mesh}: bits may differ"
-            )
 
     def _batch(self, step: int) -> Tensor:
         train = self.plan.train
@@ -304,14 +291,6 @@ class Attempt:
     def _agree(self, met: bool) -> bool:
         """The leading rank's word, on all ranks: on GPUs their sums may differ in the last bit."""
         return bool(self.mesh.from_leader(torch.tensor([float(met)])).item())
-
-    def _utilization(self, tokens_per_s: float) -> float:
-        """Sparse-convention FLOPs over the measured matmul rate of all ranks' devices."""
-        flops = budget.flops_per_token_sparse(
-            self.plan.autoencoder.n_latents, self.plan.source.d_model, self.plan.autoencoder.k
-        )
-        rate = matmul_flops_per_s(self.plan.execution.device) * self.mesh.world_size
-        return tokens_per_s * flops / rate
 
 
 def _settle_torch(plan: RunPlan) -> None:

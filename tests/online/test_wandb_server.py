@@ -51,6 +51,7 @@ def write_run(
             for step in steps:
                 logger.log(row(step))
         cost = {"finished_at": f"attempt {lease.token}", "wall_s": 1.5, "host": "h"}
+        cost |= {"mesh": [1, 2], "versions": {"torch": "2.13.0"}, "bit_exact": True}
         outcome = RunOutcome(status, RESULT if status is Status.done else {}, cost)
         record = folder.read_record().with_outcome(outcome)
         if status is Status.failed:
@@ -92,6 +93,7 @@ def sent(door: Gateway, tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
     """A finished and a failed run, mirrored online."""
     store = SweepStore(tmp_path_factory.mktemp("online") / "grid")
     write_run(store.folder("a" * 12), range(1, 7), Status.done)
+    store.folder("a" * 12).evaluation_path.write_text('{"kl": 0.125}')
     write_run(store.folder("b" * 12), range(1, 5), Status.failed)
     mirror(store, door.url, "laws")
     return store
@@ -108,6 +110,9 @@ def test_the_mirror_sends_every_row_and_the_whole_record(server: OpenWandb, sent
     # This server drops nulls from a summary.
     known = {key: value for key, value in RESULT.items() if value is not None}
     assert run["summary"].items() >= {**known, "status": "done", "wall_s": 1.5, "host": "h"}.items()
+    assert run["summary"]["mesh"] == [1, 2]
+    assert json.loads(run["summary"]["versions"]) == {"torch": "2.13.0"}
+    assert run["summary"]["evaluation/kl"] == 0.125
     assert server.run("laws", "b" * 12)["summary"]["status"] == "failed"
 
 
@@ -176,7 +181,10 @@ curves = load_curves(source).sort_values(["run_id", "step"])
 print(frame[columns].to_json(orient="records", double_precision=15))
 print(curves[["run_id", *sys.argv[3].split(",")]].to_json(orient="records", double_precision=15))
 """
-_COLUMNS = ("run_id", "sweep", "status", *(name for name in RESULT if name != "dead_fraction"))
+_COLUMNS = (
+    *("run_id", "sweep", "status", "kl", "mesh", "versions", "wall_s"),
+    *(name for name in RESULT if name != "dead_fraction"),
+)
 
 
 @pytest.mark.skipif(

@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from scaling.command_line import explain
 from scaling.config import HarvestConfig, PlantedConfig, TopKConfig
 from scaling.errors import UserError
+from scaling.sweep.footprint import check_memory
 from scaling.sweep.grid import evaluate, keep_wanted
-from scaling.sweep.planner import check_memory
 from scaling.sweep.validate import check_folders, check_numbers, check_shared, validate
 from tests.compose import ROOT, composed, tiny
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis.planning.frontier import COMPUTE_OPTIMAL, Frontier
@@ -43,7 +44,19 @@ def frontier(
         axes.grid(which="both", color=INK, alpha=0.12, linewidth=0.6)
         axes.set_title("Best loss for a given compute, by k")
         legend(axes, colors, "k", {}, has_held_out=False)
+        if law is not None:
+            _name_crosses(axes)
     return figure
+
+
+def _name_crosses(axes: Axes) -> None:
+    drawn = axes.get_legend()
+    assert drawn is not None
+    handles = [
+        *drawn.legend_handles,
+        Line2D([], [], color=INK, marker="x", ls="", label="the law's"),
+    ]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _cross_best_sizes(axes: Axes, law: Frontier, k: float, color: str) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.counts import short_count
 from analysis.laws.forms import Array, Points
 from analysis.records.table import RunTable
 from analysis.report.plots.style import (
@@ -22,6 +21,7 @@ from analysis.report.plots.style import (
     log_log,
     marks,
     panel_grid,
+    plain,
     spread,
 )
 from analysis.study.fitted import FittedLaw
@@ -32,24 +32,27 @@ _CURVE_POINTS = 60
 
 
 def loss_against_latents(study: Study, subject: str = "") -> Figure:
-    """Loss against n at the common budget, a line per k: the headline law with its band, and
-    L(n,k | D) beside it where that is another law. `subject` says of which activations."""
-    runs = study.table.at_budget(study.budget)
-    headline, fixed = study.headline.best_known, study.at_common_budget.best_known
+    """Loss against n, a line per k: the headline law with its band, and the law without tokens
+    beside it where that is another. At the common budget, or of all runs where there is none.
+    `subject` says of which activations."""
+    budget = {} if study.budget is None else {"tokens": study.budget}
+    runs = study.table.at_budget(study.budget) if study.budget is not None else study.table
+    fits = (study.headline.best_known, study.plainest.best_known)
+    headline, fixed = (_drawable(fitted, budget) for fitted in fits)
     with mpl.rc_context(STYLE):
         figure, (axes,) = panel_grid(1, 4.4)
         colors = colors_of(study.table.points["k"])
         for k, color in colors.items():
             _mark_runs(axes, runs, "n", runs.points["k"] == k, color, held_out(study))
-            curve = _along("n", runs, k=k, tokens=study.budget)
+            curve = _along("n", runs, k=k, **budget)
             if headline is not None and curve is not None:
                 _draw(axes, headline, curve, "n", color, "-")
             if fixed is not None and fixed is not headline and curve is not None:
                 _draw(axes, fixed, curve, "n", color, ":", band=False)
         fit_limits(axes, runs)
         log_log(axes, runs.points["n"], "latents n")
-        title = f"Sparse autoencoders at D = {short_count(study.budget)} tokens"
-        axes.set_title(f"{subject}\n{title}" if subject else title)
+        title = f"Sparse autoencoders {study.budgets_in_words}"
+        axes.set_title(plain(f"{subject}\n{title}") if subject else title)
         names = _line_names(headline, fixed)
         legend(axes, colors, "k", names, has_held_out=held_out(study) is not None)
     return figure
@@ -61,7 +64,7 @@ def loss_against_tokens(study: Study) -> Figure:
     law = law if law is not None and "tokens" in law.law.axes else None
     levels = spread(_with_ladders(study.table), _MOST_PANELS)
     with mpl.rc_context(STYLE):
-        figure, panels = panel_grid(len(levels))
+        figure, panels = panel_grid(len(levels), share_y=False)
         colors = colors_of(study.table.points["n"])
         for axes, k in zip(panels, levels, strict=True):
             at_k = study.table.select(study.table.points["k"] == k)
@@ -71,11 +74,16 @@ def loss_against_tokens(study: Study) -> Figure:
                 if law is not None and curve is not None and n in at_k.points["n"]:
                     _draw(axes, law, curve, "tokens", color, "-")
             log_log(axes, study.table.points["tokens"], "tokens D")
-            fit_limits(axes, study.table)
+            fit_limits(axes, at_k)
             axes.set_title(f"k = {k:g}")
         has_held_out = held_out(study) is not None
         legend(panels[min(len(panels), COLUMNS) - 1], colors, "n", {}, has_held_out=has_held_out)
     return figure
+
+
+def _drawable(fitted: FittedLaw | None, budget: dict[str, float]) -> FittedLaw | None:
+    """None for a law with tokens where runs have no budget in common to draw it at."""
+    return fitted if fitted is None or budget or "tokens" not in fitted.law.axes else None
 
 
 def _along(axis: str, runs: RunTable, **fixed: float) -> Points | None:

@@ -28,6 +28,7 @@ def residual_maps(maps: tuple[ResidualMap, ...]) -> Figure | None:
     height = rows * (_ROW * len(shown[0].n) + 0.75)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # pyright: ignore
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, each in zip(grid, shown, strict=False):
             _draw(axes, each, largest)
@@ -43,10 +44,21 @@ def _draw(axes: Axes, each: ResidualMap, largest: float) -> None:
     axes.pcolormesh(percent, cmap=_SIGNED, vmin=-limit, vmax=limit, alpha=0.75, linewidth=0)
     for (row, column), value in np.ndenumerate(percent):
         if np.isfinite(value):
-            axes.text(column + 0.5, row + 0.5, f"{value:+.1f}", ha="center", va="center", size=7)
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0"),
+                ha="center",
+                va="center",
+                size=7,
+            )
     axes.set_xticks(np.arange(len(each.k)) + 0.5, [f"{k:g}" for k in each.k])
     axes.set_yticks(np.arange(len(each.n)) + 0.5, [f"{n:g}" for n in each.n])
     axes.tick_params(length=0, colors=INK)
     axes.set(xlabel="k", ylabel="n", title=each.title)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _text(percent: float) -> str:
+    return f"{percent:+.1f}" if abs(percent) >= 0.05 else "0.0"

@@ -40,12 +40,14 @@ _TICKS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)  # of each decade of loss
 _WIDTH = 7.4  # inches
 
 
-def panel_grid(count: int, height: float = 2.9) -> tuple[Figure, list[Axes]]:
+def panel_grid(
+    count: int, height: float = 2.9, *, share_y: bool = True
+) -> tuple[Figure, list[Axes]]:
     """A figure of one width with `count` panels, at most COLUMNS in a row of `height` inches."""
     columns = min(count, COLUMNS)
     rows = -(-count // columns)
     figure = Figure(figsize=(_WIDTH, rows * height), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False).ravel()
     for spare in grid[count:]:
         spare.remove()
     for first in grid[:count:columns]:
@@ -56,6 +58,11 @@ def panel_grid(count: int, height: float = 2.9) -> tuple[Figure, list[Axes]]:
 def held_out(study: Study) -> RunTable | None:
     fitted = study.headline.best_known
     return fitted.holdout.table if fitted is not None and fitted.holdout is not None else None
+
+
+def plain(text: str) -> str:
+    """Text from records as it is: between dollars matplotlib would read a formula."""
+    return text.replace("$", r"\$")
 
 
 def marks(axes: Axes, x: Array, y: Array, color: str, *, filled: bool, alpha: float = 1.0) -> None:

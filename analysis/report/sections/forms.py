@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from analysis.counts import short_count
 from analysis.judgement.rivals import Rival, Rivals
+from analysis.laws.forms import Points
+from analysis.planning.stored import of_fitted
 from analysis.report import page
+from analysis.study.fitted import FittedLaw
 from analysis.study.study import HEADLINE_RULE, Study
+
+_SHORT = {
+    "largest n": "held out: n",
+    "largest tokens": "D",
+    "largest tokens of each n": "D of each n",
+    "largest n and largest tokens": "n and D",
+}
 
 
 def forms_compared(study: Study) -> Iterator[str]:
@@ -33,10 +46,34 @@ def held_out_tests(study: Study) -> Iterator[str]:
         yield page.paragraph(test.message, "warn" if test.found else "")
 
 
+def beyond(study: Study) -> Iterator[str]:
+    """What each form says of twice the largest n: where they part, an interval holds no form."""
+    fits = [outcome.final for outcome in study.with_tokens if outcome.final is not None]
+    if len(fits) < 2:
+        return
+    points = {axis: np.array([values.max()]) for axis, values in study.table.points.items()}
+    points |= {"n": 2 * points["n"], "k": np.array([fits[0].fit.reference["k"]])}
+    at = f"n = {points['n'][0]:.0f}, k = {points['k'][0]:g}, D = {short_count(points['tokens'][0])}"
+    yield page.heading(f"What they say of {at}", 3)
+    yield page.table(
+        ("law", "loss", "95% interval of the law", "95% interval of a run"),
+        [_prediction(fitted, points) for fitted in fits],
+    )
+
+
+def _prediction(fitted: FittedLaw, points: Points) -> tuple[str, ...]:
+    said = of_fitted(fitted).predict(points)
+    intervals = (
+        "-" if each is None else f"{each.low[0]:.4f} to {each.high[0]:.4f}"
+        for each in (said.of_law, said.of_run)
+    )
+    return (fitted.law.name, f"{said.value[0]:.4f}", *intervals)
+
+
 def _table(rivals: Rivals) -> tuple[list[str], list[list[str]]]:
     plans = list(dict.fromkeys(test.plan for row in rivals.rows for test in row.held_out))
     header = ["law", "parameters", "rms residual", "dAICc", "weight"]
-    return [*header, *(f"{plan} held out" for plan in plans)], [
+    return [*header, *(_SHORT.get(plan, plan) for plan in plans)], [
         _row(row, plans) for row in rivals.rows
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from analysis.command import holdout_line
 from analysis.report import page
@@ -13,13 +15,23 @@ from analysis.study.uses import uses
 
 
 def laws(study: Study) -> Iterator[str]:
-    for outcome in study.outcomes:
+    for outcome in dict.fromkeys((study.headline, *study.with_tokens)):
         if outcome.best_known is not None:
-            yield f'<div class="law">{"".join(_law(outcome))}</div>'
+            yield page.panel("".join(_law(outcome)))
+    yield from _folded(study.without_tokens, "Laws without tokens", study)
+    yield from _folded(study.others, "Other laws", study)
     refused = [refusal for outcome in study.outcomes for refusal in _refusals(outcome)]
     if refused:
         yield page.heading("Not fitted, and why", 3)
         yield page.table(("law", "on", "reason"), refused)
+
+
+def _folded(outcomes: Sequence[LawOutcome], title: str, study: Study) -> Iterator[str]:
+    """Panels that open on a click; the headline has its own."""
+    shown = [o for o in outcomes if o.best_known is not None and o is not study.headline]
+    if shown:
+        panels = "".join(page.panel("".join(_law(outcome))) for outcome in shown)
+        yield page.folded(f"{title} ({len(shown)})", panels)
 
 
 def _refusals(outcome: LawOutcome) -> list[tuple[str, str, str]]:
@@ -46,9 +58,35 @@ def _law(outcome: LawOutcome) -> Iterator[str]:
     may, may_not = uses(fits[-1])
     yield page.paragraph(f"May be used for: {may}")
     yield page.paragraph(f"May not be used for: {may_not}")
-    warnings = {code: text for fitted in reversed(fits) for code, text in fitted.warnings.items()}
-    for code, message in warnings.items():
-        yield page.paragraph(f"{code}: {message}", "warn")
+    for code, message, where in _warnings(fits):
+        yield page.paragraph(f"{code}{where}: {message}", "warn")
+    if fits[-1].fit.full_rank:
+        yield page.folded(
+            f"Correlations of the parameters, {fits[-1].rows}", _correlations(fits[-1])
+        )
+
+
+def _warnings(fits: list[FittedLaw]) -> Iterator[tuple[str, str, str]]:
+    """Code, message, and of which fit it speaks; said once where both fits say the same."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for fitted in fits:
+        for code, message in fitted.warnings.items():
+            said.setdefault((code, message), []).append(fitted.rows)
+    for (code, message), rows in said.items():
+        yield code, message, "" if len(rows) == len(fits) else f" ({rows[0]})"
+
+
+def _correlations(fitted: FittedLaw) -> str:
+    """[P, P] from the covariance; a parameter known exactly has none."""
+    covariance, names = fitted.fit.covariance, fitted.law.parameter_names
+    errors = np.sqrt(np.diag(covariance))
+    with np.errstate(all="ignore"):
+        correlation = covariance / np.outer(errors, errors)
+    rows = [
+        [name, *("-" if np.isnan(value) else f"{value:.2f}" for value in row)]
+        for name, row in zip(names, correlation.tolist(), strict=True)
+    ]
+    return page.table(["", *names], rows)
 
 
 def parameters(fits: list[FittedLaw]) -> str:

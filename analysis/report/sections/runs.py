@@ -39,6 +39,8 @@ def provenance(facts: dict[str, Any]) -> Iterator[str]:
 
 def budget_note(study: Study, trained: list[int]) -> str:
     """Said once: budgets are named by what was asked for, and whole batches make a bit less."""
+    if study.budget is None:
+        return "Budgets are those asked for where whole batches come within 1% of them."
     budget, counts = short_count(study.budget), " or ".join(f"{count:,}" for count in trained)
     return (
         f"D = {budget} tokens is the budget that most values of n share; runs of other budgets "

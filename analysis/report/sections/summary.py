@@ -9,6 +9,8 @@ from analysis.report import page
 from analysis.report.sections.cells import share
 from analysis.study.study import Study
 
+_MOST_PAIRS = 8
+
 
 def summary(study: Study) -> Iterator[str]:
     """The headline law and the four figures to read first."""
@@ -35,9 +37,12 @@ def summary(study: Study) -> Iterator[str]:
         count = len(fitted.holdout.table)
         runs = f"{count} run{'s' if count > 1 else ''} held out, n = {largest}"
         values.append((f"{fitted.holdout.rms_log:.2%}", f"rms log error of {runs}"))
+    if study.judged is not None:
+        against = len(study.judged.found)
+        values.append((str(against), "judgements stand against the law or its design, below"))
     yield page.cards(values)
     yield page.paragraph(fitted.law.formula)
-    if fitted.law.name != LatentsAndK.name:
+    if "L(n,k)" in fitted.law.formula.partition("=")[2]:
         yield page.paragraph(f"where {LatentsAndK.formula}")
 
 
@@ -54,3 +59,8 @@ def falling(study: Study) -> Iterator[str]:
         "100% says that noise or under-training is as large as the effect in places."
     )
     yield page.table(("along", "loss falls in", "share"), rows)
+    rising = [pair for along in study.pairs for pair in along.rising]
+    if rising:
+        shown = "; ".join(rising[:_MOST_PAIRS])
+        more = f"; and {len(rising) - _MOST_PAIRS} more" if len(rising) > _MOST_PAIRS else ""
+        yield page.paragraph(f"It rises in: {shown}{more}.")

@@ -10,11 +10,11 @@ import pytest
 from gpt4 import gpt4_table
 from scipy.special import stdtrit
 
-from analysis.judgement.holdout import prediction_interval
 from analysis.laws import LAWS
 from analysis.laws.joint import LatentsAndK
 from analysis.records.table import table_from_frame
 from analysis.study.fitted import fit_table, to_json
+from analysis.uncertainty.doubt import prediction_interval
 
 
 def test_the_json_alone_gives_the_prediction_and_its_interval() -> None:

@@ -8,6 +8,7 @@ from fabricate import PLANTED, demo_cells, losses_of
 
 from analysis.errors import TableError
 from analysis.records.frame_checks import check_frame
+from analysis.records.mixtures import SAME_FOR_ALL
 from analysis.records.table import table_from_frame
 
 CELLS = demo_cells()
@@ -18,10 +19,12 @@ def _frame() -> pd.DataFrame:
     return frame.assign(normalized_mse=losses_of(PLANTED, CELLS, 0.005), seed=0)
 
 
-@pytest.mark.parametrize("column", ["normalization", "numerics_version"])
+@pytest.mark.parametrize("column", [*SAME_FOR_ALL])
 def test_losses_of_several_kinds(column: str) -> None:
     frame = _frame().assign(**{column: ["a"] * 50 + ["b"] * 6})
-    with pytest.raises(TableError, match=rf"mixes {column}: a \(50 rows\), b \(6 rows\)"):
+    with pytest.raises(
+        TableError, match=rf"it: the runs mix {column}: a \(50 runs\), b \(6 runs\)"
+    ):
         table_from_frame(frame, source="it")
     assert len(table_from_frame(frame.assign(**{column: "a"}), source="it")) == 56
     check_frame(frame, source="it", allow=(column,))
@@ -33,11 +36,24 @@ def test_a_value_that_is_missing_is_another_kind() -> None:
         table_from_frame(frame, source="it")
 
 
+def test_a_row_without_a_result_mixes_nothing() -> None:
+    frame = _frame().assign(eval_hash=["e"] * 55 + [None], status=["done"] * 55 + ["failed"])
+    assert len(table_from_frame(frame, source="it")) == 55
+
+
+def test_a_run_at_several_budgets_is_checkpoints() -> None:
+    frame = _frame().assign(run_id=[f"{c.n}-{c.k}" for c in CELLS])
+    with pytest.raises(
+        TableError, match=r"run 1024-16 is there .*done at 3 .*checkpoints of one run"
+    ):
+        table_from_frame(frame, source="it")
+
+
 def test_raw_and_averaged_losses_in_one_long_table() -> None:
     """Such a table repeats each run_id; the message must be of the loss, not of checkpoints."""
     raw = _frame().assign(run_id=[f"run{i}" for i in range(56)], loss_name="normalized_mse")
     averaged = raw.assign(loss_name="normalized_mse_ema", normalized_mse=raw.normalized_mse * 1.01)
-    with pytest.raises(TableError, match=r"mixes loss_name.*Raw and averaged"):
+    with pytest.raises(TableError, match=r"mix loss_name.*Raw and averaged"):
         table_from_frame(pd.concat([raw, averaged]), source="it")
     assert len(table_from_frame(raw, source="it")) == 56
 
@@ -65,7 +81,9 @@ def _statuses(**counts: int) -> list[str]:
 
 def test_more_than_a_fifth_rejected() -> None:
     too_many = _frame().assign(status=_statuses(diverged=8, failed=4))
-    with pytest.raises(TableError, match=r"12 of 56 ended runs \(21%\).*diverged \(8\)"):
+    with pytest.raises(
+        TableError, match=r"it: 12 of 56 runs that came to an end .*status is diverged \(8\)"
+    ):
         table_from_frame(too_many, source="it")
     few = table_from_frame(_frame().assign(status=_statuses(diverged=11)), source="it")
     assert len(few) == 45
@@ -77,5 +95,5 @@ def test_unfinished_runs_are_no_rejected_ones() -> None:
     frame = _frame().assign(status=_statuses(planned=20, running=5, preempted=5))
     assert len(table_from_frame(frame, source="it")) == 26
     # Of the runs that ended, 3 of 11 failed.
-    with pytest.raises(TableError, match="3 of 11 ended"):
+    with pytest.raises(TableError, match="3 of 11 runs that came to an end"):
         table_from_frame(frame.assign(status=_statuses(planned=45, failed=3)), source="it")

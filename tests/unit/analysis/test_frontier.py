@@ -19,10 +19,10 @@ from analysis.laws.forms import CONSTANT, Form
 from analysis.laws.joint import LatentsAndK, LatentsKPlusTokens, LatentsKTokens
 from analysis.laws.law import Law
 from analysis.laws.powers import OfLatentsAndTokens
+from analysis.laws.tokens import token_terms
 from analysis.planning.compute import Convention
 from analysis.planning.frontier import Exponents, Frontier, default_budgets, frontier
 from analysis.planning.frontier_table import exponent_rows, frontier_json, frontier_text, rows
-from analysis.planning.profile import token_terms
 from analysis.planning.stored import of_fitted
 from analysis.planning.variants import (
     Estimate,
@@ -275,7 +275,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     words = [str(path), "--d-model", "576", "--k", "16,32", "--json", str(out)]
     assert frontier_command([*words, "--flops", "1e13,3e13,1e20"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("compute-optimal") == 4 + 2 + 2 + 1  # points, exponents, refusals, paper
+    assert printed.count("compute-optimal") == 4 + 2 + 2  # points, exponents, refusals
     written = json.loads(out.read_text())
     assert [p["k"] for p in written["points"]] == [16, 16, 32, 32] * 2
     first = written["points"][0]

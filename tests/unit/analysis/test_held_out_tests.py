@@ -100,8 +100,8 @@ def test_a_wrong_law_is_found_by_what_it_predicts() -> None:
     assert wrong.holdout is not None
     assert right.holdout is not None
     assert wrong.holdout.rms_log > 10 * right.holdout.rms_log
-    assert "more than the fit's doubt" in wrong.message
-    assert "no more than the fit's doubt" in right.message
+    assert "the errors are larger than the parameters' uncertainty" in wrong.message
+    assert "the errors are no larger than the parameters' uncertainty" in right.message
 
 
 def test_a_table_without_tokens_hides_n_alone() -> None:

@@ -7,9 +7,10 @@ from gpt4 import gpt4_table
 
 from analysis.errors import TableError
 from analysis.fitting.fit import fit_law
-from analysis.judgement.holdout import judge, prediction_interval, rows_matching
+from analysis.judgement.holdout import judge, rows_matching
 from analysis.laws.joint import LatentsAndK, LatentsKTokensTilted
 from analysis.records.table import RunTable
+from analysis.uncertainty.doubt import prediction_interval
 
 
 @pytest.mark.parametrize(

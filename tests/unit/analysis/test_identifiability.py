@@ -86,6 +86,9 @@ def test_conditioning_of_a_fit() -> None:
     assert judged.condition == pytest.approx(35.84, rel=1e-3)
     assert judged.findings == {}
     assert judged.unresolved == ("beta_n",)  # -0.027 with a standard error of 0.027
+    assert judged.message == (
+        "Zero lies within 1.96 standard errors of beta_n: these runs do not tell its sign."
+    )
     assert judged.ladders is None
     # Two columns that nearly agree, and two that agree.
     close, same = fit.jacobian.copy(), fit.jacobian.copy()

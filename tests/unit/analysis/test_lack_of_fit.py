@@ -8,8 +8,9 @@ from fabricate import PLANTED, Cell, planted_table
 from scipy.stats import bartlett, f_oneway
 
 from analysis.fitting.fit import fit_law
+from analysis.fitting.replicates import PureError, pure_error
 from analysis.judgement.floors import floors
-from analysis.judgement.lack_of_fit import SeedSpread, lack_of_fit, replicates
+from analysis.judgement.lack_of_fit import lack_of_fit
 from analysis.judgement.rivals import aicc
 from analysis.laws.joint import LatentsAndK, LatentsKTokens, LatentsKTokensTilted
 from analysis.records.table import RunTable
@@ -32,7 +33,8 @@ def _table(noise: float, seed: int, law=TRUE_LNK, cells=CELLS) -> RunTable:
 
 def test_pure_error_by_hand() -> None:
     table = _table(0.01, 0)
-    pure = replicates(table)
+    pure = pure_error(table)
+    assert pure is not None
     assert pure.freedoms.tolist() == [2.0, 2.0, 2.0]
     columns = np.array(list(CELLS))
     by_hand = []
@@ -69,7 +71,7 @@ def test_the_f_value_of_a_law_with_only_levels_is_that_of_anova() -> None:
     """Of groups alone, lack of fit is one-way analysis of variance about a common mean."""
     rng = np.random.default_rng(0)
     samples = rng.standard_normal((4, 5))
-    pure = SeedSpread(((samples - samples.mean(1, keepdims=True)) ** 2).sum(1), np.full(4, 4.0))
+    pure = PureError(((samples - samples.mean(1, keepdims=True)) ** 2).sum(1), np.full(4, 4.0))
     between = 5 * ((samples.mean(1) - samples.mean()) ** 2).sum() / 3
     assert between / pure.variance == pytest.approx(f_oneway(*samples).statistic)
 
@@ -77,11 +79,11 @@ def test_the_f_value_of_a_law_with_only_levels_is_that_of_anova() -> None:
 def test_unequal_spreads_cost_degrees_of_freedom() -> None:
     rng = np.random.default_rng(0)
     samples = rng.standard_normal((3, 6)) * np.array([[1.0], [1.0], [20.0]])
-    pure = SeedSpread(((samples - samples.mean(1, keepdims=True)) ** 2).sum(1), np.full(3, 5.0))
+    pure = PureError(((samples - samples.mean(1, keepdims=True)) ** 2).sum(1), np.full(3, 5.0))
     assert bartlett(*samples).pvalue < 0.01
     assert not pure.equal
     assert 5.0 <= pure.degrees_of_freedom < 5.5  # one cell holds nearly all of the variance
-    equal = SeedSpread(np.array([1.0, 2.0, 1.5]), np.full(3, 5.0))
+    equal = PureError(np.array([1.0, 2.0, 1.5]), np.full(3, 5.0))
     assert equal.equal
     assert equal.degrees_of_freedom == 15.0
 
@@ -90,7 +92,7 @@ def test_unequal_spreads_cost_degrees_of_freedom() -> None:
 def test_the_test_of_equal_spreads_is_bartletts(scale: float) -> None:
     samples = [np.random.default_rng(i).standard_normal(4 + i) * scale**i for i in range(4)]
     squares = np.array([((s - s.mean()) ** 2).sum() for s in samples])
-    pure = SeedSpread(squares, np.array([len(s) - 1.0 for s in samples]))
+    pure = PureError(squares, np.array([len(s) - 1.0 for s in samples]))
     assert pure.equal == (bartlett(*samples).pvalue >= 0.01)
 
 

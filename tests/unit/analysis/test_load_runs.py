@@ -318,5 +318,8 @@ def test_checkpoints_passed_as_runs_are_refused(tmp_path: Path) -> None:
         assert f"Give the run's folder, {run}" in str(refusal.value)
     assert len(load_runs(run)) == 1
     other = write_record(tmp_path / "other", record(CELLS[0], 0.5, tokens=62_464))
-    with pytest.raises(TableError, match=f"run {run.name} is there 2 times, at 62464 to 124928"):
+    with pytest.raises(
+        TableError,
+        match=f"run {run.name} is there more than once, done at 2 token counts, 62464 to 124928",
+    ):
         load_runs([sweep, other])

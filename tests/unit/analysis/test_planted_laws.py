@@ -120,7 +120,7 @@ def test_long_ladders_count_as_converged() -> None:
     fitted = fit_table(LatentsAndK, table, n_bootstrap=0, context=everything)
     assert "not_converged" not in fitted.warnings
     alone = fit_table(LatentsAndK, table, n_bootstrap=0)
-    assert "no cell has a second one" in alone.warnings["not_converged"]
+    assert "no cell has a second budget" in alone.warnings["not_converged"]
 
 
 def test_losses_without_a_floor_lose_a_rank_and_say_so() -> None:

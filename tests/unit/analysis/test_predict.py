@@ -14,12 +14,12 @@ from planted_fit import planted_fit, stored_as
 
 from analysis.command import write_json
 from analysis.errors import TableError
-from analysis.judgement.holdout import prediction_interval
 from analysis.laws.joint import LatentsAndK, LatentsKTokensTilted
 from analysis.planning.quantities import count, grid
 from analysis.planning.stored import of_fitted, read_law, stored_law
 from analysis.predict import predict_command
 from analysis.study.fitted import FittedLaw, fit_table, to_json
+from analysis.uncertainty.doubt import prediction_interval
 
 POINTS = points_of([Cell(2048, 16, 10**6), Cell(65536, 64, 10**9)])
 

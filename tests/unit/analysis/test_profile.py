@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,11 +156,53 @@ def test_at_that_budget_the_loss_is_that_much_above_its_limit(truth) -> None:
     )
     assert (found.low < found.tokens).all()
     assert (found.tokens < found.high).all()
-    drawn = tokens_to_reach(fit_table(type(truth), table, n_bootstrap=0), n, 16.0, excess=0.1)
-    np.testing.assert_allclose(np.log(drawn.tokens), np.log(found.tokens))
+    delta = tokens_to_reach(fit_table(type(truth), table, n_bootstrap=0), n, 16.0, excess=0.1)
+    np.testing.assert_allclose(np.log(delta.tokens), np.log(found.tokens))
     np.testing.assert_allclose(
-        np.log(drawn.high / drawn.low), np.log(found.high / found.low), rtol=0.7
+        np.log(delta.high / delta.low), np.log(found.high / found.low), rtol=0.7
     )
+
+
+@pytest.mark.parametrize("truth", [PLANTED, ADDITIVE], ids=lambda law: law.name)
+def test_without_refits_intervals_are_the_delta_methods_from_the_fits_own_doubt(truth) -> None:
+    """Against differences of ln D* by each coefficient; the doubt is that of clusters if given."""
+    n, k, excess = np.array([512.0, 4096.0]), 16.0, 0.1
+    plain, shared = (
+        fit_table(type(truth), _table(truth), n_bootstrap=0, clusters=by) for by in (None, "n")
+    )
+    fit = plain.fit
+
+    def log_tokens(step: np.ndarray) -> np.ndarray:
+        moved = replace(plain, fit=replace(fit, centered=fit.centered + step))
+        return np.log(tokens_to_reach(moved, n, k, excess).tokens)
+
+    steps = 1e-6 * np.eye(len(fit.centered))
+    gradient = np.column_stack([(log_tokens(s) - log_tokens(-s)) / 2e-6 for s in steps])
+    assert shared.clusters is not None
+    sandwich = shared.clusters.covariance
+    freedoms = (fit.degrees_of_freedom, 4)
+    spreads = (fit.centered_covariance, sandwich.centered)
+    for fitted, freedom, spread in zip((plain, shared), freedoms, spreads, strict=True):
+        found = tokens_to_reach(fitted, n, k, excess)
+        error = np.sqrt(np.einsum("np,pq,nq->n", gradient, spread, gradient))
+        half = stdtrit(freedom, 0.975) * error
+        np.testing.assert_allclose(np.log(found.high / found.tokens), half, rtol=1e-4)
+        np.testing.assert_allclose(np.log(found.tokens / found.low), half, rtol=1e-4)
+
+
+def test_where_tokens_may_not_help_a_budget_has_no_upper_end() -> None:
+    noisy = RunTable(points_of(CELLS), losses_of(PLANTED, CELLS, 0.2), NAMES, "loss", NAMES)
+    fitted = fit_table(LatentsKTokensTilted, noisy, n_bootstrap=0)
+    low, high = fitted.ci95["c"]
+    assert low <= 0 < fitted.law.parameters["c"] < high
+    found = tokens_to_reach(fitted, 1024.0, 16.0, 0.1)
+    assert 0 <= found.low < found.tokens < np.inf
+    assert np.isinf(found.high).all()
+    rising = LatentsKTokensTilted(**{**vars(PLANTED), "c": -0.3})
+    worse = tokens_to_reach(
+        fit_table(LatentsKTokensTilted, _table(rising), n_bootstrap=0), 1024, 16, 0.1
+    )
+    assert (worse.tokens, worse.low, worse.high) == (np.inf, 0.0, np.inf)
 
 
 def test_budgets_hold_the_planted_one_and_grow_as_the_law_says() -> None:

@@ -73,7 +73,7 @@ def test_numbers_are_those_of_single_fits() -> None:
 
 
 def test_the_papers_points_need_the_whole_law() -> None:
-    """The table of docs/judgement.md."""
+    """The AICc of the table in docs/math.md."""
     found = compare_rivals(family(LatentsAndK), gpt4_table())
     assert {row.law: round(row.delta or 0.0, 1) for row in found.rows} == {
         "l_nk": 0.0,
@@ -95,6 +95,10 @@ def test_laws_with_tokens_and_a_law_that_cannot_be_fitted() -> None:
     assert rows["l_nk"].weight is None
     assert rows["l_nkdu"].holdout_rms("largest tokens of each n") is not None
     assert "no support for" in found.message
+    # One sentence for the three tests that the same law wins.
+    assert found.message.count("comes closest") == 1
+    assert "It also comes closest in every held-out test, rms 0." in found.message
+    assert "(largest tokens of each n)" in found.message
     stored = json.loads(json.dumps(found.json(), allow_nan=False))
     assert [row["law"] for row in stored["laws"]] == [law.name for law in laws]
     assert len(stored["laws"][0]["held_out"]) == 3

@@ -19,7 +19,6 @@ from analysis.judgement.settled import (
     Settled,
     converged_runs,
     select_converged,
-    stopped_by_rule,
 )
 from analysis.laws.joint import LatentsAndK
 from analysis.records.table import RunTable
@@ -199,11 +198,9 @@ def test_longer_runs_outweigh_a_flat_curve() -> None:
 
 
 def test_a_run_that_its_stopping_rule_ended_is_converged_unless_longer_runs_deny_it() -> None:
-    frame = pd.DataFrame({"run_id": ["run 0", "run 1", "run 2", "x"]})
-    stopped = stopped_by_rule(frame.assign(converged=[True, True, False, np.nan]))
-    assert stopped == {"run 0", "run 1"}
-    assert stopped_by_rule(frame) == frozenset()
     cells = [Cell(256, 4, 2_000_000), Cell(256, 4, 4_000_000), Cell(512, 4, 2_000_000)]
     table = replace(planted_table(PLANTED, cells, noise=0.0), loss=np.array([0.40, 0.30, 0.3]))
-    settled = converged_runs(table, stopped=stopped)
+    settled = converged_runs(replace(table, stopped=(True, True, False)))
     assert [v.shown_by for v in settled.verdicts] == ["", "stopping rule", ""]
+    assert "converged is false" in settled.verdicts[2].reason
+    assert not converged_runs(table).mask.any()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -132,7 +133,12 @@ def test_figures_are_files_too(page: str, sweep: Path) -> None:
     drawings = (
         *("loss_against_n", "loss_against_tokens", "residuals", "residual_maps", "frontier"),
     )
-    assert names == {"index.html", "fits.json", *(f"{name}.png" for name in drawings)}
+    assert names == {
+        "index.html",
+        "fits.json",
+        "parameters.csv",
+        *(f"{name}.png" for name in drawings),
+    }
     assert all(path.stat().st_size > 5000 for path in (sweep / "report").glob("*.png"))
 
 
@@ -162,7 +168,7 @@ SMALL_SWEEPS = {
     "one run": [Cell(256, 4, 125_000)],
     "four runs": [Cell(n, k, 250_000) for n in (256, 512) for k in (4, 8)],
     "one n": [Cell(256, k, d) for k in (4, 8, 16) for d in (125_000, 250_000, 500_000)],
-    "one k": [Cell(n, 4, d) for n in (256, 512, 1024, 2048) for d in (125_000, 250_000, 500_000)],
+    "two k": [Cell(n, k, d) for n in (256, 512, 1024) for k in (4, 8) for d in (125_000, 250_000)],
     "one budget": [Cell(n, k, 250_000) for n in (256, 512, 1024, 2048) for k in (4, 8, 16)],
 }
 
@@ -222,3 +228,64 @@ def test_ladders_judge_by_the_larger_budget_first(tmp_path: Path) -> None:
     top = ladders_at(1_000_000, table)
     np.testing.assert_allclose(top.falls, [1 - 0.399 / 0.4])
     assert top.converged
+
+
+def test_a_report_that_cannot_be_finished_leaves_the_old_one(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "index.html").write_text("OLD PAGE")
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("analysis.report.write.write_json", full_disk)
+    assert main([str(sweep), "--bootstrap", "0", "--out", str(out)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["index.html"]
+    assert (out / "index.html").read_text() == "OLD PAGE"
+
+
+def test_figures_these_runs_do_not_have_are_removed(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "few", demo_cells()[:3])
+    (sweep / "report").mkdir()
+    (sweep / "report" / "residuals.png").write_text("of other runs")
+    (sweep / "report" / "notes.txt").write_text("mine")
+    assert main([str(sweep), "--bootstrap", "0"]) == 0
+    names = {path.name for path in (sweep / "report").iterdir()}
+    assert "residuals.png" not in names
+    assert "notes.txt" in names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--seed", "-1"), "--seed -1 is negative"),
+        (("--out", "{file}/x"), "cannot write"),
+        (("--bootstrap", "7"), "--bootstrap 7 is too few"),
+        (("--clusters", "host"), "clusters 'host' are not known"),
+    ],
+)
+def test_bad_options_are_refused_before_fitting(
+    arguments: tuple[str, str],
+    words: str,
+    sweep: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("analysis.report.write.contents", None)  # calling it would be an error
+    name, value = arguments
+    assert main([str(sweep), name, value.format(file=tmp_path / "file")]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_text_of_records_is_no_formula(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    for cell in demo_cells()[:3]:
+        row = record(cell, 0.4 - cell.tokens / 1e7, subject_model="$x^{$", started_at="yesterday")
+        write_record(sweep, row)
+    assert main([str(sweep), "--bootstrap", "0"]) == 0
+    assert "$x^{$" in (sweep / "report" / "index.html").read_text()

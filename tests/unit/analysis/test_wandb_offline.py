@@ -20,7 +20,7 @@ from analysis.errors import TableError
 from analysis.records import load_curves, load_runs
 from analysis.records.wandb_file import entries
 from analysis.records.wandb_offline import wandb_files
-from scaling.runs.record import RESULT_FIELDS
+from scaling.runs.record import COST_FIELDS, RESULT_FIELDS
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {
@@ -28,7 +28,8 @@ CONFIG = {
     "train": {"seed": 3, "tokens": 9, "lr": None},
     "activations": {"seed": 5, "layer": 8, "normalization": "unit_norm"},
 }
-COPIED = [*RESULT_FIELDS, "wall_s", "tokens_per_s", "peak_memory_bytes", "host", "commit"]
+EVALUATION = {"kl": 0.125, "loss_recovered": 0.97, "k": 9, "note": "not a number"}
+COPIED = [*RESULT_FIELDS, *COST_FIELDS, "kl", "loss_recovered", "evaluation_error"]
 FAILURE = {"type": "RuntimeError", "message": "x", "traceback": None, "rank": 0}
 
 
@@ -76,6 +77,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Done, done with nulls and many rows (a file of several blocks), resumed, and running."""
     sweep = tmp_path_factory.mktemp("runs") / "grid"
     make_run(sweep, record(Cell(256, 4, 125_000), 0.4, run_id="a" * 12), range(1, 6))
+    (sweep / ("a" * 12) / "evaluation.json").write_text(json.dumps(EVALUATION))
     nulls = {"dead_fraction": None, "commit": None}
     make_run(sweep, record(Cell(512, 4, 125_000), 0.3, run_id="b" * 12, **nulls), range(1, 500))
     resumed = record(Cell(512, 8, 125_000), 0.25, run_id="c" * 12)
@@ -94,7 +96,11 @@ def test_rows_equal_those_of_the_folders(sweep: Path) -> None:
     done = folders.index[folders["status"] == "done"]
     assert len(done) == 3
     assert set(copies["sweep"]) == {"grid"}
-    names = [*COPIED, "loss", "excluded", "error"]
+    names = [name for name in (*COPIED, "loss", "excluded", "error") if name in folders]
+    assert {*EVALUATION, "versions", "mesh"} - {"note"} <= {*names}
+    assert (
+        copies.loc["a" * 12, "evaluation_error"] == "evaluation.json: k left out: a record has it"
+    )
     pd.testing.assert_frame_equal(
         copies.loc[done, names], folders.loc[done, names], check_dtype=False
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from analysis.records.rows import Row
 from analysis.records.wandb_online import WandbProject
 
 CELLS = demo_cells((256, 512, 1024))
-_STATUS_FIELDS = ("wall_s", "tokens_per_s", "peak_memory_bytes", "host", "commit")
 
 
 def records() -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def records() -> list[dict[str, Any]]:
 
 def add_run(server: FakeServer, row: dict[str, Any], n_rows: int = 3, **changes: Any) -> FakeRun:
     """A run as the mirror writes it."""
-    costs = {name: row["cost"][name] for name in _STATUS_FIELDS}
+    costs = {**row["cost"], "versions": json.dumps(row["cost"]["versions"])}
     summary = {**row["result"], **costs, "status": row["status"], "_step": 9, "train/loss": 0.5}
     rows = [
         {"_step": s, "step": s, "tokens": 256 * s, "train/loss": 1 / s, "_runtime": 1.0}
@@ -85,7 +85,7 @@ def test_load_runs_reads_a_project(
     assert set(copies["source"]) == {"wandb:lab/laws"}
     assert (set(copies["sweep"]), set(copies["folder"])) == ({"grid"}, {""})
     copies, folders = (f.set_index("run_id").sort_index() for f in (copies, folders))
-    names = [*records()[0]["result"], *_STATUS_FIELDS, "loss", "excluded"]
+    names = [*records()[0]["result"], *records()[0]["cost"], "loss", "excluded"]
     pd.testing.assert_frame_equal(copies[names], folders[names])
     assert (tmp_path / "cache/sae-scaling/wandb/w.example/lab/laws").is_dir()
     curves = load_curves("wandb:lab/laws/grid", runs=[records()[0]["run_id"]])
@@ -106,6 +106,19 @@ def test_numbers_that_w_and_b_spells_otherwise(server: FakeServer, tmp_path: Pat
         "unreadable",
         "result.k = 'four' has the wrong type",
     )
+
+
+def test_numbers_of_an_evaluation_are_columns(server: FakeServer, tmp_path: Path) -> None:
+    run = server.runs[0]
+    run.summary_values |= {"evaluation/kl": 0.125, "evaluation/x": "NaN", "evaluation/k": 99}
+    run.summary_values |= {"versions": "torch 2"}
+    first, second = project(server, tmp_path).rows()[:2]
+    assert first["error"] == "cost.versions = 'torch 2' has the wrong type"
+    assert second["versions"] == records()[1]["cost"]["versions"]
+    run.summary_values |= {"versions": "{}"}
+    row = by_id(project(server, tmp_path / "other").rows())[run.id]
+    assert (row["kl"], row["x"], row["k"]) == (0.125, None, CELLS[0].k)
+    assert row["evaluation_error"] == "evaluation.json: k left out: a record has it"
 
 
 def test_a_group_is_read_alone(server: FakeServer, tmp_path: Path) -> None:

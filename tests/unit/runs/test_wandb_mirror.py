@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def _write(
             for step in steps:
                 logger.log(_row(step))
         cost = {"finished_at": f"attempt {lease.token}", "wall_s": 1.5, "commit": None}
+        cost |= {"mesh": [1, 2], "versions": {"torch": "2.13.0"}, "bit_exact": True}
         outcome = RunOutcome(status, _RESULT if status is Status.done else {}, cost)
         record = folder.read_record().with_outcome(outcome)
         if status is Status.failed:
@@ -84,6 +86,8 @@ def test_the_copy_holds_what_the_files_hold_and_nothing_twice(store: SweepStore)
     assert (list(run.tags), run.display_name) == (["x", "y"], f"title of {done.run_id}")
     assert copy["config"].items() >= _CONFIG.items()
     assert copy["summary"].items() >= {**_RESULT, "status": "done", "wall_s": 1.5}.items()
+    sent = {"mesh": [1, 2], "versions": '{"torch": "2.13.0"}', "bit_exact": True, "commit": None}
+    assert {name: copy["summary"][name] for name in sent} == sent
     assert copy["exit_code"] == 0
     [copy] = _copies(store, failed.run_id)
     assert (_history(copy), copy["exit_code"]) == (failed.metrics(), 1)
@@ -128,9 +132,11 @@ class Settings(dict): pass
 def note(*event):
     with open(os.environ["NOTES"], "a") as file:
         file.write(json.dumps(event) + "\\n")
+class Summary:
+    def update(self, row): note("summary", row)
 class Run:
     step = int(os.environ.get("STEPS_THERE", "0"))
-    summary = {}
+    summary = Summary()
     def define_metric(self, *a, **k): pass
     def log(self, row, step):
         if step == int(os.environ.get("DIE_AT", "-1")): os._exit(9)
@@ -171,6 +177,36 @@ def test_a_mirror_that_crashed_sends_again_under_the_same_steps(
     steps = [line for line in lines if "log" in line]
     assert steps == [f'["log", {step}]' for step in (1, 2, 1, 2, 3, 4)]
     assert lines[-1] == '["finish", 0]'
+
+
+def test_what_was_evaluated_later_is_sent_once(
+    store: SweepStore, fake_wandb, monkeypatch: pytest.MonkeyPatch
+):
+    notes = fake_wandb(_RECORDING_WANDB)
+    folder = store.folder("a")
+    _write(folder, (1, 2), Status.done)
+    assert _mirror(store).returncode == 0
+    assert not wandb_mirror.Cursor.of(folder).lacks(folder)
+    assert _sent_evaluation(notes) == {}
+    folder.evaluation_path.write_text('{"kl": 0.125, "name": "x", "ok": true, "runs": 3}')
+    assert wandb_mirror.Cursor.of(folder).lacks(folder)
+    monkeypatch.setenv("STEPS_THERE", "3")
+    for _ in range(2):
+        assert _mirror(store).returncode == 0
+    assert _sent_evaluation(notes) == {"evaluation/kl": 0.125, "evaluation/runs": 3}
+    events = [json.loads(line) for line in notes.read_text().splitlines()]
+    kinds = ["init", "log", "log", "summary", "finish", "init", "summary", "finish"]
+    assert [event[0] for event in events] == kinds
+    folder.evaluation_path.write_text("{")  # damaged: the run is sent all the same
+    assert _mirror(store).returncode == 0
+    assert _sent_evaluation(notes) == {}
+
+
+def _sent_evaluation(notes: Path) -> dict[str, Any]:
+    """Of the last summary sent."""
+    events = [json.loads(line) for line in notes.read_text().splitlines()]
+    *_, last = (event[1] for event in events if event[0] == "summary")
+    return {name: value for name, value in last.items() if name.startswith("evaluation/")}
 
 
 def test_rows_that_the_server_has_are_not_sent(store: SweepStore, fake_wandb, monkeypatch):

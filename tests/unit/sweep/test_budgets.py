@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from scaling.activations.build import prepare
 from scaling.budget import flops_per_token_dense, flops_per_token_sparse
@@ -14,6 +17,7 @@ from scaling.errors import UserError
 from scaling.plan import RunPlan
 from scaling.schedule import STEP_LIMITED
 from scaling.sweep.grid import keep_wanted
+from scaling.sweep.launch import launch
 from scaling.sweep.planner import make_plan
 from scaling.sweep.tokens import settle_tokens
 from scaling.sweep.validate import validate
@@ -116,6 +120,22 @@ def test_widths_are_asked_for_only_where_flops_need_them() -> None:
         raise AssertionError("asked")
 
     assert settle_tokens([tiny()], never) == [tiny()]
+
+
+def test_a_cell_that_where_drops_may_buy_nothing(tmp_path: Path) -> None:
+    flops = 10_240 * flops_per_token_dense(64, D_MODEL)
+    keys = [f"train.flops={flops}", "train.tokens=0", "sweep.where='tokens >= 1000'"]
+    points = [tiny(*keys, f"autoencoder.n_latents={n}") for n in (64, 65_536)]
+    (kept,) = settle_tokens(points, lambda _: D_MODEL)
+    assert (kept.autoencoder.n_latents, kept.train.tokens) == (64, 10_240)
+    all_meant = [replace(p, sweep=replace(p.sweep, where=None)) for p in points]
+    with pytest.raises(UserError, match=r"trains 10 tokens .*drop such cells by sweep\.where"):
+        settle_tokens(all_meant, lambda _: D_MODEL)
+    console = Console(file=io.StringIO(), width=200)
+    folders = (f"runs_dir={tmp_path}", "sweep_name=iso", "dry_run=true")
+    launched = [tiny(*keys, *folders, f"autoencoder.n_latents={n}") for n in (64, 65_536)]
+    assert launch(launched, console) == 0
+    assert "1 of 2 grid points left out by sweep.where" in console.file.getvalue()
 
 
 def test_points_are_runs_of_their_own() -> None:

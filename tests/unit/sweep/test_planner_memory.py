@@ -13,8 +13,9 @@ from scaling import budget, memory
 from scaling.activations.build import prepare
 from scaling.budget import GIB
 from scaling.errors import UserError
-from scaling.sweep import planner
-from scaling.sweep.planner import check_memory, cost_shape, make_plan, memory_bytes, plan_shape
+from scaling.sweep import footprint
+from scaling.sweep.footprint import check_memory, cost_shape, memory_bytes, plan_shape
+from scaling.sweep.planner import make_plan
 from scaling.sweep.preview import print_preview
 from tests.compose import tiny
 
@@ -93,4 +94,4 @@ def test_a_dry_run_shows_ranks_and_their_memory(capsys: pytest.CaptureFixture[st
     assert f"mesh.dp=2 mesh.latent=2: 4 ranks per run, {size:.2f} GiB each at most" in said
     print_preview([alone], [], 1, Console(width=200))
     assert "ranks per run" not in capsys.readouterr().out
-    assert planner.local_ranks(config) == 4
+    assert footprint.local_ranks(config) == 4
