@@ -22,6 +22,8 @@ from analysis.laws.forms import Array
 from analysis.laws.law import Law
 from analysis.records.columns import SAME_BUDGET
 from analysis.records.table import RunTable
+from analysis.uncertainty.clusters import By, Clusters
+from analysis.uncertainty.doubt import plain_doubt
 
 SIGNIFICANT = 0.01
 
@@ -107,24 +109,32 @@ def held_out_tests(
     plans: Sequence[HoldoutPlan] | None = None,
     *,
     fit: Callable[[type[Law], RunTable], Fit] = fit_law,
+    clusters: By | tuple[By, ...] | None = None,
 ) -> tuple[HeldOutTest, ...]:
-    """Carry out the plans (by default those of `holdout_plans`) for a law. Nothing raises."""
+    """Carry out the plans (by default those of `holdout_plans`) for a law. Nothing raises.
+
+    `clusters` says which runs may share an error: intervals and p then hold these, and a plan that
+    leaves too few clusters is refused.
+    """
     chosen = holdout_plans(table, law) if plans is None else plans
-    return tuple(_carry_out(law, table, plan, fit) for plan in chosen)
+    return tuple(_carry_out(law, table, plan, fit, clusters) for plan in chosen)
 
 
-def predictive_p(fit: Fit, held_out: RunTable) -> float:
+def predictive_p(fit: Fit, held_out: RunTable, clusters: Clusters | None = None) -> float:
     """Probability of held-out residuals at least this large, if the law and its noise hold there.
 
     Chow's (1960) test of predictive failure: r' (I + J C J' / s^2)^-1 r / (H s^2) is F distributed
-    with H and M - P degrees of freedom, C the covariance of the coefficients.
+    with H and M - P degrees of freedom, C the covariance of the coefficients. With clusters, C is
+    theirs, held-out runs share errors as the fitted ones do, and the second number is G - 1.
     """
+    doubt = plain_doubt(fit) if clusters is None else clusters.doubt
     value, jacobian = fit.design(held_out.points).value_and_jacobian(fit.centered)
     residuals = held_out.log_loss - value
-    spread = fit.variance * np.eye(len(residuals))
-    spread += jacobian @ fit.centered_covariance @ jacobian.T
+    alone = fit.variance * np.eye(len(residuals))
+    spread = alone if clusters is None else clusters.errors_of(held_out)
+    spread = spread + jacobian @ doubt.covariance @ jacobian.T
     size = float(residuals @ np.linalg.solve(spread, residuals)) / len(residuals)
-    return float(fdtrc(len(residuals), fit.degrees_of_freedom, size))
+    return float(fdtrc(len(residuals), doubt.freedom, size))
 
 
 def _largest(tokens: Array) -> NDArray[np.bool_]:
@@ -151,7 +161,11 @@ def _refusal(table: RunTable, mask: NDArray[np.bool_], name: str, law: type[Law]
 
 
 def _carry_out(
-    law: type[Law], table: RunTable, plan: HoldoutPlan, fit: Callable[[type[Law], RunTable], Fit]
+    law: type[Law],
+    table: RunTable,
+    plan: HoldoutPlan,
+    fit: Callable[[type[Law], RunTable], Fit],
+    by: By | tuple[By, ...] | None,
 ) -> HeldOutTest:
     n_fitted = int((~plan.mask).sum())
     if plan.refusal:
@@ -159,8 +173,10 @@ def _carry_out(
     try:
         with np.errstate(all="ignore"):  # a start that runs to infinity loses to the others
             rest = fit(law, table.select(~plan.mask))
+        clusters = None if by is None else Clusters.of(rest, by)
     except TableError as refusal:
         return HeldOutTest(law.name, plan.name, n_fitted, None, None, str(refusal))
     held_out = table.select(plan.mask)
-    p = predictive_p(rest, held_out)
-    return HeldOutTest(law.name, plan.name, n_fitted, judge(rest, held_out), p)
+    p = predictive_p(rest, held_out, clusters)
+    judged = judge(rest, held_out, None if clusters is None else clusters.doubt)
+    return HeldOutTest(law.name, plan.name, n_fitted, judged, p)

@@ -23,6 +23,7 @@ from analysis.judgement.held_out_tests import (
 from analysis.laws.law import Law
 from analysis.laws.nested import RIVALS
 from analysis.records.table import RunTable
+from analysis.uncertainty.clusters import By
 
 _CLEAR = 10.0  # of AICc: Burnham and Anderson (2002, section 2.6) find no support beyond
 
@@ -121,19 +122,23 @@ def family(law: type[Law]) -> tuple[type[Law], ...]:
 
 
 def compare_rivals(
-    laws: Sequence[type[Law]], table: RunTable, plans: Sequence[HoldoutPlan] | None = None
+    laws: Sequence[type[Law]],
+    table: RunTable,
+    plans: Sequence[HoldoutPlan] | None = None,
+    *,
+    clusters: By | tuple[By, ...] | None = None,
 ) -> Rivals:
     """Fit each law to the table and to what the plans leave of it, by least squares.
 
     Every law is judged on the same hidden rows: those of `plans`, by default of `holdout_plans`.
-    Laws that cannot be fitted stay in the list, with the reason.
+    Laws that cannot be fitted stay in the list, with the reason. `clusters`: see `held_out_tests`.
     """
     chosen = holdout_plans(table) if plans is None else plans
     fits = [_fit(law, table) for law in laws]
     criteria = [aicc(f) if isinstance(f, Fit) else None for f in fits]
     deltas, weights = akaike(criteria)
     rows = zip(laws, fits, criteria, deltas, weights, strict=True)
-    return Rivals(tuple(_row(*row, table=table, plans=chosen) for row in rows))
+    return Rivals(tuple(_row(*row, table=table, plans=chosen, by=clusters) for row in rows))
 
 
 def aicc(fit: Fit) -> float | None:
@@ -179,6 +184,7 @@ def _row(
     *,
     table: RunTable,
     plans: Sequence[HoldoutPlan],
+    by: By | tuple[By, ...] | None,
 ) -> Rival:
     size = len(law.parameter_names)
     if isinstance(fit, str):
@@ -191,5 +197,5 @@ def _row(
         aicc=criterion,
         delta=delta,
         weight=weight,
-        held_out=held_out_tests(law, table, plans),
+        held_out=held_out_tests(law, table, plans, clusters=by),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,20 @@ def _taken(there: pd.DataFrame | None) -> list[Cell]:
         rows = np.column_stack([numbers(there, name) for name in names])
         known = np.isfinite(rows).all(axis=1)  # a record that cannot be read names no cell
         cells += [Cell(*row) for row in rows[known].astype(int).tolist()]
-    return cells
+    # Runs that have yet to end have no result: what they are to be is in their plan.
+    unfinished = there.loc[~np.isfinite(numbers(there, "n_latents"))]
+    planned = (_planned(str(folder)) for folder in unfinished["folder"] if folder)
+    return cells + [cell for cell in planned if cell is not None]
+
+
+def _planned(folder: str) -> Cell | None:
+    """The cell of the plan in a run's folder; None where there is none to read."""
+    try:
+        plan = json.loads((Path(folder) / "plan.json").read_text())
+        sizes = plan["autoencoder"]
+        return Cell(sizes["n_latents"], sizes["k"], plan["tokens_requested"], plan["train"]["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def sweep_text(

@@ -142,7 +142,7 @@ def runs_table(
     elif loss in usable:
         columns[loss] = usable[loss]
     table = table_from_frame(pd.DataFrame(columns), source=source, loss=loss, response=response)
-    return replace(table, dropped=dropped)
+    return replace(table, dropped=(*dropped, *table.dropped))
 
 
 def _loss_of(frame: pd.DataFrame, loss: str) -> Array:

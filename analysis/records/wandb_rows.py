@@ -98,8 +98,8 @@ def _evaluation(summary: Mapping[str, Any]) -> Row:
 
 
 def _decoded(name: str, value: Any) -> Any:
-    """Objects are sent as JSON text; what is none stays, and is of the wrong type."""
-    if dict not in FIELDS[name].types or not isinstance(value, str):
+    """Objects and lists are sent as JSON text; what is none stays, and is of the wrong type."""
+    if not {dict, list} & {*FIELDS[name].types} or not isinstance(value, str):
         return value
     with suppress(ValueError):
         return json.loads(value)

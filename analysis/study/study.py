@@ -97,7 +97,7 @@ def study_runs(table: RunTable, options: FitOptions = DEFAULTS) -> Study:
     outliers = find_outliers(final, options)
     if final is None:
         return replace(study, outliers=outliers)
-    rivals = compare_rivals(_forms(type(final.law)), final.fit.table)
+    rivals = compare_rivals(_forms(type(final.law)), final.fit.table, clusters=options.clusters)
     judged = judge_fit(final.fit, rivals.rows[0].held_out)
     return replace(study, outliers=outliers, rivals=rivals, judged=judged)
 

@@ -23,7 +23,9 @@ from analysis.uncertainty.clusters import Ids
 from analysis.uncertainty.components import variance_components
 from analysis.uncertainty.interval import Interval
 
-_MOST_DRAWS = 50  # rounds of redrawing samples with too few different runs
+# Per sample, on average. Two more runs than parameters, the least that a fit takes, make one draw
+# in 15 (8 runs) to 300 (12 runs) usable.
+_MOST_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -143,17 +145,20 @@ def _until_good(
     draw: Callable[[int], Array], n_samples: int, good: Callable[[Array], NDArray[np.bool_]]
 ) -> Array:
     counts = draw(n_samples)
-    for _ in range(_MOST_DRAWS):
-        poor = ~good(counts)
-        if not poor.any():
-            return counts
-        counts[poor] = draw(int(poor.sum()))
-    raise TableError(
-        f"{int((~good(counts)).sum())} of {n_samples} bootstrap samples still hold too few "
-        f"different runs or levels to determine the law after {_MOST_DRAWS} draws of each. Take "
-        "intervals from standard errors (--bootstrap 0), add runs, or, if clusters are drawn, name "
-        "clusters of which there are more (--clusters)."
-    )
+    poor, left = ~good(counts), _MOST_DRAWS * n_samples
+    while poor.any() and left > 0:
+        again = np.flatnonzero(poor)
+        counts[again] = draw(len(again))
+        poor[again] = ~good(counts[again])
+        left -= len(again)
+    if poor.any():
+        raise TableError(
+            f"{int(poor.sum())} of {n_samples} bootstrap samples hold too few different runs or "
+            f"levels to determine the law, after {_MOST_DRAWS} draws for each. Take intervals from "
+            "standard errors (--bootstrap 0), add runs, or, if clusters are drawn, name clusters "
+            "of which there are more (--clusters)."
+        )
+    return counts
 
 
 def _levels_of(fit: Fit) -> Ids:

@@ -50,11 +50,7 @@ def cluster_ids(table: RunTable, by: By | tuple[By, ...]) -> Ids:
 def _ids(table: RunTable, way: str) -> Ids:
     if way not in WAYS:
         raise TableError(f"clusters {way!r} are not known; give one of {', '.join(WAYS)}.")
-    if way == "cell":
-        ids = cell_ids(table)
-    else:
-        values = table.seeds if way == "seed" else table.points["n"].tolist()
-        ids = np.unique([str(value) for value in values], return_inverse=True)[1]
+    ids = _numbered(table, way)
     n_clusters = len(np.unique(ids))
     if n_clusters < LEAST_CLUSTERS:
         raise TableError(
@@ -62,7 +58,14 @@ def _ids(table: RunTable, way: str) -> Ids:
             f"{n_clusters}: so few say nothing of the errors they share. Leave --clusters out, or "
             f"add runs at other values of {way}."
         )
-    return ids.astype(np.intp)
+    return ids
+
+
+def _numbered(table: RunTable, way: str) -> Ids:
+    if way == "cell":
+        return cell_ids(table)
+    values = table.seeds if way == "seed" else table.points["n"].tolist()
+    return np.unique([str(value) for value in values], return_inverse=True)[1].astype(np.intp)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,12 @@ class Clusters:
         """What intervals take: a new run is in clusters that the fit has not seen."""
         spread = self.covariance
         return Doubt(spread.centered, spread.freedom, self.components.of_new_run)
+
+    def errors_of(self, table: RunTable) -> Array:
+        """Covariance [M, M] of the errors of new runs, in clusters that the fit has not seen."""
+        return self.components.covariance(
+            np.column_stack([_numbered(table, way) for way in self.by])
+        )
 
     def intervals(self, fit: Fit, level: float = 0.95) -> dict[str, tuple[float, float]]:
         return t_intervals(fit, self.covariance.named, self.covariance.freedom, level)

@@ -128,8 +128,7 @@ class WandbLogger:
             self._run.log(dict(row), step=row["step"])
 
     def summarize(self, record: Record, evaluation: Mapping[str, float]) -> None:
-        # Objects as JSON text: of one, W&B would make a summary entry per key.
-        cost = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.cost.items()}
+        cost = {name: _flat(value) for name, value in record.cost.items()}
         measured = {f"{_EVALUATION}{name}": value for name, value in evaluation.items()}
         row = {**record.result, **cost, **measured, "status": str(record.status)}
         self._run.summary.update(row)
@@ -274,6 +273,11 @@ def _evaluation(folder: RunFolder) -> dict[str, float]:
     with suppress(OSError, ValueError, RecursionError):
         return evaluation_numbers(folder.evaluation_path.read_bytes())
     return {}
+
+
+def _flat(value: Any) -> Any:
+    """Objects and lists as JSON text: servers take them apart, or leave them out of a summary."""
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def _digest(path: Path) -> str | None:

@@ -8,10 +8,11 @@ from fabricate import PLANTED, demo_cells, losses_of, points_of
 from gpt4 import gpt4_table
 from scipy.optimize import least_squares
 
+from analysis.errors import TableError
 from analysis.fitting.fit import fit_law
 from analysis.laws.joint import LatentsAndK, LatentsKTokens, LatentsKTokensTilted
 from analysis.records.table import RunTable
-from analysis.uncertainty.bootstrap import bootstrap, refit, resample
+from analysis.uncertainty.bootstrap import bootstrap, refit, resample, resample_clusters
 
 
 def _demo_table(seed: int = 0) -> RunTable:
@@ -27,6 +28,17 @@ def test_samples_hold_every_draw_and_enough_different_runs() -> None:
     assert (np.count_nonzero(counts, axis=1) >= 8).all()
     unconstrained = resample(np.random.default_rng(0), 500, 12, least=1)
     assert (np.count_nonzero(unconstrained, axis=1) < 8).any()
+
+
+def test_samples_that_never_determine_the_law_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(TableError, match=r"5 of 5 bootstrap samples .* \(--bootstrap 0\)"):
+        resample(rng, 5, 30, least=30)  # all of 30 drawn: once in 10^12 samples
+    barely = resample(rng, 100, 12, least=11)  # the fewest runs for ten parameters
+    assert (np.count_nonzero(barely, axis=1) >= 11).all()
+    two = np.array([0, 0, 1, 1])
+    with pytest.raises(TableError, match=r"name clusters of which there are more \(--clusters\)"):
+        resample_clusters(rng, 5, two, two[:, None], least=1)
 
 
 def test_equal_weights_return_the_fit() -> None:

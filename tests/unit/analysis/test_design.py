@@ -22,7 +22,7 @@ from analysis.laws.powers import OfLatentsAndTokens, TokensToConvergence
 from analysis.planning.choice import Problem, choose, random_choice
 from analysis.planning.compute import Convention
 from analysis.planning.cost import FlopsCost, measured_cost
-from analysis.planning.design import RunDesign, candidate_grid, design_runs
+from analysis.planning.design import NewRun, RunDesign, candidate_grid, design_runs
 from analysis.planning.stored import of_fitted
 from analysis.planning.sweep_file import Cell as SweepCell
 from analysis.planning.sweep_file import cells_of, sweep_text, write_sweep
@@ -225,6 +225,27 @@ def test_new_runs_take_seeds_that_are_free(tmp_path: Path) -> None:
     assert all(cell.seed >= 7 for cell in cells_of(design.runs, first_seed=7))
 
 
+def test_a_cells_runs_keep_their_seeds_whatever_became_of_them(tmp_path: Path) -> None:
+    """Done and dead, broken off at half its tokens, or planned only: each is a run of its seed."""
+    cell = Cell(512, 8, 1_000_000)
+    dead = {"dead_fraction": 0.9, "silent_fraction_eval": 0.9}
+    write_record(tmp_path, record(cell, 0.3, run_id="a", seed=0, **dead))
+    broken = {"status": "diverged", "tokens": 400_000, "normalized_mse": None}
+    write_record(tmp_path, record(cell, 0.31, run_id="b", seed=1, **broken))
+    plan = {
+        **{"autoencoder": {"n_latents": 512, "k": 8}, "tokens_requested": 1_000_000},
+        "train": {"seed": 2},
+    }
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "plan.json").write_text(json.dumps(plan))
+    write_record(tmp_path, record(Cell(1024, 8, 1_000_000), 0.29, run_id="d"))
+    write_record(tmp_path, {**record(cell, 0.3, run_id="e"), "schema_version": "x"})
+    there = load_runs(tmp_path, allow="rejected")
+    assert (there["excluded"] != "").sum() == 4
+    new = [NewRun(512.0, 8.0, 1e6, 1.0, 0.1), NewRun(1024.0, 8.0, 1e6, 1.0, 0.1)]
+    assert [c.seed for c in cells_of(new, there)] == [3, 1]
+
+
 CELLS = [SweepCell(128, 4, 10_240, 0), SweepCell(128, 4, 10_240, 1), SweepCell(256, 8, 20_480, 0)]
 WORDS = {"question": "q", "cost": "1", "feeds": "f"}
 
@@ -286,6 +307,19 @@ def test_the_command_prices_by_measured_runs(
     printed = capsys.readouterr().out
     assert "of 3600 core-seconds" in printed
     assert f"cost as {len(demo_cells())} runs took it" in printed
+
+
+def test_the_command_says_where_existing_runs_are_unknown_and_counts_the_diverged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(_stored_file(tmp_path)), *ASKED, "--budget-flops", "2e14", "--like", "demo"]
+    assert design_command(words) == 0
+    assert "runs that exist in demo are unknown" in capsys.readouterr().out
+    broken = {"status": "diverged", "normalized_mse": None}
+    for i, cell in enumerate(demo_cells()[:10]):
+        write_record(tmp_path / "runs", record(cell, 0.3 + 0.01 * i, **(broken if i < 5 else {})))
+    assert design_command([*words, "--runs", str(tmp_path / "runs")]) == 0
+    assert "are unknown" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

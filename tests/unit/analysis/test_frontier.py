@@ -181,6 +181,15 @@ def test_edges_are_refused_by_name() -> None:
     assert "above" in wider.points[0].outside
 
 
+@pytest.mark.parametrize("flops", [1e9, 1e13, 1e20])
+def test_where_larger_sizes_train_for_less_the_upper_edge_is_named(flops: float) -> None:
+    """Tokens to convergence ~ n^-1.5: what trains one size trains every larger one."""
+    found = frontier(stored_as(replace(PLAIN, s=-1.5)), [flops], [16.0], DENSE)
+    refused = next(r for r in found.refused if r.rule == "to 5% above its limit")
+    assert refused.where == "at or above n = 16384"
+    assert "takes fewer FLOPs the larger n is" in refused.message
+
+
 def test_doubt_beyond_every_size_has_no_end() -> None:
     """A token exponent that may be zero: some of the laws have no best size."""
     stored = stored_as(PLANTED, relative_doubt=1.0)

@@ -26,6 +26,16 @@ EXPECTED_ERRORS = {
 }
 
 
+def test_condition_numbers_with_and_without_centered_logs() -> None:
+    """As docs/math.md states them: why fits work in centered logs."""
+    fit = fit_law(LatentsAndK, gpt4_table())
+    plain = fit.law.jacobian(fit.table.points)
+    of_jacobian = [np.linalg.cond(j) for j in (plain, fit.jacobian)]
+    of_normal = [np.linalg.cond(j.T @ j) for j in (plain, fit.jacobian)]
+    assert of_jacobian == pytest.approx([4648, 54.4], rel=2e-3)
+    assert of_normal == pytest.approx([2.16e7, 2964], rel=2e-3)
+
+
 def _run(tmp_path: Path, *more: str) -> dict:
     out = tmp_path / "out.json"
     arguments = ("--law", "l_nk", "--table", str(POINTS), "--json", str(out), *more)

@@ -12,6 +12,7 @@ from gpt4 import gpt4_table
 from analysis.fitting.fit import Fit, fit_law
 from analysis.judgement.patterns import residual_maps, sign_runs
 from analysis.laws.joint import LatentsAndK, LatentsKTokens, LatentsKTokensTilted
+from analysis.records.table import RunTable
 
 CELLS = [
     Cell(n, k, tokens)
@@ -100,6 +101,23 @@ def test_the_papers_points() -> None:
     assert only.title == "all runs"
     assert only.values.shape == (9, 5)
     assert [runs.axis for runs in sign_runs(fit)] == ["n", "k"]
+
+
+def test_subject_models_are_cells_of_their_own() -> None:
+    """Residuals of opposite sign on two subjects: averaged over them, nothing would be left."""
+    fit = _fit(LatentsKTokens)
+    table, sign = fit.table, np.repeat([1.0, -1.0], len(CELLS))
+    points = {axis: np.tile(values, 2) for axis, values in table.points.items()}
+    points["subject"] = np.where(sign > 0, 1e6, 1e8)
+    both = RunTable(points, np.tile(table.loss, 2), (*"ab",) * len(CELLS), "loss", (0,) * len(sign))
+    found = replace(fit, table=both, residuals=0.01 * sign, jacobian=np.tile(fit.jacobian, (2, 1)))
+    along = {runs.axis: runs for runs in sign_runs(found)}
+    assert (along["n"].n_same, along["n"].n_pairs) == (120, 120)
+    maps = residual_maps(found)
+    assert [m.title for m in maps[:2]] == ["D = 250k, S = 1M", "D = 250k, S = 100M"]
+    assert [m.json()["subject"] for m in maps] == [1e6, 1e8] * 3
+    for part in maps:
+        np.testing.assert_allclose(part.values, 0.01 if part.subject == 1e6 else -0.01)
 
 
 def test_signs_of_rounding_are_not_judged() -> None:

@@ -95,12 +95,21 @@ def test_a_fit_refuses_of_a_table_what_it_refuses_of_runs(
 
 def test_tokens_to_convergence_are_as_trained(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path / "sweep")
+    with pytest.raises(TableError, match="nothing says which of them a run took to converge"):
+        read_runs(_collected(sweep), response="tokens")
+    for cell in CELLS:
+        file = sweep / str(record(cell, 0.4)["run_id"]) / "record.json"
+        row = json.loads(file.read_text())
+        row["result"] |= {"converged": cell != CELLS[1], "last_doubling_fall": 0.01}
+        file.write_text(json.dumps(row))
     _change(sweep, 0, 1, dead_fraction=0.9, silent_fraction_eval=0.9)
     path = _collected(sweep)
     table = read_runs(path, response="tokens")
-    assert (table.response, table.loss_name, len(table)) == ("tokens", "tokens", len(CELLS) - 1)
-    assert {*table.loss} == {cell.tokens // 256 * 256 for cell in CELLS[1:]}
-    assert len(table.dropped) == 1
+    assert (table.response, table.loss_name, len(table)) == ("tokens", "tokens", len(CELLS) - 2)
+    assert {*table.loss} == {cell.tokens // 256 * 256 for cell in CELLS[2:]}
+    dead, limited = (drop.reason for drop in table.dropped)
+    assert "latents are dead" in dead
+    assert limited == "converged is false: the run came to its limit of tokens first"
     with pytest.raises(TableError, match="no column ema"):
         read_runs(path, response="tokens", loss="ema")
 

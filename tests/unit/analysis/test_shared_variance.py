@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fabricate import PLANTED, Cell, planted_table
 from gpt4 import POINTS, gpt4_table, with_losses
 from planted_fit import planted_fit
 from scipy.optimize import minimize
@@ -15,10 +16,12 @@ from scipy.optimize import minimize
 from analysis.command import write_json
 from analysis.fit import fit_command
 from analysis.fitting.fit import fit_law
+from analysis.judgement.held_out_tests import held_out_tests
 from analysis.laws.joint import LatentsAndK
 from analysis.planning.stored import read_law
 from analysis.records.table import RunTable
-from analysis.study.fitted import fit_table, to_json
+from analysis.study.fitted import FitOptions, fit_table, to_json
+from analysis.study.study import study_runs
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.clusters import Clusters
 from analysis.uncertainty.components import Components, variance_components
@@ -57,11 +60,11 @@ def test_components_are_those_of_the_restricted_likelihood(ways: np.ndarray) -> 
 
 
 def test_components_are_right_on_average_and_never_below_zero() -> None:
-    found = [variance_components(fit_law(LatentsAndK, _planted(s)), BY_N) for s in range(25)]
+    found = [variance_components(fit_law(LatentsAndK, _planted(s)), BY_N) for s in range(16)]
     own = np.array([each.own for each in found])
     shared = np.array([each.shared[0] for each in found])
     assert own.mean() == pytest.approx(0.005**2, rel=0.15)
-    # 9 sizes leave about 6 degrees of freedom: a standard error of 12% over 25 tables.
+    # 9 sizes leave about 6 degrees of freedom: a standard error of 15% over 16 tables.
     assert shared.mean() == pytest.approx(0.01**2, rel=0.35)
     alone = [variance_components(fit_law(LatentsAndK, _planted(s, 0.0)), BY_N) for s in range(10)]
     assert min(each.shared[0] for each in alone) == 0.0
@@ -137,3 +140,32 @@ def test_the_command_writes_the_components(tmp_path: Path) -> None:
     assert clustered["variance"] == pytest.approx(sum(clustered["variance_components"].values()))
     by_two = to_json(planted_fit(clusters=("n", "cell")))["clustered"]
     assert by_two["variance_components"].keys() == {"own", "n", "cell"}
+
+
+def test_held_out_tests_by_clusters_do_not_accuse_a_law_of_its_runs_shared_errors() -> None:
+    p = {"plain": [], "clustered": []}
+    for seed in range(15):
+        table = _planted(seed, by_n=0.02)
+        for name, by in (("plain", None), ("clustered", "n")):
+            p[name].append(held_out_tests(LatentsAndK, table, clusters=by)[0].p)
+    assert np.mean(np.array(p["plain"]) < 0.05) >= 0.3
+    assert np.mean(np.array(p["clustered"]) < 0.05) <= 0.14
+    few = _planted(0).select(BY_N < 4)
+    refused = held_out_tests(LatentsAndK, few, clusters="n")[0]
+    assert refused.holdout is None
+    assert "clusters by n need at least 4" in refused.refusal
+
+
+def test_a_studys_held_out_tests_take_its_clusters() -> None:
+    cells = [Cell(2**i, k, 500_000) for i in range(8, 14) for k in (4, 8, 16)]
+    table = planted_table(PLANTED, cells, 0.005)
+    plain, shared = (
+        study_runs(table, FitOptions(n_bootstrap=0, clusters=by)).rivals for by in (None, "n")
+    )
+    assert plain is not None
+    assert shared is not None
+    first, second = (rivals.rows[0].held_out[0].holdout for rivals in (plain, shared))
+    assert first is not None
+    assert second is not None
+    np.testing.assert_array_equal(first.residuals, second.residuals)
+    assert not np.allclose(first.interval.high, second.interval.high, rtol=1e-3)

@@ -86,7 +86,7 @@ def test_the_copy_holds_what_the_files_hold_and_nothing_twice(store: SweepStore)
     assert (list(run.tags), run.display_name) == (["x", "y"], f"title of {done.run_id}")
     assert copy["config"].items() >= _CONFIG.items()
     assert copy["summary"].items() >= {**_RESULT, "status": "done", "wall_s": 1.5}.items()
-    sent = {"mesh": [1, 2], "versions": '{"torch": "2.13.0"}', "bit_exact": True, "commit": None}
+    sent = {"mesh": "[1, 2]", "versions": '{"torch": "2.13.0"}', "bit_exact": True, "commit": None}
     assert {name: copy["summary"][name] for name in sent} == sent
     assert copy["exit_code"] == 0
     [copy] = _copies(store, failed.run_id)
