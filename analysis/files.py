@@ -19,8 +19,8 @@ def replace_text(path: Path, text: str, *, remedy: str = _REMEDY) -> None:
 def replace_bytes(path: Path, content: bytes, *, remedy: str = _REMEDY) -> None:
     """Replace `path` by `content` in one step: a reader sees the old content or the new one.
 
-    A link is followed, and a device is never
-    replaced by a file. What was there stays where the disk does not take the new.
+    A link is followed, and a device is never replaced by a file. What was there stays where the
+    disk does not take the new.
 
     Raises:
         TableError: the folder is missing or not writable, or `path` is no regular file; `remedy`
