@@ -14,6 +14,7 @@ import scipy
 from analysis.records.load import budgets, numbers
 
 _COMMIT_DIGITS = 12
+_RECIPE = ("batch_tokens", "dead_after_tokens", "k_aux", "decay_fraction")
 
 
 def provenance(frame: pd.DataFrame) -> dict[str, Any]:
@@ -27,6 +28,8 @@ def provenance(frame: pd.DataFrame) -> dict[str, Any]:
     return {
         **{name: _distinct(_present(used, name)) for name in (*named, "numerics_version")},
         "d_model": _distinct(_present(used, "d_model")),
+        "recipe": {name: _distinct(_present(used, name)) for name in _RECIPE},
+        "data_tokens": _data_tokens(used),
         "commits": _distinct(str(c)[:_COMMIT_DIGITS] for c in _present(used, "commit")),
         "uncommitted_changes": any(_present(used, "commit_dirty")),
         "hosts": _distinct(_present(used, "host")),
@@ -64,6 +67,12 @@ def trained_tokens(frame: pd.DataFrame, budget: float) -> list[int]:
     used = frame.loc[frame["excluded"] == ""]
     trained = numbers(used, "tokens")[budgets(used) == budget]
     return np.unique(trained).astype(int).tolist()
+
+
+def _data_tokens(used: pd.DataFrame) -> list[int]:
+    """Different training vectors that runs drew from; none where data are made without end."""
+    drawn = numbers(used, "tokens") / numbers(used, "epochs")
+    return np.unique(drawn[np.isfinite(drawn)].round()).astype(int).tolist()
 
 
 def _present(frame: pd.DataFrame, column: str) -> list[Any]:

@@ -24,12 +24,12 @@ def frontier(found: Frontier | None, refusal: str) -> Iterator[str]:
     yield page.paragraph(
         f"From {found.title} on all runs; FLOPs in the {found.convention.name} convention at "
         f"d_model {found.convention.d_model}. k is given and not chosen: a larger k always lowers "
-        "the loss. Intervals hold the doubt of the parameters and assume the form of the law."
+        "the loss. Intervals hold how well the parameters are known and assume the form of the law."
     )
     yield page.table(cells.HEADER, cells.rows(found))
     if found.exponents:
         yield page.table(cells.EXPONENTS_HEADER, cells.exponent_rows(found))
-        yield page.paragraph(cells.PAPER, "soft")
+        yield page.paragraph(cells.about_exponents(found.convention), "soft")
     for sentence in cells.refusals(found):
         yield page.paragraph(sentence, "warn")
 

@@ -32,7 +32,7 @@ def forms_compared(study: Study) -> Iterator[str]:
             "dAICc is above the lowest, of the fits on all runs; errors of held-out runs are rms "
             "of ln loss, each from a fit without them. Where these laws predict alike, the runs do "
             "not tell their forms apart; where they differ at a size or budget of interest, take "
-            "the difference as doubt that no interval holds.",
+            "the difference as an uncertainty that no interval holds.",
             "soft",
         )
     yield page.paragraph(f"Which law leads: {HEADLINE_RULE}", "soft")

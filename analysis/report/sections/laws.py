@@ -101,7 +101,8 @@ def parameters(fits: list[FittedLaw]) -> str:
             low, high = interval[name]
             known = fitted.fit.full_rank
             error = number(fitted.fit.standard_errors[name], 2) if known else "none"
-            value = fitted.law.parameters[name]
-            row += [number(value), f"{number(low)} to {number(high)}", error]
+            none = name == "E" and fitted.no_floor
+            value = "0 (none)" if none else number(fitted.law.parameters[name])
+            row += [value, f"{number(low)} to {number(high)}", error]
         rows.append(row)
     return page.table(header, rows)
