@@ -16,9 +16,8 @@ from analysis.dashboards.cells import Cell, Sweep, read_sweep
 from analysis.dashboards.colors import run_colors
 from analysis.dashboards.main import main
 from analysis.errors import TableError
-from scaling.runs.record import RESULT_FIELDS
+from scaling.runs.record import COST_FIELDS, RESULT_FIELDS
 from scaling.runs.store import SweepStore
-from scaling.runs.wandb_mirror import _STATUS_FIELDS
 
 ROOT = Path(__file__).parents[3]
 CELLS = [(256, 4, 125_000), (256, 16, 125_000), (1024, 4, 250_000), (1024, 16, 500_000)]
@@ -124,7 +123,7 @@ def test_every_final_number_is_in_the_summary_that_the_mirror_sends(build, sweep
     names |= {c for c in run_set_of(workspace)["runFeed"]["columnOrder"] if "summary" in c}
     assert names
     assert {name.split(":")[0] for name in names} == {"summary"}
-    assert {name.split(":")[1] for name in names} <= {*RESULT_FIELDS, *_STATUS_FIELDS, "status"}
+    assert {name.split(":")[1] for name in names} <= {*RESULT_FIELDS, *COST_FIELDS, "status"}
 
 
 def test_every_configuration_key_is_one_of_a_run(build, sweep):
