@@ -81,6 +81,14 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write all of it or nothing; a link is followed, and a device is never replaced by a file.
 
     Raises:
-        TableError: the folder is missing or not writable, or `path` is no regular file.
+        TableError: the folder is missing or not writable, `path` is no regular file, or a number
+            is none or infinite, which JSON cannot say.
     """
-    replace_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise TableError(
+            f"{path} is not written: the result has a number that is infinite or none ({error}); "
+            "ask for points nearer to the runs fitted."
+        ) from error
+    replace_text(path, text + "\n")
