@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 from analysis.errors import TableError
-from analysis.files import replace_text
+from analysis.files import check_target, checked_path, replace_text
 from analysis.fitting.bounds import bounds
 from analysis.study.fitted import FittedLaw
 from analysis.uncertainty.clusters import WAYS, By
 
 BAD_INPUT = 2
 LEAST_REFITS = 100
+
+
+def check_paths(options: argparse.Namespace) -> None:
+    """Before anything is computed: TableError for a path that is none, or a result's that cannot
+    be written (`--json`)."""
+    for value in vars(options).values():
+        if isinstance(value, Path):
+            checked_path(value)
+    if getattr(options, "json", None) is not None:
+        check_target(options.json)
 
 
 def check_refits(n_refits: int) -> None:

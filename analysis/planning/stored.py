@@ -256,6 +256,12 @@ def check_point(stored: StoredLaw, points: Points) -> None:
             f"{stored.title} ({stored.law.name}) needs {', '.join(axes)}; {missing[0]} is missing. "
             f"Add {missing[0]}=VALUE."
         )
+    if {"n", "k"} <= set(points) and (points["k"] > points["n"]).any():
+        row = int(np.argmax(points["k"] > points["n"]))
+        raise TableError(
+            f"k = {points['k'][row]:g} is above n = {points['n'][row]:g}: no more than n latents "
+            "can be active, and no law holds there. Give a smaller k."
+        )
     for axis in (axis for axis in points if axis not in axes):
         low, high = stored.ranges.get(axis, (np.nan, np.nan))
         at_value = (points[axis] >= low * (1 - _SAME)) & (points[axis] <= high * (1 + _SAME))
