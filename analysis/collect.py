@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.errors import TableError
+from analysis.files import check_target
 from analysis.records.collected import merged, read_rows, write_rows
 from analysis.records.sources import origins
 
@@ -37,6 +38,7 @@ def collect(sources: Sequence[str], table: Path) -> str:
         TableError: a source has no runs, or checkpoints of one; the table is unreadable, or its
             folder not writable.
     """
+    check_target(table)
     old = read_rows(table) if table.exists() else []
     new = [row for origin in origins(sources) for row in origin.rows()]
     rows = merged(old, new)

@@ -16,6 +16,7 @@ from analysis.uncertainty.clusters import WAYS, By
 
 BAD_INPUT = 2
 LEAST_REFITS = 100
+MOST_REFITS = 100_000
 
 
 def check_paths(options: argparse.Namespace) -> None:
@@ -33,6 +34,12 @@ def check_refits(n_refits: int) -> None:
         raise TableError(
             f"--bootstrap {n_refits} is too few for the ends of a 95% interval; use at least "
             f"{LEAST_REFITS}, or 0 for intervals from the standard errors."
+        )
+
+    if n_refits > MOST_REFITS:
+        raise TableError(
+            f"--bootstrap {n_refits} is more than {MOST_REFITS:,} refits, which no interval needs; "
+            f"use {MOST_REFITS} or fewer."
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from analysis.command import (
     BAD_INPUT,
+    check_paths,
     check_refits,
     check_seed,
     describe,
@@ -40,6 +41,7 @@ def fit_command(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    check_paths(options)
     check_refits(options.bootstrap)
     check_seed(options.seed)
     law = LAWS[options.law]
