@@ -16,7 +16,7 @@ import numpy as np
 
 from analysis.calibration.cells import SEED_SPREAD, BestRate, Cell, best_rate, read_cells
 from analysis.calibration.rule import AXES, FittedRule, rule_of_cells, rule_of_runs
-from analysis.command import BAD_INPUT, check_paths
+from analysis.command import BAD_INPUT, check_paths, run
 from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.files import replace_bytes
@@ -180,4 +180,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(calibrate_command())
+    run(calibrate_command)

@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.command import BAD_INPUT, run
 from analysis.errors import TableError
 from analysis.files import check_target
 from analysis.records.collected import merged, read_rows, write_rows
 from analysis.records.sources import origins
-
-_BAD_INPUT = 2
 
 
 def collect_command(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +26,7 @@ def collect_command(argv: Sequence[str] | None = None) -> int:
         print(collect(options.source, options.csv))
     except TableError as error:
         print(f"error: {error}", file=sys.stderr)
-        return _BAD_INPUT
+        return BAD_INPUT
     return 0
 
 
@@ -58,4 +57,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(collect_command())
+    run(collect_command)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from analysis.errors import TableError
 from analysis.files import check_target, checked_path, replace_text
@@ -15,8 +17,26 @@ from analysis.study.fitted import FittedLaw
 from analysis.uncertainty.clusters import WAYS, By
 
 BAD_INPUT = 2
+INTERRUPTED = 130
+PIPE_CLOSED = 141
 LEAST_REFITS = 100
 MOST_REFITS = 100_000
+
+
+def run(command: Callable[[], int]) -> NoReturn:
+    """End the process with the command's exit code; 130 and one line after Ctrl-C, and in silence
+    (as the pipe's end would have it, 141) where what reads the output has closed it."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("error: interrupted; what was being written is whole or not there.", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes once more at its end, which would fail and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = PIPE_CLOSED
+    raise SystemExit(code)
 
 
 def check_paths(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.command import BAD_INPUT, check_paths, print_lines, write_json
+from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
 from analysis.errors import TableError
 from analysis.frontier import CONVENTION_HELP, convention_of
 from analysis.laws.forms import Array
@@ -203,4 +203,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(design_command())
+    run(design_command)

@@ -16,6 +16,7 @@ from analysis.command import (
     check_seed,
     describe,
     parse_clusters,
+    run,
     write_json,
 )
 from analysis.errors import TableError
@@ -98,4 +99,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(fit_command())
+    run(fit_command)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, check_paths, print_lines, write_json
+from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
 from analysis.errors import TableError
 from analysis.planning.compute import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from analysis.planning.context import read_context
@@ -110,4 +110,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(frontier_command())
+    run(frontier_command)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.command import BAD_INPUT, check_paths, print_lines, write_json
+from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
 from analysis.errors import TableError
 from analysis.laws.forms import Points
 from analysis.planning import text
@@ -128,4 +128,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(predict_command())
+    run(predict_command)
