@@ -16,7 +16,7 @@ import numpy as np
 
 from analysis.calibration.cells import SEED_SPREAD, BestRate, Cell, best_rate, read_cells
 from analysis.calibration.rule import AXES, FittedRule, rule_of_cells, rule_of_runs
-from analysis.command import BAD_INPUT
+from analysis.command import BAD_INPUT, check_paths, run
 from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.files import replace_bytes
@@ -62,6 +62,7 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 def _check_options(options: argparse.Namespace) -> None:
     """TableError for what can be told before any run is read."""
+    check_paths(options)
     if not 0 < options.spread <= 1:
         raise TableError(
             f"--spread {options.spread:g} is no spread; give the sd of ln loss, above 0 and at "
@@ -179,4 +180,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(calibrate_command())
+    run(calibrate_command)

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.command import BAD_INPUT, run
 from analysis.errors import TableError
+from analysis.files import check_target
 from analysis.records.collected import merged, read_rows, write_rows
 from analysis.records.sources import origins
-
-_BAD_INPUT = 2
 
 
 def collect_command(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def collect_command(argv: Sequence[str] | None = None) -> int:
         print(collect(options.source, options.csv))
     except TableError as error:
         print(f"error: {error}", file=sys.stderr)
-        return _BAD_INPUT
+        return BAD_INPUT
     return 0
 
 
@@ -37,6 +37,7 @@ def collect(sources: Sequence[str], table: Path) -> str:
         TableError: a source has no runs, or checkpoints of one; the table is unreadable, or its
             folder not writable.
     """
+    check_target(table)
     old = read_rows(table) if table.exists() else []
     new = [row for origin in origins(sources) for row in origin.rows()]
     rows = merged(old, new)
@@ -56,4 +57,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(collect_command())
+    run(collect_command)

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from analysis.errors import TableError
-from analysis.files import replace_text
+from analysis.files import check_target, checked_path, replace_text
 from analysis.fitting.bounds import bounds
 from analysis.study.fitted import FittedLaw
 from analysis.uncertainty.clusters import WAYS, By
 
 BAD_INPUT = 2
+INTERRUPTED = 130
+PIPE_CLOSED = 141
 LEAST_REFITS = 100
+MOST_REFITS = 100_000
+
+
+def run(command: Callable[[], int]) -> NoReturn:
+    """End the process with the command's exit code; 130 and one line after Ctrl-C, and in silence
+    (as the pipe's end would have it, 141) where what reads the output has closed it."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("error: interrupted; what was being written is whole or not there.", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes once more at its end, which would fail and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = PIPE_CLOSED
+    raise SystemExit(code)
+
+
+def check_paths(options: argparse.Namespace) -> None:
+    """Before anything is computed: TableError for a path that is none, or a result's that cannot
+    be written (`--json`)."""
+    for value in vars(options).values():
+        if isinstance(value, Path):
+            checked_path(value)
+    if getattr(options, "json", None) is not None:
+        check_target(options.json)
 
 
 def check_refits(n_refits: int) -> None:
@@ -22,6 +54,12 @@ def check_refits(n_refits: int) -> None:
         raise TableError(
             f"--bootstrap {n_refits} is too few for the ends of a 95% interval; use at least "
             f"{LEAST_REFITS}, or 0 for intervals from the standard errors."
+        )
+
+    if n_refits > MOST_REFITS:
+        raise TableError(
+            f"--bootstrap {n_refits} is more than {MOST_REFITS:,} refits, which no interval needs; "
+            f"use {MOST_REFITS} or fewer."
         )
 
 
@@ -81,6 +119,14 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write all of it or nothing; a link is followed, and a device is never replaced by a file.
 
     Raises:
-        TableError: the folder is missing or not writable, or `path` is no regular file.
+        TableError: the folder is missing or not writable, `path` is no regular file, or a number
+            is none or infinite, which JSON cannot say.
     """
-    replace_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise TableError(
+            f"{path} is not written: the result has a number that is infinite or none ({error}); "
+            "ask for points nearer to the runs fitted."
+        ) from error
+    replace_text(path, text + "\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.command import BAD_INPUT, print_lines, write_json
+from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
 from analysis.errors import TableError
 from analysis.frontier import CONVENTION_HELP, convention_of
 from analysis.laws.forms import Array
@@ -26,8 +26,19 @@ from analysis.planning.design_notes import candidate_note, recipe_notes
 from analysis.planning.design_table import design_json, design_text
 from analysis.planning.quantities import count, counts, grid
 from analysis.planning.stored import StoredLaw, read_law
-from analysis.planning.sweep_file import Cell, cells_of, sweep_text, write_sweep
+from analysis.planning.sweep_file import (
+    SWEEPS,
+    Cell,
+    cells_of,
+    check_like,
+    check_sweep,
+    sweep_text,
+    write_sweep,
+)
 from analysis.records.load import load_runs
+
+_MOST_SEEDS = 2**31
+_MOST_REPLICATES = 100
 
 
 def design_command(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +46,7 @@ def design_command(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         # Which runs to add is a question of independent errors: clusters have too few directions.
+        _check_options(options)
         stored = read_law(options.fits, law=options.law, rows=options.rows, clustered=False)
         there = _runs_there(options.runs, stored.loss)
         context = read_context(options.fits)
@@ -48,10 +60,10 @@ def design_command(argv: Sequence[str] | None = None) -> int:
             replicates=options.replicates,
         )
         cells = cells_of(design.runs, there, options.first_seed)
-        if options.json is not None:
-            write_json(options.json, design_json(design, cells))
         if options.sweep is not None:
             write_sweep(options.sweep, _sweep(options, design, cells))
+        if options.json is not None:
+            write_json(options.json, design_json(design, cells))
     except TableError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -72,6 +84,24 @@ def design_command(argv: Sequence[str] | None = None) -> int:
             "a --first-seed above theirs."
         )
     return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """TableError for what can be told before runs are chosen, so that nothing is half written."""
+    check_paths(options)
+    if options.sweep is not None:
+        check_sweep(options.sweep)
+    if options.like is not None:
+        check_like(options.like, options.sweep)
+    if not 0 <= options.first_seed < _MOST_SEEDS:
+        raise TableError(
+            f"--first-seed {options.first_seed} is no seed; give 0 or more, below {_MOST_SEEDS}."
+        )
+    if not 1 <= options.replicates <= _MOST_REPLICATES:
+        raise TableError(
+            f"--replicates {options.replicates} runs of one cell are none or too many; give 1 to "
+            f"{_MOST_REPLICATES}."
+        )
 
 
 def _runs_there(source: Path | None, loss: str) -> pd.DataFrame | None:
@@ -131,7 +161,7 @@ def _launch(path: Path) -> str:
     folder = path.resolve().parent
     if folder.name != "sweeps":
         return f"move it into sweeps/, then python launch.py -m sweeps={path.stem}"
-    elsewhere = folder != Path(__file__).resolve().parents[1] / "sweeps"
+    elsewhere = folder != SWEEPS
     where = f"--config-dir {folder.parent} " if elsewhere else ""
     return f"python launch.py -m {where}sweeps={path.stem} (dry_run=true shows its cost)"
 
@@ -173,4 +203,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(design_command())
+    run(design_command)

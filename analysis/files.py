@@ -8,7 +8,42 @@ from pathlib import Path
 
 from analysis.errors import TableError
 
+_MOST_SHOWN = 80  # characters of a path in a message
 _REMEDY = "give a path in an existing, writable folder"
+
+
+def checked_path(path: Path) -> Path:
+    """`path`, of which the system can say whether anything is there.
+
+    Raises:
+        TableError: it cannot: a name too long, a loop of links, a folder that may not be entered.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # whoever reads or writes there says what it needs
+    except (OSError, ValueError) as error:
+        shown = str(path) if len(str(path)) <= _MOST_SHOWN else f"{str(path)[:_MOST_SHOWN]}..."
+        shown = shown.encode("utf-8", "backslashreplace").decode()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TableError(f"{shown!r} is no usable path ({reason}); give another.") from error
+    return path
+
+
+def check_target(path: Path, *, remedy: str = _REMEDY) -> None:
+    """Whether a file could be written there: to be asked before what it would hold is computed.
+
+    Raises:
+        TableError: as `replace_bytes`, where it can be known beforehand.
+    """
+    path = checked_path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise TableError(f"cannot write {path}: it is no regular file; give another path.")
+    if not path.parent.is_dir():
+        reason = "Not a directory" if path.parent.exists() else "No such file or directory"
+        raise TableError(f"cannot write {path} ({reason}); {remedy}.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise TableError(f"cannot write {path} (Permission denied); {remedy}.")
 
 
 def replace_text(path: Path, text: str, *, remedy: str = _REMEDY) -> None:
@@ -26,7 +61,7 @@ def replace_bytes(path: Path, content: bytes, *, remedy: str = _REMEDY) -> None:
         TableError: the folder is missing or not writable, or `path` is no regular file; `remedy`
             is what it tells the user to do.
     """
-    path = path.resolve()
+    path = checked_path(path).resolve()
     if path.exists() and not path.is_file():
         raise TableError(f"cannot write {path}: it is no regular file; give another path.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -11,10 +11,12 @@ import numpy as np
 
 from analysis.command import (
     BAD_INPUT,
+    check_paths,
     check_refits,
     check_seed,
     describe,
     parse_clusters,
+    run,
     write_json,
 )
 from analysis.errors import TableError
@@ -40,6 +42,7 @@ def fit_command(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    check_paths(options)
     check_refits(options.bootstrap)
     check_seed(options.seed)
     law = LAWS[options.law]
@@ -96,4 +99,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(fit_command())
+    run(fit_command)

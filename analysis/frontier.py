@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, print_lines, write_json
+from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
 from analysis.errors import TableError
 from analysis.planning.compute import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from analysis.planning.context import read_context
@@ -19,6 +19,7 @@ from analysis.planning.frontier_table import frontier_json, frontier_text, refus
 from analysis.planning.quantities import count, counts
 from analysis.planning.stored import StoredLaw, read_law
 
+_MOST_D_MODEL = 10**9
 CONVENTION_HELP = "of FLOPs a token: sparse 2 n d + 8 k d (default), or dense 12 n d"
 
 
@@ -26,12 +27,13 @@ def frontier_command(argv: Sequence[str] | None = None) -> int:
     """Print both frontiers; returns the exit code (2: unusable input, said on stderr)."""
     options = _parser().parse_args(argv)
     try:
+        check_paths(options)
         found = _frontier(options)
         context = read_context(options.fits)
-        if options.json is not None:
-            write_json(options.json, frontier_json(found))
         if not found.points:
             raise TableError(" ".join(refusals(found)))
+        if options.json is not None:
+            write_json(options.json, frontier_json(found))
     except TableError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -54,15 +56,19 @@ def _frontier(options: argparse.Namespace) -> Frontier:
     )
 
 
-def convention_of(stored: StoredLaw, name: str, d_model: float | None) -> Convention:
-    """TableError where neither the file nor the user says d_model."""
-    width = d_model or stored.d_model
+def convention_of(stored: StoredLaw, name: str, d_model: int | None) -> Convention:
+    """TableError where neither the file nor the user says d_model, or says none that can be."""
+    if d_model is not None and not 0 < d_model < _MOST_D_MODEL:
+        raise TableError(
+            f"--d-model {d_model} is no width of activations; give the sweep's, above 0."
+        )
+    width = stored.d_model if d_model is None else d_model
     if width is None:
         raise TableError(
             "this file does not say the d_model of its autoencoders, which FLOPs need; give "
             "--d-model (a report's fits.json says it)."
         )
-    return Convention(name, int(width))
+    return Convention(name, width)
 
 
 def default_ks(stored: StoredLaw) -> list[float]:
@@ -104,4 +110,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(frontier_command())
+    run(frontier_command)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.command import BAD_INPUT, print_lines, write_json
+from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
 from analysis.errors import TableError
 from analysis.laws.forms import Points
 from analysis.planning import text
@@ -29,6 +29,7 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     """Print predictions; returns the exit code (2: unusable input, said on stderr)."""
     options = _parser().parse_intermixed_args(argv)
     try:
+        check_paths(options)
         stored = read_law(options.fits, law=options.law, rows=options.rows)
         context = read_context(options.fits)
         points = grid(options.points)
@@ -127,4 +128,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(predict_command())
+    run(predict_command)

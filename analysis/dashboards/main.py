@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, write_json
+from analysis.command import BAD_INPUT, check_paths, write_json
 from analysis.dashboards.cells import Sweep, read_sweep
 from analysis.errors import TableError
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dashboard(options: argparse.Namespace) -> None:
+    check_paths(options)
     if options.json is None and not options.push:
         raise TableError(
             "nothing to do: give --json OUT to write the workspace, --push to save it."

@@ -26,6 +26,10 @@ from analysis.uncertainty.clusters import By, Clusters
 from analysis.uncertainty.doubt import plain_doubt
 
 SIGNIFICANT = 0.01
+_NO_SCATTER = (
+    "the law goes through the other runs exactly, so they have no scatter to judge errors by; "
+    "check that their losses are measured and not all the same."
+)
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,9 @@ def _carry_out(
     except TableError as refusal:
         return HeldOutTest(law.name, plan.name, n_fitted, None, None, str(refusal))
     held_out = table.select(plan.mask)
-    p = predictive_p(rest, held_out, clusters)
+    try:
+        p = predictive_p(rest, held_out, clusters)
+    except np.linalg.LinAlgError:
+        return HeldOutTest(law.name, plan.name, n_fitted, None, None, _NO_SCATTER)
     judged = judge(rest, held_out, None if clusters is None else clusters.doubt)
     return HeldOutTest(law.name, plan.name, n_fitted, judged, p)

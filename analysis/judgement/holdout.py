@@ -83,8 +83,7 @@ def rows_matching(expression: str, table: RunTable) -> NDArray[np.bool_]:
         raise _bad(expression, "it is not an expression") from error
     with np.errstate(all="ignore"):
         mask = _evaluate(tree.body, columns, expression)
-    if not (isinstance(mask, np.ndarray) and mask.dtype == bool):
-        raise _bad(expression, "it does not say true or false for each row")
+    _truth(mask, expression)
     if mask.all() or not mask.any():
         which = "every row" if mask.all() else "no row"
         raise _bad(expression, f"it holds out {which} of {len(table)}")
@@ -109,15 +108,22 @@ def _evaluate(node: ast.expr, columns: Mapping[str, Array], expression: str) -> 
             return np.logical_and.reduce(links)
         case ast.BoolOp(op=op, values=children):
             combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
-            return combine.reduce([value(child) for child in children])
+            return combine.reduce([_truth(value(child), expression) for child in children])
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return np.logical_not(value(operand))
+            return np.logical_not(_truth(value(operand), expression))
         case ast.UnaryOp(op=op, operand=operand):
             return _apply(op, expression, value(operand))
         case ast.BinOp(left=left, op=op, right=right):
             return _apply(op, expression, value(left), value(right))
         case _:
             raise _bad(expression, f"it has a {type(node).__name__}, which is not allowed")
+
+
+def _truth(value: Any, expression: str) -> NDArray[np.bool_]:
+    """`value` where it is a comparison of rows; a number by itself is no statement about one."""
+    if not (isinstance(value, np.ndarray) and value.dtype == bool):
+        raise _bad(expression, "it does not say true or false for each row")
+    return value
 
 
 def _apply(op: ast.AST, expression: str, *values: Any) -> Any:

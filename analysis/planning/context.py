@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.errors import TableError
 from analysis.planning import text
 from analysis.planning.stored import read_content
+from analysis.planning.stored_checks import one_whole_number
 
 _SHORT = {
     "one_seed": "all runs share one seed, whose error no interval holds.",
@@ -42,12 +44,18 @@ def read_context(path: Path) -> Context:
     """TableError where the file holds no JSON object."""
     content = read_content(path)
     provenance = _mapping(content.get("provenance"))
-    data = provenance.get("data_tokens")
     return Context(
         cautions={code: str(said) for code, said in _mapping(content.get("cautions")).items()},
         recipe={c: v for c, v in _mapping(provenance.get("recipe")).items() if isinstance(v, list)},
-        data_tokens=int(data[0]) if isinstance(data, list) and len(data) == 1 else None,
+        data_tokens=_data_tokens(path, provenance),
     )
+
+
+def _data_tokens(path: Path, provenance: Mapping[str, Any]) -> int | None:
+    try:
+        return one_whole_number("provenance.data_tokens", provenance.get("data_tokens"))
+    except TableError as error:
+        raise TableError(f"{path}: {error}") from error
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

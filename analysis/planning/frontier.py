@@ -93,10 +93,19 @@ def frontier(
     low, high = n_range or _default_range(stored)
     if not 0 < low < high:
         raise TableError(f"sizes from {low:g} to {high:g} are no range; give LOW,HIGH above 0.")
-    log_range = float(np.log(low)), float(np.log(high))
-    search = Search(stored, log_range, nudged(stored) if variants is None else variants)
+    if max(ks) >= high:
+        raise TableError(
+            f"k = {max(ks):g} leaves no size to look for: n goes to {high:g} only, and no more "
+            "than n latents can be active. Give smaller --k, or a larger --n-range."
+        )
+    laws = nudged(stored) if variants is None else variants
     lines = [
-        _line(search, Profile(type(stored.law), k, convention), budgets, goal)
+        _line(
+            _search(stored, (low, high), k, laws),
+            Profile(type(stored.law), k, convention),
+            budgets,
+            goal,
+        )
         for goal in (None, excess)
         for k in ks
     ]
@@ -107,6 +116,12 @@ def frontier(
         convention=convention,
         title=stored.title,
     )
+
+
+def _search(stored: StoredLaw, n_range: tuple[float, float], k: float, laws: Variants) -> Search:
+    """Among sizes of at least k latents: no more can be active than there are."""
+    low, high = n_range
+    return Search(stored, (float(np.log(max(low, k))), float(np.log(high))), laws)
 
 
 def rule_of(excess: float | None) -> str:

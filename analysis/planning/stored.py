@@ -18,12 +18,12 @@ from analysis.errors import TableError
 from analysis.laws import LAWS
 from analysis.laws.forms import Array, Points
 from analysis.laws.law import Law, logs_of
+from analysis.planning.stored_checks import REMAKE, check_fit, one_whole_number
 from analysis.records.columns import SAME_BUDGET
 from analysis.study.fitted import SCHEMA_VERSION, FittedLaw, to_json
 from analysis.uncertainty.interval import Interval, student_interval
 
 _SAME = SAME_BUDGET  # of any axis: nearer than this is no other value
-_REMAKE = "make the file again with python -m analysis.fit or python -m analysis.report"
 
 
 class Prediction(NamedTuple):
@@ -119,10 +119,10 @@ def read_law(
     content = read_content(path)
     fits = content.get("fits", [content])
     if not (isinstance(fits, list) and all(isinstance(fit, dict) for fit in fits)):
-        raise TableError(f"{path}: fits is not a list of fits; {_REMAKE}.")
+        raise TableError(f"{path}: fits is not a list of fits; {REMAKE}.")
     chosen = _choose(path, fits, law or _headline(content, fits), rows)
     chosen = chosen if clustered else {**chosen, "clustered": None}
-    return stored_law(chosen, source=str(path), d_model=_d_model(content))
+    return stored_law(chosen, source=str(path), d_model=_d_model(path, content))
 
 
 def of_fitted(fitted: FittedLaw, d_model: int | None = None) -> StoredLaw:
@@ -134,11 +134,11 @@ def stored_law(fit: Mapping[str, Any], *, source: str, d_model: int | None = Non
     """From the JSON object of one fit. TableError where it lacks what predictions need."""
     try:
         return _stored(fit, d_model)
+    except TableError as error:
+        raise TableError(f"{source}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, TableError):
-            raise
         raise TableError(
-            f"{source} is not the JSON of a fit ({type(error).__name__}: {error}); {_REMAKE}."
+            f"{source} is not the JSON of a fit ({type(error).__name__}: {error}); {REMAKE}."
         ) from error
 
 
@@ -151,10 +151,10 @@ def read_content(path: Path) -> dict[str, Any]:
             f"cannot read {path} ({error.strerror}); give the JSON of python -m analysis.fit "
             "--json, or the fits.json of a report."
         ) from error
-    except ValueError as error:
-        raise TableError(f"{path} is not JSON ({error}); {_REMAKE}.") from error
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"{path} is not JSON ({error}); {REMAKE}.") from error
     if not isinstance(content, dict):
-        raise TableError(f"{path} holds no JSON object; {_REMAKE}.")
+        raise TableError(f"{path} holds no JSON object; {REMAKE}.")
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise TableError(
@@ -187,16 +187,20 @@ def _label(fit: Mapping[str, Any]) -> str:
     return f"{fit.get('law')}, {fit.get('title')!r}, on {fit.get('rows')!r}"
 
 
-def _d_model(content: Mapping[str, Any]) -> int | None:
+def _d_model(path: Path, content: Mapping[str, Any]) -> int | None:
     provenance = content.get("provenance")
     found = provenance.get("d_model") if isinstance(provenance, dict) else None
-    return int(found[0]) if isinstance(found, list) and len(found) == 1 else None
+    try:
+        return one_whole_number("provenance.d_model", found)
+    except TableError as error:
+        raise TableError(f"{path}: {error}") from error
 
 
 def _stored(fit: Mapping[str, Any], d_model: int | None) -> StoredLaw:
-    if fit["law"] not in LAWS:
+    if str(fit["law"]) not in LAWS:
         raise TableError(f"the law {fit['law']!r} is not known here; known: {', '.join(LAWS)}.")
     law = LAWS[fit["law"]]
+    check_fit(fit, law)
     n_runs = int(fit["n_used"])
     freedom = int(fit.get("degrees_of_freedom", n_runs - len(law.parameter_names)))
     # Files made before the variance was in them: it follows from the sum of squares.
@@ -251,6 +255,12 @@ def check_point(stored: StoredLaw, points: Points) -> None:
         raise TableError(
             f"{stored.title} ({stored.law.name}) needs {', '.join(axes)}; {missing[0]} is missing. "
             f"Add {missing[0]}=VALUE."
+        )
+    if {"n", "k"} <= set(points) and (points["k"] > points["n"]).any():
+        row = int(np.argmax(points["k"] > points["n"]))
+        raise TableError(
+            f"k = {points['k'][row]:g} is above n = {points['n'][row]:g}: no more than n latents "
+            "can be active, and no law holds there. Give a smaller k."
         )
     for axis in (axis for axis in points if axis not in axes):
         low, high = stored.ranges.get(axis, (np.nan, np.nan))

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.files import replace_text
+from analysis.files import check_target, replace_text
 from analysis.planning.design import NewRun
 from analysis.records.columns import SAME_BUDGET, numbers
 
+SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 WRITTEN_BY = "# Written by python -m analysis.design"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -99,15 +100,13 @@ def sweep_text(
     """The YAML. `like` is a sweep of sweeps/ whose recipe, activations and, without a `name`,
     folder the runs take; without it they take the defaults of conf/."""
     for word, option in ((name, "--name"), (like, "--like")):
-        if word is not None and not _NAME.fullmatch(word):
-            raise TableError(
-                f"{option} {word!r} is no name of a sweep; use letters, digits, _ . and -."
-            )
+        if word is not None:
+            _check_name(word, option)
     lines = [
         "# @package _global_",
         "#",
         WRITTEN_BY,
-        f"# Question: {question}",
+        f"# Question: {' '.join(question.split())}",  # a line break would end the comment
         f"# Runs:     {len(cells)}",
         f"# Cost:     {cost}",
         f"# Feeds:    {feeds}",
@@ -123,12 +122,55 @@ def sweep_text(
     return "\n".join(lines) + "\n"
 
 
-def write_sweep(path: Path, text: str) -> None:
-    """Write it whole. TableError where `path` holds a sweep that was written by hand."""
-    if path.exists() and not (path.is_file() and WRITTEN_BY in path.read_text()):
+def check_sweep(path: Path) -> None:
+    """Whether `write_sweep` would take `path`, to be asked before the runs are chosen.
+
+    Raises:
+        TableError: it holds a sweep that was written by hand, is no NAME.yaml, or cannot be
+            written.
+    """
+    check_target(path)
+    if path.exists() and not _written_here(path):
         raise TableError(
             f"{path} exists and was not written by this command; give another path for --sweep."
         )
     if path.suffix != ".yaml" or not _NAME.fullmatch(path.stem):
         raise TableError(f"--sweep {path} is no sweep file; end it in NAME.yaml.")
+
+
+def _written_here(path: Path) -> bool:
+    try:
+        return WRITTEN_BY in path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def check_like(like: str, path: Path | None) -> None:
+    """Whether `like` names a sweep whose recipe the sweep at `path` can take.
+
+    It may be one of sweeps/, or lie beside `path`. TableError for none, and for `path` itself.
+    """
+    _check_name(like, "--like")
+    beside = [] if path is None else [path.resolve().parent]
+    if path is not None and path.stem == like:
+        raise TableError(
+            f"--like {like} is the sweep that --sweep {path} writes, which cannot be like itself; "
+            "give the sweep of the runs that are there, or another name for --sweep."
+        )
+    folders = [SWEEPS, *beside]
+    if not any((folder / f"{like}.yaml").is_file() for folder in folders):
+        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+        raise TableError(f"--like {like} is no sweep of sweeps/; there are {', '.join(known)}.")
+
+
+def _check_name(word: str, option: str) -> None:
+    if not _NAME.fullmatch(word):
+        raise TableError(
+            f"{option} {word!r} is no name of a sweep; use letters, digits, _ . and -."
+        )
+
+
+def write_sweep(path: Path, text: str) -> None:
+    """Write it whole. TableError as `check_sweep`."""
+    check_sweep(path)
     replace_text(path, text)

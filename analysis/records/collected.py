@@ -19,6 +19,7 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.files import replace_text
 from analysis.records.checkpoints import refuse_one_run
+from analysis.records.csv_file import read_csv
 from analysis.records.rows import (
     FIELDS,
     LEADING,
@@ -122,13 +123,9 @@ def _refuse_checkpoints(row: Row, there: Row | None) -> None:
 
 
 def _cells(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise TableError(
-            f"{path} is not a CSV table ({str(error).strip()}); make it anew with "
-            "`python -m analysis.collect SOURCE --csv FILE`."
-        ) from error
+    remedy = "make it anew with `python -m analysis.collect SOURCE --csv FILE`."
+    text = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
+    return read_csv(path, name=str(path), remedy=remedy, **text)
 
 
 def _leading(path: Path) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,30 @@ class Folders:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """Run folders by name: `path` itself, else those in it, else those in the folders in it."""
+    """Run folders by name: `path` itself, else those in it, else those in the folders in it.
+
+    A folder among runs that may not be entered is one of them, so that it is told and not missed.
+
+    Raises:
+        TableError: no run can be seen because a folder may not be entered or listed.
+    """
     if _is_run(path):
         return [path]
     inside = _folders_in(path)
-    runs = [folder for folder in inside if _is_run(folder)]
-    return runs or [run for sweep in inside for run in _folders_in(sweep) if _is_run(run)]
+    runs = _runs_among(inside)
+    if runs:
+        return runs
+    closed = [folder for folder in inside if _is_run(folder) is None]
+    if closed:
+        raise _closed(closed[0], "Permission denied")
+    return [run for sweep in inside for run in _runs_among(_folders_in(sweep))]
+
+
+def _runs_among(folders: Sequence[Path]) -> list[Path]:
+    """Those that are runs, or may be; none where none is known to be."""
+    runs = {folder: _is_run(folder) for folder in folders}
+    known = any(runs.values())
+    return [folder for folder, is_run in runs.items() if known and is_run is not False]
 
 
 def read_run(folder: Path, source: str) -> Row:
@@ -129,13 +147,32 @@ def _object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _is_run(path: Path) -> bool:
-    return any(os.path.exists(f"{path}/{name}") for name in ("record.json", "plan.json"))  # noqa: PTH110
+def _is_run(path: Path) -> bool | None:
+    """Whether it has a record or a plan, readable or not; None where it may not be entered."""
+    for name in ("record.json", "plan.json"):
+        try:
+            os.lstat(f"{path}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return None
+        return True
+    return False
 
 
 def _folders_in(path: Path) -> list[Path]:
-    with os.scandir(path) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    try:
+        with os.scandir(path) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise _closed(path, error.strerror) from error
+
+
+def _closed(path: Path, reason: str | None) -> TableError:
+    return TableError(
+        f"{as_text(str(path))} cannot be read ({reason}), so the runs in it are unknown; make it "
+        "readable, or give a folder without it."
+    )
 
 
 def _refuse_checkpoints(path: Path) -> None:

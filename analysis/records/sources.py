@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from analysis.errors import TableError
+from analysis.files import checked_path
 from analysis.records.collected import Collected
 from analysis.records.folders import Folders
 from analysis.records.rows import Origin
@@ -40,7 +41,7 @@ def origins(source: Source) -> list[Origin]:
 def _origin(text: str) -> Origin:
     if text.startswith(_WANDB):
         return _wandb(text.removeprefix(_WANDB))
-    path = Path(text)
+    path = checked_path(Path(text))
     if path.is_dir():
         return OfflineFolder(path) if is_offline_folder(path) else Folders(path)
     if path.is_file() and path.suffix == ".csv":
@@ -53,7 +54,7 @@ def _origin(text: str) -> Origin:
 
 
 def _wandb(text: str) -> Origin:
-    path = Path(text)
+    path = checked_path(Path(text))
     for folder in (path, path / "wandb"):  # as it is, or as the mirror puts it in a sweep
         if folder.is_dir() and is_offline_folder(folder):
             return OfflineFolder(folder)

@@ -19,7 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import TableError
+from analysis.files import checked_path
 from analysis.laws.forms import Array
+from analysis.records.csv_file import read_csv
 from analysis.records.frame_checks import check_frame
 from analysis.records.stopped import (
     refuse_budgets,
@@ -106,15 +108,13 @@ def columns_of_file(path: Path) -> frozenset[str]:
 
 
 def _frame_of_file(path: Path, nrows: int | None = None) -> pd.DataFrame:
-    if not path.is_file():
+    if not checked_path(path).is_file():
         raise TableError(f"--table {path} is not a file; give the path of a CSV table of runs.")
-    try:
-        return pd.read_csv(path, nrows=nrows)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise TableError(
-            f"--table {path} is not a CSV table ({str(error).strip()}); it needs a header line and "
-            "one line per run, with columns n_latents (or n), k and normalized_mse (or loss)."
-        ) from error
+    remedy = (
+        "it needs a header line and one line per run, with columns n_latents (or n), k and "
+        "normalized_mse (or loss)."
+    )
+    return read_csv(path, name=f"--table {path}", remedy=remedy, nrows=nrows)
 
 
 def table_from_frame(
@@ -254,7 +254,7 @@ def tokens_to_convergence(table: RunTable) -> RunTable:
 def _numbers(frame: pd.DataFrame, column: str, source: str) -> Array:
     try:
         return frame[column].to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TableError(f"{source}: column {column} is not all numbers ({error}).") from error
 
 

@@ -30,6 +30,7 @@ class OfflineCopy(Copied):
 
     files: list[Path] = field(default_factory=list)
     history: list[Row] = field(default_factory=list)
+    begun: bool = False  # a file says which run it is of: the first thing that W&B writes
     damage: str = ""
     """What could not be read; all before it was."""
 
@@ -57,8 +58,9 @@ class OfflineFolder:
 
     def _row(self, copy: OfflineCopy) -> Row:
         folder = str(copy.files[-1].parent)
-        if copy.damage:
-            return unreadable(copy.run_id, copy.damage, folder=folder, source=self.name)
+        if copy.damage or not copy.begun:
+            problem = copy.damage or _nothing_in(copy.files[-1])
+            return unreadable(copy.run_id, problem, folder=folder, source=self.name)
         return row_of_copy(copy, source=self.name, folder=folder)
 
     def _copies(self, runs: Collection[str] | None, *, history: bool) -> list[OfflineCopy]:
@@ -68,6 +70,11 @@ class OfflineFolder:
             if runs is None or run_id in runs:
                 _read_into(copies.setdefault(run_id, OfflineCopy(run_id)), file, history=history)
         return list(copies.values())
+
+
+def _nothing_in(file: Path) -> str:
+    what = "is cut short before it says of which run it is" if file.stat().st_size else "is empty"
+    return f"{file.name} {what}: W&B was ended before it had written anything"
 
 
 def wandb_files(path: Path) -> list[Path]:
@@ -102,6 +109,7 @@ def _take(copy: OfflineCopy, record: Any) -> None:
     """Add what one entry tells; most kinds tell nothing of the run."""
     match record.WhichOneof("record_type"):
         case "run":
+            copy.begun = True
             copy.group = record.run.run_group or copy.group
             copy.config |= _values(record.run.config.update)
         case "config":

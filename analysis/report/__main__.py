@@ -1,5 +1,6 @@
 """`python -m analysis.report RUNS_DIR/SWEEP`."""
 
+from analysis.command import run
 from analysis.report.write import main
 
-raise SystemExit(main())
+run(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from analysis.command import (
     BAD_INPUT,
+    check_paths,
     check_refits,
     check_seed,
     describe,
@@ -21,6 +22,7 @@ from analysis.command import (
     write_json,
 )
 from analysis.errors import TableError
+from analysis.files import checked_path
 from analysis.fitting.fit import METHODS
 from analysis.records.load import DEFAULT_LOSS, load_runs
 from analysis.report import page
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_refits(options.bootstrap)
         check_seed(options.seed)
+        check_paths(options)
+        checked_path(Path(options.source))
         folder = options.out or _default_folder(options.source)
         frame = load_runs(options.source, loss=options.loss, allow=options.allow)
         _check_folder(folder)

@@ -331,13 +331,51 @@ def test_the_command_says_where_existing_runs_are_unknown_and_counts_the_diverge
         (["--budget-flops", "1e15", "--tokens", "1.5"], "1.5 is no whole number"),
         (["--budget-flops", "1e15", "--most-k-share", "1e-9"], "no candidate has k"),
         (["--budget-flops", "-1"], "--budget-flops='-1' is no number above 0"),
+        (["--budget-flops", "2e14", "--like", "none"], "--like none is no sweep of sweeps/"),
+        (["--budget-flops", "2e14", "--like", "next"], "which cannot be like itself"),
+        (["--budget-flops", "2e14", "--first-seed", "-1"], "--first-seed -1 is no seed"),
+        (["--budget-flops", "2e14", "--first-seed", str(2**31)], "is no seed"),
+        (["--budget-flops", "2e14", "--replicates", "101"], "give 1 to 100"),
+        (["--budget-flops", "2e14", "--d-model", "0"], "--d-model 0 is no width"),
+        (["--budget-flops", "2e14", "--name", "a b"], "--name 'a b' is no name"),
+        (["--budget-flops", "2e14", "--sweep", "none/next.yaml"], "cannot write"),
+        (["--budget-flops", "2e14", "--json", "none/x.json"], "cannot write"),
+        (["--budget-flops", "2e14", "--json", "x" * 256], "is no usable path (File name too long)"),
     ],
 )
-def test_the_command_refuses(
-    tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_the_command_refuses_and_writes_nothing(
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert design_command([str(_stored_file(tmp_path)), *ASKED, *words]) == 2
+    fits = str(_stored_file(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    asked = [fits, *ASKED, "--json", "design.json", "--sweep", "next.yaml", *words]
+    assert design_command(asked) == 2
     assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.json"]
+
+
+def test_a_sweep_file_that_is_no_text_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, out = tmp_path / "next.yaml", tmp_path / "design.json"
+    sweep.write_bytes(b"\xff\xfe")
+    words = [str(_stored_file(tmp_path)), *ASKED, "--budget-flops", "2e14"]
+    assert design_command([*words, "--sweep", str(sweep), "--json", str(out)]) == 2
+    assert "was not written by this command" in capsys.readouterr().err
+    assert sweep.read_bytes() == b"\xff\xfe"
+    assert not out.exists()
+
+
+def test_a_target_over_two_lines_stays_in_the_comment(tmp_path: Path) -> None:
+    sweep = tmp_path / "next.yaml"
+    asked = ["n_latents=16384,k=32,\ntokens=4M" if "=" in word else word for word in ASKED]
+    words = [str(_stored_file(tmp_path)), *asked, "--budget-flops", "2e14", "--sweep", str(sweep)]
+    assert design_command(words) == 0
+    assert "prediction at n_latents=16384, k=32, tokens=4M?\n" in sweep.read_text()
 
 
 def test_laws_without_tokens_are_designed_at_their_budget() -> None:

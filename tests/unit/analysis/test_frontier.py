@@ -21,7 +21,13 @@ from analysis.laws.law import Law
 from analysis.laws.powers import OfLatentsAndTokens
 from analysis.laws.tokens import token_terms
 from analysis.planning.compute import Convention
-from analysis.planning.frontier import Exponents, Frontier, default_budgets, frontier
+from analysis.planning.frontier import (
+    COMPUTE_OPTIMAL,
+    Exponents,
+    Frontier,
+    default_budgets,
+    frontier,
+)
 from analysis.planning.frontier_table import exponent_rows, frontier_json, frontier_text, rows
 from analysis.planning.stored import of_fitted
 from analysis.planning.variants import (
@@ -301,12 +307,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--d-model", "576", "--flops", "1e25"], "refused: 1e+25 FLOPs at k = 4"),
         (["--d-model", "576", "--n-range", "1k"], "write LOW,HIGH"),
         (["--d-model", "576", "--k", "x"], "--k='x' is no number"),
+        (["--d-model", "0"], "--d-model 0 is no width"),
+        (["--d-model", "9" * 400], "is no width"),
+        (["--d-model", "576", "--k", "1B"], "k = 1e+09 leaves no size to look for"),
     ],
 )
 def test_the_command_refuses(
     tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "fit.json"
+    path, out = tmp_path / "fit.json", tmp_path / "out.json"
     write_json(path, to_json(planted_fit(PLAIN, demo_cells())))
-    assert frontier_command([str(path), *words]) == 2
+    assert frontier_command([str(path), *words, "--json", str(out)]) == 2
     assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_no_size_is_below_k() -> None:
+    """A budget whose lowest loss would have fewer latents than are active is refused."""
+    free = frontier(stored_as(PLANTED), [1e9], [4.0], DENSE, n_range=(4.0, 4096.0))
+    best = next(p.n.value for p in free.points if p.rule == COMPUTE_OPTIMAL)
+    held = frontier(stored_as(PLANTED), [1e9], [2 * best], DENSE, n_range=(4.0, 4096.0))
+    assert all(point.n.value > point.k for point in held.points)
+    assert held.refused[0].where == f"at or below n = {2 * best:.0f}"

@@ -179,6 +179,7 @@ def test_options_may_stand_between_points(fits: Path) -> None:
         (["k=16", "width=12", "tokens=1M"], "'width=12' is no point"),
         (["k=16", "n=12", "n_latents=13", "tokens=1M"], "gives n twice"),
         (["k=16", "n", "tokens=1M"], "'n' is no point"),
+        (["k=16,64", "n=8,32", "tokens=1M"], "k = 16 is above n = 8"),
         (["k=1", "--law", "l_n7"], "its fits are: l_nk, 'L(n,k | D=500k)', on 'all runs'"),
         (["k=1", "--rows", "n < 7"], "no fit of --law 'l_nkdu' --rows 'n < 7'"),
     ],

@@ -198,3 +198,19 @@ def test_entries_of_several_parts() -> None:
             list(entries(framed(*parts)))
     with pytest.raises(ValueError, match="damaged at byte 7"):
         list(entries(framed((7, b"x"))))
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "what"), [(0, "is empty"), (7, "is cut short"), (30, "is cut short")]
+)
+def test_a_file_with_nothing_in_it_is_no_other_programs(
+    tmp_path: Path, n_bytes: int, what: str
+) -> None:
+    file = tmp_path / "offline-run-1-abc" / "run-abc.wandb"
+    file.parent.mkdir()
+    file.write_bytes(framed((1, b"x" * 64))[:n_bytes])
+    frame = load_runs(tmp_path, allow="rejected")
+    assert frame["status"].tolist() == ["unreadable"]
+    assert what in frame["error"][0]
+    with pytest.raises(TableError, match=what):
+        load_runs(tmp_path)
