@@ -94,8 +94,8 @@ def _dying_latents(used: pd.DataFrame) -> str:
     worst = used.loc[dead == dead[many].max()].iloc[0]
     return (
         f"{int(many.sum())} of {len(used)} runs have more than {_MUCH_DEAD:.0%} dead latents "
-        f"(worst {dead[many].max():.0%}: n = {worst['n_latents']}, k = {worst['k']}, "
-        f"{worst['tokens']:,} tokens), by their own window: such a run is narrower than "
+        f"(worst {dead[many].max():.0%}: n = {worst['n_latents']:.0f}, k = {worst['k']:.0f}, "
+        f"{worst['tokens']:,.0f} tokens), by their own window: such a run is narrower than "
         "its n says, and the law takes that for the effect of n."
     )
 
