@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from analysis.calibration.cells import SEED_SPREAD, BestRate, Cell, best_rate, read_cells
 from analysis.calibration.rule import AXES, FittedRule, rule_of_cells, rule_of_runs
-from analysis.command import BAD_INPUT, check_paths, run
+from analysis.command import check_paths, command_line, run
 from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.files import replace_bytes
@@ -29,18 +28,10 @@ _WORTH_TELLING = 0.1
 """Share of dead latents from which on it is printed beside the loss."""
 
 
-def calibrate_command(argv: Sequence[str] | None = None) -> int:
-    """Print the calibration; returns the exit code (2: unusable input, said on stderr)."""
+@command_line
+def calibrate_command(argv: Sequence[str] | None = None) -> None:
+    """Print the best rate of each cell, the rules through them, and the keys to put in."""
     options = _parser().parse_args(argv)
-    try:
-        _calibrate(options)
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
-
-
-def _calibrate(options: argparse.Namespace) -> None:
     _check_options(options)
     cells = read_cells(options.sources, options.loss)
     bests = [best_rate(cell, options.spread) for cell in cells]

@@ -7,27 +7,21 @@ A table that is there already is added to: rows of the same run_id are replaced,
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, run
-from analysis.errors import TableError
+from analysis.command import command_line, run
 from analysis.files import check_target
 from analysis.records.collected import merged, read_rows, write_rows
 from analysis.records.sources import origins
 
 
-def collect_command(argv: Sequence[str] | None = None) -> int:
-    """Write the table; returns the exit code (2: unusable input, said on stderr)."""
+@command_line
+def collect_command(argv: Sequence[str] | None = None) -> None:
+    """Write the table and say what is in it."""
     options = _parser().parse_args(argv)
-    try:
-        print(collect(options.source, options.csv))
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+    print(collect(options.source, options.csv))
 
 
 def collect(sources: Sequence[str], table: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the command lines share: exit codes, checks of options, results as text and JSON."""
+"""What the command lines share: exit codes, checks of options, results as JSON."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from analysis.errors import TableError
 from analysis.files import check_target, checked_path, replace_text
-from analysis.fitting.bounds import bounds
-from analysis.study.fitted import FittedLaw
 from analysis.uncertainty.clusters import WAYS, By
 
 BAD_INPUT = 2
@@ -21,6 +20,27 @@ INTERRUPTED = 130
 PIPE_CLOSED = 141
 LEAST_REFITS = 100
 MOST_REFITS = 100_000
+
+
+class Command(Protocol):
+    """Takes arguments (None: those of the process) and returns the exit code."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def command_line(action: Callable[[Sequence[str] | None], None]) -> Command:
+    """The action as a command: 0, or 2 and the message on stderr where its input is of no use."""
+
+    @wraps(action)
+    def command(argv: Sequence[str] | None = None) -> int:
+        try:
+            action(argv)
+        except TableError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return BAD_INPUT
+        return 0
+
+    return command
 
 
 def run(command: Callable[[], int]) -> NoReturn:
@@ -55,7 +75,6 @@ def check_refits(n_refits: int) -> None:
             f"--bootstrap {n_refits} is too few for the ends of a 95% interval; use at least "
             f"{LEAST_REFITS}, or 0 for intervals from the standard errors."
         )
-
     if n_refits > MOST_REFITS:
         raise TableError(
             f"--bootstrap {n_refits} is more than {MOST_REFITS:,} refits, which no interval needs; "
@@ -80,39 +99,10 @@ def parse_clusters(text: str | None) -> By | tuple[By, ...] | None:
     return ways[0] if len(ways) == 1 else ways
 
 
-def describe(fitted: FittedLaw) -> str:
-    """The law with its intervals, fit and held-out error, as lines for a terminal."""
-    fit = fitted.fit
-    sizes = ", ".join(f"{name} = {value:g}" for name, value in fit.law.reference.items())
-    lines = [f"{fitted.title}: {fit.law.formula}" + (f"  ({sizes})" if sizes else "")]
-    intervals = fitted.ci95
-    for name, value in fit.law.parameters.items():
-        low, high = intervals[name]
-        shown = "0 (none)" if name == "E" and fitted.no_floor else f"{value:.5g}"
-        lines.append(f"  {name:<7}{shown:>12}   95% [{low:.4g}, {high:.4g}]")
-    lines.append(f"  rms log residual {fit.rms_log_residual:.2%} over {len(fit.table)} runs")
-    lines += [f"  {fit.method} fit; intervals: {fitted.ci95_method}"]
-    lines += [f"  at a bound: {message}" for message in bounds(fit).values()]
-    lines += [f"  {holdout_line(fitted)}"] if fitted.holdout else []
-    lines += [f"  warning {code}: {message}" for code, message in fitted.warnings.items()]
-    return "\n".join(lines)
-
-
 def print_lines(lines: Iterable[str]) -> None:
     """One line each; nothing for none."""
     for line in lines:
         print(line)
-
-
-def holdout_line(fitted: FittedLaw) -> str:
-    held = fitted.holdout
-    if held is None:
-        return "nothing held out"
-    return (
-        f"held out: {len(held.table)} runs, rms log error {held.rms_log:.2%}, worst "
-        f"{held.worst_log:.2%}, {held.in_pi95} of {len(held.table)} in their 95% prediction "
-        "intervals"
-    )
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

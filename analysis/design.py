@@ -7,19 +7,18 @@ prediction at the targets most, and writes them as a sweep file for launch.py.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
+from analysis.command import check_paths, command_line, print_lines, run, write_json
 from analysis.errors import TableError
 from analysis.frontier import CONVENTION_HELP, convention_of
 from analysis.laws.forms import Array
 from analysis.planning.compute import CONVENTIONS, DEFAULT_CONVENTION
-from analysis.planning.context import read_context
+from analysis.planning.context import Context, read_context
 from analysis.planning.cost import CoreSecondsCost, Cost, FlopsCost, measured_cost
 from analysis.planning.design import MOST_K_SHARE, RunDesign, candidate_grid, design_runs
 from analysis.planning.design_notes import candidate_note, recipe_notes
@@ -41,49 +40,48 @@ _MOST_SEEDS = 2**31
 _MOST_REPLICATES = 100
 
 
-def design_command(argv: Sequence[str] | None = None) -> int:
-    """Print the runs to buy; returns the exit code (2: unusable input, said on stderr)."""
+@command_line
+def design_command(argv: Sequence[str] | None = None) -> None:
+    """Choose the runs, write them, and print what they would do."""
     options = _parser().parse_args(argv)
-    try:
-        # Which runs to add is a question of independent errors: clusters have too few directions.
-        _check_options(options)
-        stored = read_law(options.fits, law=options.law, rows=options.rows, clustered=False)
-        there = _runs_there(options.runs, stored.loss)
-        context = read_context(options.fits)
-        cost = _cost(options, stored, there)
-        design = design_runs(
-            stored,
-            candidate_grid(*_levels(options), most_k_share=options.most_k_share),
-            _targets(options.target),
-            cost,
-            _budget(options),
-            replicates=options.replicates,
-        )
-        cells = cells_of(design.runs, there, options.first_seed)
-        if options.sweep is not None:
-            write_sweep(options.sweep, _sweep(options, design, cells))
-        if options.json is not None:
-            write_json(options.json, design_json(design, cells))
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    _check_options(options)
+    # Which runs to add is a question of independent errors: clusters have too few directions.
+    stored = read_law(options.fits, law=options.law, rows=options.rows, clustered=False)
+    there = _runs_there(options.runs, stored.loss)
+    context = read_context(options.fits)
+    cost, levels, share = _cost(options, stored, there), _levels(options), options.most_k_share
+    candidates = candidate_grid(*levels, most_k_share=share)
+    design = design_runs(
+        *(stored, candidates, _targets(options.target), cost, _budget(options)),
+        replicates=options.replicates,
+    )
+    cells = cells_of(design.runs, there, options.first_seed)
+    if options.sweep is not None:
+        write_sweep(options.sweep, _sweep(options, design, cells))
+    if options.json is not None:
+        write_json(options.json, design_json(design, cells))
     print(design_text(design, cells))
-    levels, share = _levels(options), options.most_k_share
-    print(candidate_note(levels, share, candidate_grid(*levels, most_k_share=share), there))
+    print(candidate_note(levels, share, candidates, there))
     print_lines(context.lines(design.targets.get("tokens", np.zeros(0)).tolist()))
     if isinstance(cost, CoreSecondsCost):
         print(f"cost as {cost.n_runs} runs took it, {cost.rms_error:.0%} rms about the formula")
+    print_lines(_about_the_sweep(options, context, stored, there))
+
+
+def _about_the_sweep(
+    options: argparse.Namespace, context: Context, stored: StoredLaw, there: pd.DataFrame | None
+) -> Iterator[str]:
+    """How to launch what was written, and what it may not know of runs that exist."""
     if options.sweep is not None:
-        print(f"sweep: {options.sweep}: {_launch(options.sweep)}")
+        yield f"sweep: {options.sweep}: {_launch(options.sweep)}"
         if options.like is None:
-            print_lines(recipe_notes(context.recipe, stored.d_model))
+            yield from recipe_notes(context.recipe, stored.d_model)
     if options.like is not None and there is None:
-        print(
+        yield (
             f"warning: runs that exist in {options.like} are unknown, so seeds begin at "
             f"{options.first_seed} and may name runs that are there already; give --runs SWEEP, or "
             "a --first-seed above theirs."
         )
-    return 0
 
 
 def _check_options(options: argparse.Namespace) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from analysis.command import (
-    BAD_INPUT,
     check_paths,
     check_refits,
     check_seed,
-    describe,
+    command_line,
     parse_clusters,
     run,
     write_json,
@@ -27,21 +25,14 @@ from analysis.laws import LAWS
 from analysis.records.load import read_runs
 from analysis.records.table import RunTable
 from analysis.study.fitted import fit_table, to_json
+from analysis.study.words import describe
 from analysis.uncertainty.profile import floor_intervals
 
 
-def fit_command(argv: Sequence[str] | None = None) -> int:
-    """Fit a law to a CSV table; returns the exit code (2: unusable input, said on stderr)."""
+@command_line
+def fit_command(argv: Sequence[str] | None = None) -> None:
+    """Fit a law to a table of runs, print it, and write its JSON."""
     options = _parser().parse_args(argv)
-    try:
-        _fit(options)
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
-
-
-def _fit(options: argparse.Namespace) -> None:
     check_paths(options)
     check_refits(options.bootstrap)
     check_seed(options.seed)

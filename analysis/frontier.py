@@ -6,11 +6,10 @@ FITS is the fits.json of a report, or the JSON of `python -m analysis.fit` with 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
+from analysis.command import check_paths, command_line, print_lines, run, write_json
 from analysis.errors import TableError
 from analysis.planning.compute import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from analysis.planning.context import read_context
@@ -23,23 +22,19 @@ _MOST_D_MODEL = 10**9
 CONVENTION_HELP = "of FLOPs a token: sparse 2 n d + 8 k d (default), or dense 12 n d"
 
 
-def frontier_command(argv: Sequence[str] | None = None) -> int:
-    """Print both frontiers; returns the exit code (2: unusable input, said on stderr)."""
+@command_line
+def frontier_command(argv: Sequence[str] | None = None) -> None:
+    """Print both frontiers of a stored law."""
     options = _parser().parse_args(argv)
-    try:
-        check_paths(options)
-        found = _frontier(options)
-        context = read_context(options.fits)
-        if not found.points:
-            raise TableError(" ".join(refusals(found)))
-        if options.json is not None:
-            write_json(options.json, frontier_json(found))
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    check_paths(options)
+    found = _frontier(options)
+    context = read_context(options.fits)
+    if not found.points:
+        raise TableError(" ".join(refusals(found)))
+    if options.json is not None:
+        write_json(options.json, frontier_json(found))
     print(frontier_text(found))
     print_lines(context.lines([point.tokens.value for point in found.points]))
-    return 0
 
 
 def _frontier(options: argparse.Namespace) -> Frontier:

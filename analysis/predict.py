@@ -6,15 +6,13 @@ FITS is the JSON of `python -m analysis.fit`, or the fits.json of a report.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis.command import BAD_INPUT, check_paths, print_lines, run, write_json
-from analysis.errors import TableError
+from analysis.command import check_paths, command_line, print_lines, run, write_json
 from analysis.laws.forms import Points
 from analysis.planning import text
 from analysis.planning.context import read_context
@@ -25,25 +23,21 @@ from analysis.uncertainty.interval import Interval
 _HEADINGS = {"n": "n_latents", "subject": "subject_params"}
 
 
-def predict_command(argv: Sequence[str] | None = None) -> int:
-    """Print predictions; returns the exit code (2: unusable input, said on stderr)."""
+@command_line
+def predict_command(argv: Sequence[str] | None = None) -> None:
+    """Print predictions with their intervals, and what to know before believing them."""
     options = _parser().parse_intermixed_args(argv)
-    try:
-        check_paths(options)
-        stored = read_law(options.fits, law=options.law, rows=options.rows)
-        context = read_context(options.fits)
-        points = grid(options.points)
-        check_point(stored, points)
-        predicted = stored.predict(points)
-        if options.json is not None:
-            write_json(options.json, prediction_json(stored, points, predicted))
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    check_paths(options)
+    stored = read_law(options.fits, law=options.law, rows=options.rows)
+    context = read_context(options.fits)
+    points = grid(options.points)
+    check_point(stored, points)
+    predicted = stored.predict(points)
+    if options.json is not None:
+        write_json(options.json, prediction_json(stored, points, predicted))
     print(describe_source(stored))
     print(prediction_table(stored, points, predicted))
     print_lines(context.lines(points.get("tokens", np.zeros(0)).tolist()))
-    return 0
 
 
 def describe_source(stored: StoredLaw) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import BAD_INPUT, check_paths, write_json
+from analysis.command import check_paths, command_line, write_json
 from analysis.dashboards.cells import Sweep, read_sweep
 from analysis.errors import TableError
 
@@ -16,15 +15,10 @@ from analysis.errors import TableError
 _DEFAULT_PROJECT = "sae-scaling"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build, write and push; returns the exit code (2: unusable input, said on stderr)."""
-    options = _parser().parse_args(argv)
-    try:
-        _dashboard(options)
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    """Build the workspace, write it, push it."""
+    _dashboard(_parser().parse_args(argv))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,17 +7,15 @@ SOURCE/report, or into `--out`.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.command import (
-    BAD_INPUT,
     check_paths,
     check_refits,
     check_seed,
-    describe,
+    command_line,
     parse_clusters,
     write_json,
 )
@@ -31,38 +29,36 @@ from analysis.report.contents import Contents, contents
 from analysis.report.fits_file import fits_json, parameters_csv
 from analysis.study.fitted import FitOptions
 from analysis.study.study import Study
+from analysis.study.words import describe
 
 _DPI = 160  # 1,180 pixels wide: sharp where a README shows it at 800
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Report on a sweep; returns the exit code (2: unusable input, said on stderr)."""
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    """Report on a sweep, and print what leads the page."""
     options = _parser().parse_args(argv)
-    try:
-        check_refits(options.bootstrap)
-        check_seed(options.seed)
-        check_paths(options)
-        checked_path(Path(options.source))
-        folder = options.out or _default_folder(options.source)
-        frame = load_runs(options.source, loss=options.loss, allow=options.allow)
-        _check_folder(folder)
-        found = contents(
-            frame,
-            name=options.name or _name_of(options.source),
-            loss=options.loss,
-            options=FitOptions(
-                options.bootstrap, options.seed, options.method, parse_clusters(options.clusters)
-            ),
-        )
-        write_report(found, folder)
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    fit_options = _fit_options(options)
+    checked_path(Path(options.source))
+    folder = options.out or _default_folder(options.source)
+    frame = load_runs(options.source, loss=options.loss, allow=options.allow)
+    _check_folder(folder)
+    name = options.name or _name_of(options.source)
+    found = contents(frame, name=name, loss=options.loss, options=fit_options)
+    write_report(found, folder)
     print(result_text(found.study))
     for code, message in found.cautions.items():
         print(f"  caution {code}: {message}")
     print(f"report: {folder / 'index.html'}")
-    return 0
+
+
+def _fit_options(options: argparse.Namespace) -> FitOptions:
+    """TableError for what can be told before any run is read."""
+    check_paths(options)
+    check_refits(options.bootstrap)
+    check_seed(options.seed)
+    clusters = parse_clusters(options.clusters)
+    return FitOptions(options.bootstrap, options.seed, options.method, clusters)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from analysis.command import holdout_line
 from analysis.report import page
 from analysis.report.sections.cells import number
 from analysis.study.fitted import FittedLaw
 from analysis.study.study import LawOutcome, Study
 from analysis.study.uses import uses
+from analysis.study.words import holdout_line
 
 
 def laws(study: Study) -> Iterator[str]:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from analysis.command import describe
 from analysis.judgement.identifiability import identifiability
 from analysis.laws import LAWS
 from analysis.laws.law import Law
 from analysis.laws.powers import OfLatents, TokensToConvergence
 from analysis.records.table import RunTable
 from analysis.study.fitted import fit_table, to_json
+from analysis.study.words import describe
 from analysis.uncertainty.profile import floor_interval
 
 N = np.repeat(2.0 ** np.arange(8, 14), 2)
