@@ -32,7 +32,7 @@ th, td { text-align: left; padding: .28rem .9rem .28rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); white-space: nowrap; } td.n { white-space: nowrap; }
 .cards { display: grid; gap: .8rem; margin: 1.2rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); }
 .card { background: var(--panel); border-radius: .5rem; padding: .7rem .9rem; }
 .card b { display: block; font-size: 1.35rem; font-weight: 600; } .card span { font-size: .85rem; }
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; color: var(--text); }

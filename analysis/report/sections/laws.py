@@ -17,7 +17,7 @@ from analysis.study.words import holdout_line
 def laws(study: Study) -> Iterator[str]:
     for outcome in dict.fromkeys((study.headline, *study.with_tokens)):
         if outcome.best_known is not None:
-            yield page.panel("".join(_law(outcome)))
+            yield page.panel("".join(_law(outcome, study)))
     yield from _folded(study.without_tokens, "Laws without tokens", study)
     yield from _folded(study.others, "Other laws", study)
     refused = [refusal for outcome in study.outcomes for refusal in _refusals(outcome)]
@@ -30,7 +30,7 @@ def _folded(outcomes: Sequence[LawOutcome], title: str, study: Study) -> Iterato
     """Panels that open on a click; the headline has its own."""
     shown = [o for o in outcomes if o.best_known is not None and o is not study.headline]
     if shown:
-        panels = "".join(page.panel("".join(_law(outcome))) for outcome in shown)
+        panels = "".join(page.panel("".join(_law(outcome, study))) for outcome in shown)
         yield page.folded(f"{title} ({len(shown)})", panels)
 
 
@@ -42,7 +42,8 @@ def _refusals(outcome: LawOutcome) -> list[tuple[str, str, str]]:
     return [(outcome.title, " and ".join(rows), reason) for reason, rows in by_reason.items()]
 
 
-def _law(outcome: LawOutcome) -> Iterator[str]:
+def _law(outcome: LawOutcome, study: Study) -> Iterator[str]:
+    leader = study.headline.final or study.headline.best_known
     fits = [fitted for fitted in (outcome.tested, outcome.final) if fitted is not None]
     first = fits[0]
     sizes = ", ".join(f"{name} = {value:g}" for name, value in first.law.reference.items())
@@ -55,9 +56,12 @@ def _law(outcome: LawOutcome) -> Iterator[str]:
         found += f"{len(fitted.fit.table)} runs, {agreeing} of {len(fitted.fit.starts)} starts "
         found += "reached this optimum"
         yield page.paragraph(found + (f"; {holdout_line(fitted)}." if fitted.holdout else "."))
-    may, may_not = uses(fits[-1])
-    yield page.paragraph(f"May be used for: {may}")
-    yield page.paragraph(f"May not be used for: {may_not}")
+    said = uses(fits[-1])
+    if leader is None or leader is fits[-1] or said != uses(leader):
+        yield page.paragraph(f"May be used for: {said.may}")
+        yield page.paragraph(f"May not be used for: {said.may_not}")
+    else:
+        yield page.paragraph("May and may not be used as the headline law.", "soft")
     for code, message, where in _warnings(fits):
         yield page.paragraph(f"{code}{where}: {message}", "warn")
     if fits[-1].fit.full_rank:
