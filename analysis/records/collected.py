@@ -150,7 +150,7 @@ def _value(name: str, cell: str) -> Any:
         return None
     try:
         return as_field(name, json.loads(cell))
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or brackets without end
         # As other programs spell what JSON calls true and false.
         return {"True": True, "False": False}.get(cell, cell)
 

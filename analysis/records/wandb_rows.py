@@ -101,7 +101,7 @@ def _decoded(name: str, value: Any) -> Any:
     """Objects and lists are sent as JSON text; what is none stays, and is of the wrong type."""
     if not {dict, list} & {*FIELDS[name].types} or not isinstance(value, str):
         return value
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(value)
     return value
 

@@ -111,9 +111,10 @@ def test_numbers_that_w_and_b_spells_otherwise(server: FakeServer, tmp_path: Pat
 def test_numbers_of_an_evaluation_are_columns(server: FakeServer, tmp_path: Path) -> None:
     run = server.runs[0]
     run.summary_values |= {"evaluation/kl": 0.125, "evaluation/x": "NaN", "evaluation/k": 99}
-    run.summary_values |= {"versions": "torch 2"}
+    deep = "[" * 100_000
+    run.summary_values |= {"versions": deep}
     first, second = project(server, tmp_path).rows()[:2]
-    assert first["error"] == "cost.versions = 'torch 2' has the wrong type"
+    assert first["error"] == f"cost.versions = {deep!r} has the wrong type"
     assert second["versions"] == records()[1]["cost"]["versions"]
     run.summary_values |= {"versions": "{}"}
     row = by_id(project(server, tmp_path / "other").rows())[run.id]
