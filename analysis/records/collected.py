@@ -25,6 +25,7 @@ from analysis.records.rows import (
     LEADING,
     Row,
     as_field,
+    as_text,
     column_order,
     flat_type_problem,
     unreadable,
@@ -43,7 +44,7 @@ class Collected:
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return as_text(str(self.path))
 
     def rows(self) -> list[Row]:
         return read_rows(self.path)
@@ -130,7 +131,7 @@ def _cells(path: Path) -> pd.DataFrame:
 
 def _leading(path: Path) -> Row:
     """What a table made by hand may leave out."""
-    return {**dict.fromkeys(LEADING, ""), "status": str(Status.done), "source": str(path)}
+    return {**dict.fromkeys(LEADING, ""), "status": str(Status.done), "source": as_text(str(path))}
 
 
 def _values(name: str, cells: list[str]) -> list[Any]:
