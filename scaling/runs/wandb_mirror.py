@@ -270,8 +270,8 @@ def _fingerprints(*paths: Path) -> list[tuple[int, int]]:
 
 def _evaluation(folder: RunFolder) -> dict[str, float]:
     """What there is of it: a damaged file is no reason to keep back the run."""
-    with suppress(OSError, ValueError, RecursionError):
-        return evaluation_numbers(folder.evaluation_path.read_bytes())
+    with suppress(ValueError, RecursionError):
+        return evaluation_numbers(_content(folder.evaluation_path) or b"{}")
     return {}
 
 
@@ -282,7 +282,15 @@ def _flat(value: Any) -> Any:
 
 def _digest(path: Path) -> str | None:
     """Of a file's content; None where there is none."""
-    return sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
+    content = _content(path)
+    return None if content is None else sha256(content).hexdigest()[:12]
+
+
+def _content(path: Path) -> bytes | None:
+    """None where there is no file, or none that can be read."""
+    with suppress(OSError):
+        return path.read_bytes()
+    return None
 
 
 def _cursor_path(folder: RunFolder) -> Path:
