@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.runs.record import FINAL, Record, Status
-from scaling.runs.store import RunFolder, SweepStore, evaluation_numbers
+from scaling.runs.store import EVALUATION_IN_SUMMARY, RunFolder, SweepStore, evaluation_numbers
 from scaling.storage.atomic import read_json, write_json
 from scaling.storage.lease import Lease
 
@@ -32,8 +32,6 @@ POLL_S = 2.0
 GAVE_UP = 3
 """Exit code when W&B is absent or refuses; the reason is the last line of stderr."""
 _LEASE_TIMEOUT_S = 60.0
-_EVALUATION = "evaluation/"
-"""Before the names of evaluation.json's numbers in a summary, which holds logged metrics too."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class WandbLogger:
 
     def summarize(self, record: Record, evaluation: Mapping[str, float]) -> None:
         cost = {name: _flat(value) for name, value in record.cost.items()}
-        measured = {f"{_EVALUATION}{name}": value for name, value in evaluation.items()}
+        measured = {f"{EVALUATION_IN_SUMMARY}{name}": value for name, value in evaluation.items()}
         row = {**record.result, **cost, **measured, "status": str(record.status)}
         self._run.summary.update(row)
 
