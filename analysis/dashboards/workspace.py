@@ -17,6 +17,7 @@ from analysis.dashboards.cells import Sweep, filterable
 from analysis.dashboards.colors import run_colors
 from analysis.dashboards.panels import CONFIG_KEYS, sections
 from analysis.errors import TableError
+from analysis.records.columns import DEFAULT_LOSS
 from analysis.records.wandb_reader import one_line
 
 # W&B draws ten runs per panel unless told; beyond this a panel is a felt of lines, and slow.
@@ -31,7 +32,7 @@ class Look:
     or point per group. `tag` shows only the runs that carry it.
     """
 
-    loss: str = "normalized_mse"
+    loss: str = DEFAULT_LOSS
     group_by: tuple[str, ...] = ()
     tag: str | None = None
 

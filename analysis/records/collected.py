@@ -19,6 +19,7 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.files import replace_text
 from analysis.records.checkpoints import refuse_one_run
+from analysis.records.columns import LOSSES
 from analysis.records.csv_file import read_csv
 from analysis.records.rows import (
     FIELDS,
@@ -32,7 +33,7 @@ from analysis.records.rows import (
 )
 from scaling.runs.record import FINAL, Status
 
-_ONE_RESULT = ("status", "tokens", "normalized_mse", "normalized_mse_ema")
+_ONE_RESULT = ("status", "tokens", *LOSSES)
 _TEXT = {*LEADING, *(name for name, field in FIELDS.items() if str in field.types)}
 
 
