@@ -18,12 +18,7 @@ from analysis.laws.forms import Array
 from analysis.records.checkpoints import refuse_repeated_runs
 from analysis.records.collected import read_rows
 from analysis.records.columns import DEFAULT_LOSS, LOSSES, budgets, numbers
-from analysis.records.exclusions import (
-    DEATH_MEASURES,
-    MOST_DEAD,
-    exclusions,
-    reasons,
-)
+from analysis.records.exclusions import exclusions, reasons
 from analysis.records.mixtures import allowed, refuse_mixtures
 from analysis.records.rejected import REJECTED, Judged, refuse_rejected
 from analysis.records.rows import LEADING, Row, frame_of
@@ -36,20 +31,6 @@ from analysis.records.table import (
     table_from_frame,
 )
 from scaling.runs.record import Status
-
-__all__ = [
-    "DEATH_MEASURES",
-    "DEFAULT_LOSS",
-    "MOST_DEAD",
-    "REJECTED",
-    "budgets",
-    "exclusions",
-    "load_runs",
-    "numbers",
-    "read_runs",
-    "refuse_mixtures",
-    "runs_table",
-]
 
 _OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params", "converged")
 
