@@ -19,11 +19,9 @@ from analysis.command import check_paths, command_line, run
 from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.files import replace_bytes
-from analysis.records.load import DEFAULT_LOSS
+from analysis.records.columns import DEFAULT_LOSS, LOSSES
 from scaling.schedule import BATCH_TOKENS, N_LATENTS, RULES, TOKENS, PowerRule
 
-LOSSES = ("normalized_mse", "normalized_mse_ema")
-"""By which a rate can be best."""
 _WORTH_TELLING = 0.1
 """Share of dead latents from which on it is printed beside the loss."""
 

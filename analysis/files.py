@@ -36,14 +36,12 @@ def check_target(path: Path, *, remedy: str = _REMEDY) -> None:
     Raises:
         TableError: as `replace_bytes`, where it can be known beforehand.
     """
-    path = checked_path(path).resolve()
-    if path.exists() and not path.is_file():
-        raise TableError(f"cannot write {path}: it is no regular file; give another path.")
+    path = _file_or_nothing(path)
     if not path.parent.is_dir():
         reason = "Not a directory" if path.parent.exists() else "No such file or directory"
-        raise TableError(f"cannot write {path} ({reason}); {remedy}.")
+        raise cannot_write(path, reason, remedy)
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise TableError(f"cannot write {path} (Permission denied); {remedy}.")
+        raise cannot_write(path, "Permission denied", remedy)
 
 
 def replace_text(path: Path, text: str, *, remedy: str = _REMEDY) -> None:
@@ -61,15 +59,26 @@ def replace_bytes(path: Path, content: bytes, *, remedy: str = _REMEDY) -> None:
         TableError: the folder is missing or not writable, or `path` is no regular file; `remedy`
             is what it tells the user to do.
     """
-    path = checked_path(path).resolve()
-    if path.exists() and not path.is_file():
-        raise TableError(f"cannot write {path}: it is no regular file; give another path.")
+    path = _file_or_nothing(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        raise TableError(f"cannot write {path} ({error.strerror}); {remedy}.") from error
+        raise cannot_write(path, error.strerror, remedy) from error
     finally:  # after an interrupt too
         with suppress(OSError):
             temporary.unlink()
+
+
+def cannot_write(path: Path, reason: str | None, remedy: str) -> TableError:
+    """The error that says so; to be raised."""
+    return TableError(f"cannot write {path} ({reason}); {remedy}.")
+
+
+def _file_or_nothing(path: Path) -> Path:
+    """Where `path` leads. TableError where something is there that is no regular file."""
+    path = checked_path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise TableError(f"cannot write {path}: it is no regular file; give another path.")
+    return path

@@ -20,14 +20,10 @@ import pandas as pd
 
 from analysis.errors import TableError
 from analysis.laws.forms import Array
-from analysis.records.load import (
-    DEATH_MEASURES,
-    MOST_DEAD,
-    budgets,
-    load_runs,
-    numbers,
-    refuse_mixtures,
-)
+from analysis.records.columns import budgets, numbers
+from analysis.records.exclusions import DEATH_MEASURES, MOST_DEAD
+from analysis.records.load import load_runs
+from analysis.records.mixtures import refuse_mixtures
 
 LEAST_RATES = 3
 # Beyond this factor from the lowest loss the valley's sides are no parabola any more, and would

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from analysis.dashboards.cells import Cell
+from analysis.palette import ORDERED
 
-# The ordered scale of the report's figures; readable on a light and on a dark page.
-STOPS = ("#3f7fd0", "#1f9e93", "#a58a1c", "#dc6b2f", "#b8438e")
 # How far the smallest n is mixed with white: further, and it would vanish on a light page.
 _PALEST = 0.55
 
@@ -26,9 +25,9 @@ def _ranks(levels: Iterable[int]) -> dict[int, float]:
 
 
 def _color(hue: float, shade: float) -> str:
-    place = hue * (len(STOPS) - 1)
-    below = min(int(place), len(STOPS) - 2)
-    full = _mix(_rgb(STOPS[below]), _rgb(STOPS[below + 1]), place - below)
+    place = hue * (len(ORDERED) - 1)
+    below = min(int(place), len(ORDERED) - 2)
+    full = _mix(_rgb(ORDERED[below]), _rgb(ORDERED[below + 1]), place - below)
     red, green, blue = _mix(full, (255.0, 255.0, 255.0), _PALEST * (1.0 - shade))
     return f"#{round(red):02x}{round(green):02x}{round(blue):02x}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from analysis.command import check_paths, command_line, write_json
 from analysis.dashboards.cells import Sweep, read_sweep
 from analysis.errors import TableError
+from analysis.records.columns import DEFAULT_LOSS, LOSSES
 
 # As in conf/logger and the mirror.
 _DEFAULT_PROJECT = "sae-scaling"
@@ -33,9 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write it there; asks no network")
     parser.add_argument("--push", action="store_true", help="save it as a view of the project")
     parser.add_argument("--replace", metavar="URL", help="with --push: in place of this view")
-    parser.add_argument(
-        "--loss", default="normalized_mse", choices=("normalized_mse", "normalized_mse_ema")
-    )
+    parser.add_argument("--loss", default=DEFAULT_LOSS, choices=LOSSES)
     parser.add_argument(
         "--group-by",
         nargs="+",

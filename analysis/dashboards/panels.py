@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import wandb_workspaces.reports.v2.interface as wr
 import wandb_workspaces.workspaces.interface as ws
 
-from analysis.dashboards.colors import STOPS
+from analysis.palette import ORDERED
 
 CONFIG_KEYS: Mapping[str, str] = {
     "n": "autoencoder.n_latents",
@@ -120,7 +120,7 @@ def _scatter(title: str, x: str, y: str, color: str, *, log_y: bool = True) -> w
         log_y=log_y or None,
         log_z=True,
         gradient=[
-            wr.GradientPoint(color=stop, offset=100.0 * i / (len(STOPS) - 1))
-            for i, stop in enumerate(STOPS)
+            wr.GradientPoint(color=stop, offset=100.0 * i / (len(ORDERED) - 1))
+            for i, stop in enumerate(ORDERED)
         ],
     )

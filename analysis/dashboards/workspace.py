@@ -17,6 +17,8 @@ from analysis.dashboards.cells import Sweep, filterable
 from analysis.dashboards.colors import run_colors
 from analysis.dashboards.panels import CONFIG_KEYS, sections
 from analysis.errors import TableError
+from analysis.records.columns import DEFAULT_LOSS
+from analysis.records.wandb_reader import one_line
 
 # W&B draws ten runs per panel unless told; beyond this a panel is a felt of lines, and slow.
 _MOST_LINES = 200
@@ -30,7 +32,7 @@ class Look:
     or point per group. `tag` shows only the runs that carry it.
     """
 
-    loss: str = "normalized_mse"
+    loss: str = DEFAULT_LOSS
     group_by: tuple[str, ...] = ()
     tag: str | None = None
 
@@ -121,11 +123,11 @@ def push(workspace: ws.Workspace, replace: str | None = None) -> str:
     except TableError:
         raise
     except (Exception, SystemExit) as error:  # of a foreign library, or of its prompt for a key
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         raise TableError(
-            f"W&B did not take the workspace of {workspace.entity}/{workspace.project} ({reason}); "
-            "log in by `wandb login` or WANDB_API_KEY (and WANDB_BASE_URL for a server of your "
-            "own), check --entity and --project, or write it with --json and push it elsewhere."
+            f"W&B did not take the workspace of {workspace.entity}/{workspace.project} "
+            f"({one_line(error)}); log in by `wandb login` or WANDB_API_KEY (and WANDB_BASE_URL "
+            "for a server of your own), check --entity and --project, or write it with --json and "
+            "push it elsewhere."
         ) from error
 
 

@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 from analysis.errors import TableError
 from analysis.laws.forms import Array, Points
 from analysis.planning.compute import Convention
-from analysis.records.load import numbers
+from analysis.records.columns import numbers
 
 _LEAST_RUNS = 4
 

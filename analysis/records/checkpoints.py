@@ -44,6 +44,8 @@ def refuse_steps(frame: pd.DataFrame, source: str) -> None:
     if column is None or "tokens" not in frame or (column == "step" and "run_id" in frame):
         return
     same = [name for name in _SAME_RUN if name in frame]
+    if not same:  # no table of runs, as the columns it lacks will tell
+        return
     for _, rows in frame.groupby(same, dropna=False):
         steps, tokens = (rows[name].to_list() for name in (column, "tokens"))
         if len(rows) > 1 and len({*steps}) == len({*tokens}) == len(rows):

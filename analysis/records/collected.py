@@ -19,19 +19,21 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.files import replace_text
 from analysis.records.checkpoints import refuse_one_run
+from analysis.records.columns import LOSSES
 from analysis.records.csv_file import read_csv
 from analysis.records.rows import (
     FIELDS,
     LEADING,
     Row,
     as_field,
+    as_text,
     column_order,
     flat_type_problem,
     unreadable,
 )
 from scaling.runs.record import FINAL, Status
 
-_ONE_RESULT = ("status", "tokens", "normalized_mse", "normalized_mse_ema")
+_ONE_RESULT = ("status", "tokens", *LOSSES)
 _TEXT = {*LEADING, *(name for name, field in FIELDS.items() if str in field.types)}
 
 
@@ -43,7 +45,7 @@ class Collected:
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return as_text(str(self.path))
 
     def rows(self) -> list[Row]:
         return read_rows(self.path)
@@ -130,7 +132,7 @@ def _cells(path: Path) -> pd.DataFrame:
 
 def _leading(path: Path) -> Row:
     """What a table made by hand may leave out."""
-    return {**dict.fromkeys(LEADING, ""), "status": str(Status.done), "source": str(path)}
+    return {**dict.fromkeys(LEADING, ""), "status": str(Status.done), "source": as_text(str(path))}
 
 
 def _values(name: str, cells: list[str]) -> list[Any]:
@@ -150,7 +152,7 @@ def _value(name: str, cell: str) -> Any:
         return None
     try:
         return as_field(name, json.loads(cell))
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or brackets without end
         # As other programs spell what JSON calls true and false.
         return {"True": True, "False": False}.get(cell, cell)
 

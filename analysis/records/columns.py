@@ -9,6 +9,9 @@ import pandas as pd
 
 from analysis.laws.forms import Array
 
+LOSSES = ("normalized_mse", "normalized_mse_ema")
+"""The result fields that are held-out losses."""
+DEFAULT_LOSS = LOSSES[0]
 SAME_BUDGET = 0.01
 """Budgets asked for are trained in whole batches: this near, relatively, two are one budget."""
 

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.files import checked_path
 
 _BROKEN = (
     *(ValueError, OverflowError),  # of what is in it; parser and decoding errors are ValueErrors
@@ -23,7 +22,6 @@ _BROKEN = (
 
 def read_csv(path: Path, *, name: str, remedy: str, **options: Any) -> pd.DataFrame:
     """`pandas.read_csv`. TableError "NAME is not a CSV table (why); REMEDY" where it cannot."""
-    checked_path(path)
     try:
         return pd.read_csv(path, **options)
     except _BROKEN as error:

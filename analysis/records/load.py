@@ -17,13 +17,8 @@ from analysis.errors import TableError
 from analysis.laws.forms import Array
 from analysis.records.checkpoints import refuse_repeated_runs
 from analysis.records.collected import read_rows
-from analysis.records.columns import budgets, numbers
-from analysis.records.exclusions import (
-    DEATH_MEASURES,
-    MOST_DEAD,
-    exclusions,
-    reasons,
-)
+from analysis.records.columns import DEFAULT_LOSS, LOSSES, budgets, numbers
+from analysis.records.exclusions import exclusions, reasons
 from analysis.records.mixtures import allowed, refuse_mixtures
 from analysis.records.rejected import REJECTED, Judged, refuse_rejected
 from analysis.records.rows import LEADING, Row, frame_of
@@ -37,21 +32,6 @@ from analysis.records.table import (
 )
 from scaling.runs.record import Status
 
-__all__ = [
-    "DEATH_MEASURES",
-    "DEFAULT_LOSS",
-    "MOST_DEAD",
-    "REJECTED",
-    "budgets",
-    "exclusions",
-    "load_runs",
-    "numbers",
-    "read_runs",
-    "refuse_mixtures",
-    "runs_table",
-]
-
-DEFAULT_LOSS = "normalized_mse"
 _OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params", "converged")
 
 
@@ -147,7 +127,5 @@ def runs_table(
 
 def _loss_of(frame: pd.DataFrame, loss: str) -> Array:
     if Status.done in set(frame["status"]) and loss not in frame:
-        raise TableError(
-            f"the records have no result field {loss}; choose normalized_mse or normalized_mse_ema."
-        )
+        raise TableError(f"the records have no result field {loss}; choose {' or '.join(LOSSES)}.")
     return numbers(frame, loss)

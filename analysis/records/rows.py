@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from scaling.runs.record import COST_FIELDS, RESULT_FIELDS, Field, Record, Status, problems_of
+from scaling.runs.record import COST_FIELDS, RESULT_FIELDS, Field, Record, Status, type_problems_of
 
 Row = dict[str, Any]
 
@@ -63,8 +63,7 @@ def type_problem(record: Record) -> str:
         return "result and cost must be objects"
     if not (isinstance(record.run_id, str) and isinstance(record.sweep, str)):
         return "run_id and sweep must be text"
-    problems = problems_of(record)
-    return next((problem for problem in problems if problem.endswith("wrong type")), "")
+    return next(iter(type_problems_of(record)), "")
 
 
 def flat_type_problem(row: Row) -> str:

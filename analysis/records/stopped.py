@@ -6,7 +6,7 @@ response: D*(n) fitted to budgets would be the law of whoever chose them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import pandas as pd
@@ -39,6 +39,15 @@ def _said(value: Any, source: str) -> bool | None:
     return _WORDS.get(word)
 
 
+def not_converged(
+    runs: Iterable[str], stopped: Sequence[bool | None], source: str
+) -> list[tuple[str, str]]:
+    """Each run whose tokens are none to convergence, and why. TableError where that is all."""
+    _refuse_none_converged(stopped, source)
+    rows = zip(runs, map(why_not, stopped), strict=True)
+    return [(run, reason) for run, reason in rows if reason]
+
+
 def why_not(stopped: bool | None) -> str:
     """Why a row's tokens are none to convergence; "" where they are."""
     if stopped is None:
@@ -46,7 +55,7 @@ def why_not(stopped: bool | None) -> str:
     return "" if stopped else f"{COLUMN} is false: the run came to its limit of tokens first"
 
 
-def refuse_none_converged(stopped: Sequence[bool | None], source: str) -> None:
+def _refuse_none_converged(stopped: Sequence[bool | None], source: str) -> None:
     """TableError where no row is left to fit tokens of."""
     if not any(stopped):
         raise TableError(

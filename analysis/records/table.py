@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,7 @@ from analysis.files import checked_path
 from analysis.laws.forms import Array
 from analysis.records.csv_file import read_csv
 from analysis.records.frame_checks import check_frame
-from analysis.records.stopped import (
-    refuse_budgets,
-    refuse_none_converged,
-    stopped_by_rule,
-    why_not,
-)
+from analysis.records.stopped import not_converged, refuse_budgets, stopped_by_rule
 
 LOSS_COLUMNS = ("normalized_mse", "loss")
 CONVERGENCE_COLUMNS = ("tokens_to_convergence", "tokens")
@@ -136,13 +132,15 @@ def table_from_frame(
     check_frame(frame, source=source, allow=allow)
     names = LOSS_COLUMNS if response == "loss" else CONVERGENCE_COLUMNS
     loss_name = _column(frame, names if loss is None else (loss,), source, optional=False)
+    axes = _axis_columns(frame, source, response)
     frame = frame.assign(_run=_run_names(frame, source))
     frame, dropped = _finished(frame)
     stopped = stopped_by_rule(frame, source)
     if response == "tokens":
         frame, unfinished = _to_convergence(frame, stopped, loss_name, source)
         dropped, stopped = (*dropped, *unfinished), None
-    points = {**_axes(frame, source, response), **_extra_axes(frame)}
+    points = {axis: _positive(frame, column, source) for axis, column in axes.items()}
+    points |= _extra_axes(frame)
     seeds = tuple(frame["seed"]) if "seed" in frame else (None,) * len(frame)
     values = (_losses if response == "loss" else _positive)(frame, loss_name, source)
     table = RunTable(
@@ -160,7 +158,7 @@ def _is_text(name: object) -> bool:
 def _column(frame: pd.DataFrame, choices: Sequence[str], source: str, *, optional: bool) -> str:
     found = next((name for name in choices if name in frame), "")
     if not found and not optional:
-        columns = ", ".join(map(str, frame.columns.drop("_run", errors="ignore")))
+        columns = ", ".join(map(str, frame.columns))
         raise TableError(
             f"{source} has no column {' or '.join(choices)}; its columns are: {columns}. "
             "Rename the column or add it."
@@ -168,10 +166,10 @@ def _column(frame: pd.DataFrame, choices: Sequence[str], source: str, *, optiona
     return found
 
 
-def _axes(frame: pd.DataFrame, source: str, response: str) -> dict[str, Array]:
-    """The common axes; tokens to convergence are no axis but the value fitted."""
+def _axis_columns(frame: pd.DataFrame, source: str, response: str) -> dict[str, str]:
+    """Of the common axes; tokens to convergence are no axis but the value fitted."""
     return {
-        axis: _positive(frame, column, source)
+        axis: column
         for axis, choices in _AXIS_COLUMNS.items()
         if axis != response
         and (column := _column(frame, choices, source, optional=axis == "tokens"))
@@ -220,10 +218,8 @@ def _to_convergence(
         if tokens == "tokens":
             refuse_budgets(frame, tokens, source)
         return frame, ()
-    refuse_none_converged(stopped, source)
-    rows = zip(frame["_run"], map(why_not, stopped), strict=True)
-    dropped = tuple(Dropped(run, reason) for run, reason in rows if reason)
-    return frame.loc[[value is True for value in stopped]], dropped
+    dropped = starmap(Dropped, not_converged(frame["_run"], stopped, source))
+    return frame.loc[[value is True for value in stopped]], tuple(dropped)
 
 
 def tokens_to_convergence(table: RunTable) -> RunTable:
@@ -237,9 +233,7 @@ def tokens_to_convergence(table: RunTable) -> RunTable:
             "nothing says which runs were trained to convergence, so their tokens are budgets; "
             "train with a stopping rule (train.stop.fall), which the column converged tells."
         )
-    refuse_none_converged(stopped, "the sweep")
-    rows = zip(table.runs, map(why_not, stopped), strict=True)
-    dropped = tuple(Dropped(run, reason) for run, reason in rows if reason)
+    dropped = starmap(Dropped, not_converged(table.runs, stopped, "the sweep"))
     kept = table.select(np.array([value is True for value in stopped], dtype=bool))
     points = {axis: v for axis, v in kept.points.items() if axis not in ("tokens", "flops")}
     return replace(

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from analysis.errors import TableError
-from analysis.files import replace_text
+from analysis.files import cannot_write, replace_text
 from analysis.records.rows import Row
 from analysis.records.wandb_rows import Copied
 
@@ -52,12 +52,8 @@ class RunCache:
 
     def keep(self, copy: Copied) -> None:
         """Raises TableError where the disk does not take it."""
-        file = self._file(copy.run_id, ".json")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _cannot_write(file, error) from error
-        replace_text(file, json.dumps(asdict(copy)), remedy=_REMEDY)
+        with self._writing(copy.run_id, ".json") as file:
+            replace_text(file, json.dumps(asdict(copy)), remedy=_REMEDY)
 
     def history(self, run_id: str) -> tuple[list[Row], bool]:
         """Rows read so far, and whether these are all of a finished run."""
@@ -71,13 +67,18 @@ class RunCache:
         lines = [*rows, *([_COMPLETE] if complete else [])]
         if not lines:
             return
-        file = self._file(run_id, ".history.jsonl")
+        with self._writing(run_id, ".history.jsonl") as file, file.open("a") as stream:
+            stream.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    @contextmanager
+    def _writing(self, run_id: str, suffix: str) -> Iterator[Path]:
+        """The file of a run, in a folder that is there."""
+        file = self._file(run_id, suffix)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with file.open("a") as stream:
-                stream.write("".join(json.dumps(line) + "\n" for line in lines))
+            yield file
         except OSError as error:
-            raise _cannot_write(file, error) from error
+            raise cannot_write(file, error.strerror, _REMEDY) from error
 
     def _lines(self, run_id: str) -> list[Row]:
         """Whole lines; what a kill cut short is removed, or the next row would be joined to it."""
@@ -103,7 +104,3 @@ def cache_root() -> Path:
     """$XDG_CACHE_HOME/sae-scaling/wandb, in ~/.cache by default."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root, "sae-scaling", "wandb")
-
-
-def _cannot_write(path: Path, error: OSError) -> TableError:
-    return TableError(f"cannot write {path} ({error.strerror}); {_REMEDY}.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import TableError
-from analysis.records.rows import Row, unreadable
+from analysis.records.rows import Row, as_text, unreadable
 from analysis.records.wandb_file import entries
 from analysis.records.wandb_reader import parse_entry
 from analysis.records.wandb_rows import (
@@ -43,7 +43,7 @@ class OfflineFolder:
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return as_text(str(self.path))
 
     def rows(self) -> list[Row]:
         copies = self._copies(None, history=False)
@@ -57,7 +57,7 @@ class OfflineFolder:
             yield copy.run_id, copy.history
 
     def _row(self, copy: OfflineCopy) -> Row:
-        folder = str(copy.files[-1].parent)
+        folder = as_text(str(copy.files[-1].parent))
         if copy.damage or not copy.begun:
             problem = copy.damage or _nothing_in(copy.files[-1])
             return unreadable(copy.run_id, problem, folder=folder, source=self.name)
@@ -66,7 +66,7 @@ class OfflineFolder:
     def _copies(self, runs: Collection[str] | None, *, history: bool) -> list[OfflineCopy]:
         copies: dict[str, OfflineCopy] = {}
         for file in wandb_files(self.path):
-            run_id = file.stem.removeprefix("run-")
+            run_id = as_text(file.stem.removeprefix("run-"))
             if runs is None or run_id in runs:
                 _read_into(copies.setdefault(run_id, OfflineCopy(run_id)), file, history=history)
         return list(copies.values())

@@ -21,9 +21,9 @@ from analysis.records.rows import (
     unreadable,
 )
 from scaling.runs.record import FINAL, RESULT_FIELDS, Status
+from scaling.runs.store import EVALUATION_IN_SUMMARY
 
 FINISHED = "finished"
-_EVALUATION = "evaluation/"  # as scaling.runs.wandb_mirror writes it
 _STATUS_OF_STATE = {
     FINISHED: Status.done,
     **dict.fromkeys(("crashed", "failed", "killed"), Status.failed),
@@ -89,9 +89,9 @@ def row_of_copy(copy: Copied, *, source: str, folder: str = "") -> Row:
 def _evaluation(summary: Mapping[str, Any]) -> Row:
     """Columns of the numbers of evaluation.json, which the mirror sends under a prefix."""
     numbers = {
-        name.removeprefix(_EVALUATION): plain(value)
+        name.removeprefix(EVALUATION_IN_SUMMARY): plain(value)
         for name, value in summary.items()
-        if name.startswith(_EVALUATION)
+        if name.startswith(EVALUATION_IN_SUMMARY)
     }
     columns, problem = evaluation_columns(numbers)
     return {**columns, "evaluation_error": problem} if problem else columns
@@ -101,7 +101,7 @@ def _decoded(name: str, value: Any) -> Any:
     """Objects and lists are sent as JSON text; what is none stays, and is of the wrong type."""
     if not {dict, list} & {*FIELDS[name].types} or not isinstance(value, str):
         return value
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(value)
     return value
 

@@ -22,7 +22,8 @@ from analysis.command import (
 from analysis.errors import TableError
 from analysis.files import checked_path
 from analysis.fitting.fit import METHODS
-from analysis.records.load import DEFAULT_LOSS, load_runs
+from analysis.records.columns import DEFAULT_LOSS, LOSSES
+from analysis.records.load import load_runs
 from analysis.report import page
 from analysis.report.body import Drawings, body, drawings
 from analysis.report.contents import Contents, contents
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "--method", choices=METHODS, default=METHODS[0], help="default: %(default)s"
     )
     parser.add_argument("--clusters", help="runs that may share errors: n, seed, cell, or n,seed")
-    parser.add_argument("--loss", default=DEFAULT_LOSS, help="normalized_mse or normalized_mse_ema")
+    parser.add_argument("--loss", default=DEFAULT_LOSS, help=" or ".join(LOSSES))
     parser.add_argument(
         "--allow", action="append", default=[], metavar="COLUMN", help="let runs differ in COLUMN"
     )

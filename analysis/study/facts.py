@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from analysis.records.load import budgets, numbers
+from analysis.records.columns import budgets, numbers
 
 _COMMIT_DIGITS = 12
 _RECIPE = ("batch_tokens", "dead_after_tokens", "k_aux", "decay_fraction")

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from analysis.records.load import DEATH_MEASURES, MOST_DEAD, numbers
+from analysis.records.columns import numbers
+from analysis.records.exclusions import DEATH_MEASURES, MOST_DEAD
 
 # A held-out loss this far above the training loss moves a law by more than runs scatter.
 _MOST_GAP = 0.02

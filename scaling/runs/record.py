@@ -237,6 +237,16 @@ def problems_of(record: Record) -> list[str]:
     ]
 
 
+def type_problems_of(record: Record) -> list[str]:
+    """Those of `problems_of` that are values of a wrong type."""
+    if record.status is not Status.done:
+        return []
+    return [
+        *_mistyped("result", record.result, RESULT_FIELDS),
+        *_mistyped("cost", record.cost, COST_FIELDS),
+    ]
+
+
 def _section_problems(name: str, values: dict[str, Any], schema: dict[str, Field]) -> list[str]:
     missing = [
         f"{name}.{key} is missing"
@@ -244,12 +254,15 @@ def _section_problems(name: str, values: dict[str, Any], schema: dict[str, Field
         if key not in values and not wanted.optional
     ]
     unknown = [f"{name}.{key} is not in the schema" for key in values if key not in schema]
-    mistyped = [
+    return missing + unknown + _mistyped(name, values, schema)
+
+
+def _mistyped(name: str, values: dict[str, Any], schema: dict[str, Field]) -> list[str]:
+    return [
         f"{name}.{key} = {values[key]!r} has the wrong type"
         for key, wanted in schema.items()
         if key in values and not _has_type(values[key], wanted.types)
     ]
-    return missing + unknown + mistyped
 
 
 def _has_type(value: Any, types: tuple[type, ...]) -> bool:

@@ -31,6 +31,9 @@ _SETTLED = ("execution",)
 """Parts of a plan that its first launch on a mesh fixes."""
 _ONE_PROCESS = {"dp": 1, "latent": 1}
 
+EVALUATION_IN_SUMMARY = "evaluation/"
+"""Before the names of evaluation.json's numbers in W&B's summary, which has logged metrics too."""
+
 
 def evaluation_numbers(data: bytes) -> dict[str, float]:
     """The numbers at the top of an evaluation.json. `ValueError` where it is no JSON object."""

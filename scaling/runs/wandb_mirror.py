@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.runs.record import FINAL, Record, Status
-from scaling.runs.store import RunFolder, SweepStore, evaluation_numbers
+from scaling.runs.store import EVALUATION_IN_SUMMARY, RunFolder, SweepStore, evaluation_numbers
 from scaling.storage.atomic import read_json, write_json
 from scaling.storage.lease import Lease
 
@@ -32,8 +32,6 @@ POLL_S = 2.0
 GAVE_UP = 3
 """Exit code when W&B is absent or refuses; the reason is the last line of stderr."""
 _LEASE_TIMEOUT_S = 60.0
-_EVALUATION = "evaluation/"
-"""Before the names of evaluation.json's numbers in a summary, which holds logged metrics too."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class WandbLogger:
 
     def summarize(self, record: Record, evaluation: Mapping[str, float]) -> None:
         cost = {name: _flat(value) for name, value in record.cost.items()}
-        measured = {f"{_EVALUATION}{name}": value for name, value in evaluation.items()}
+        measured = {f"{EVALUATION_IN_SUMMARY}{name}": value for name, value in evaluation.items()}
         row = {**record.result, **cost, **measured, "status": str(record.status)}
         self._run.summary.update(row)
 
@@ -270,8 +268,8 @@ def _fingerprints(*paths: Path) -> list[tuple[int, int]]:
 
 def _evaluation(folder: RunFolder) -> dict[str, float]:
     """What there is of it: a damaged file is no reason to keep back the run."""
-    with suppress(OSError, ValueError, RecursionError):
-        return evaluation_numbers(folder.evaluation_path.read_bytes())
+    with suppress(ValueError, RecursionError):
+        return evaluation_numbers(_content(folder.evaluation_path) or b"{}")
     return {}
 
 
@@ -282,7 +280,15 @@ def _flat(value: Any) -> Any:
 
 def _digest(path: Path) -> str | None:
     """Of a file's content; None where there is none."""
-    return sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
+    content = _content(path)
+    return None if content is None else sha256(content).hexdigest()[:12]
+
+
+def _content(path: Path) -> bytes | None:
+    """None where there is no file, or none that can be read."""
+    with suppress(OSError):
+        return path.read_bytes()
+    return None
 
 
 def _cursor_path(folder: RunFolder) -> Path:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +186,6 @@ _COLUMNS = (
 )
 
 
-@pytest.mark.skipif(
-    find_spec("analysis.records.wandb_reader") is None, reason="analysis reads no W&B yet"
-)
 def test_analysis_loads_the_project_as_it_loads_the_folder(
     door: Gateway, sent: SweepStore, tmp_path: Path
 ):

@@ -22,13 +22,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from analysis.counts import short_count
 from analysis.laws.forms import Array
+from analysis.palette import ORDERED
 from analysis.records.table import RunTable
 from analysis.study.study import Study
 
 INK = "#010203"
-_SCALE = LinearSegmentedColormap.from_list(
-    "ordered", ["#3f7fd0", "#1f9e93", "#a58a1c", "#dc6b2f", "#b8438e"]
-)
+_SCALE = LinearSegmentedColormap.from_list("ordered", ORDERED)
 STYLE: dict[Any, Any] = {
     **{"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK},
     **{"xtick.color": INK, "ytick.color": INK, "axes.titlesize": 10, "font.size": 9},

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.judgement.holdout import Holdout
-from analysis.records.load import numbers
+from analysis.records.columns import numbers
 from analysis.report import page
 from analysis.report.sections.cells import cell_of
 from analysis.study.study import Study

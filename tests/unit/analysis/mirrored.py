@@ -14,15 +14,20 @@ from fabricate import write_record
 
 ROOT = Path(__file__).parents[3]
 
-# The mirror without its command line, which waits for idle cores.
+# The mirror without its command line, which waits for idle cores. Once for each state: the files
+# NAME.STATE are what runs have left by then.
 _MIRROR = """
 import argparse, pathlib, sys
 from scaling.runs.store import SweepStore
 from scaling.runs.wandb_mirror import SweepMirror
-mirror = SweepMirror(SweepStore(pathlib.Path(sys.argv[1])),
-                     argparse.Namespace(project="laws", entity=None, tag=[]))
-mirror.update()
-mirror.close()
+sweep = pathlib.Path(sys.argv[1])
+options = argparse.Namespace(project="laws", entity=None, tag=[])
+for state in sys.argv[2:]:
+    for file in sweep.glob(f"*/*.{state}"):
+        file.replace(file.with_suffix(""))
+    mirror = SweepMirror(SweepStore(sweep), options)
+    mirror.update()
+    mirror.close()
 """
 
 
@@ -34,9 +39,9 @@ def write_run(sweep: Path, row: dict[str, Any], curve: Iterable[dict[str, Any]])
     (run / "metrics.jsonl").write_text("".join(lines))
 
 
-def mirror(sweep: Path) -> Path:
-    """Mirror the sweep offline; returns the folder of W&B's files."""
+def mirror(sweep: Path, *states: str) -> Path:
+    """Mirror the sweep offline, once per state; returns the folder of W&B's files."""
     environment = {**os.environ, "WANDB_MODE": "offline"}
-    command = [sys.executable, "-c", _MIRROR, str(sweep)]
+    command = [sys.executable, "-c", _MIRROR, str(sweep), *(states or ("now",))]
     subprocess.run(command, check=True, timeout=120, env=environment, cwd=ROOT)
     return sweep / "wandb"

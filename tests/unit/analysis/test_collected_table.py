@@ -18,6 +18,7 @@ from analysis.records.rows import Row
 
 CELLS = demo_cells((256, 512))
 ODD = Cell(2048, 4, 250_000)
+DEEP = "[" * 100_000
 FAILURE = {"type": "RuntimeError", "message": 'out of "memory",\nsaid it', "traceback": None}
 
 
@@ -149,6 +150,7 @@ def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
         ("k", "4.5", "result.k = 4.5 has the wrong type"),
         ("normalized_mse", "[1]", r"result.normalized_mse = [1] has the wrong type"),
         ("versions", "torch 2", "cost.versions = 'torch 2' has the wrong type"),
+        ("versions", DEEP, f"cost.versions = {DEEP!r} has the wrong type"),
     ],
 )
 def test_a_line_with_a_wrong_value_is_unreadable(

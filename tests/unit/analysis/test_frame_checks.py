@@ -65,6 +65,15 @@ def test_checkpoints_of_one_run_passed_as_runs(column: str) -> None:
         table_from_frame(frame, source="it")
 
 
+@pytest.mark.parametrize("response", ["loss", "tokens"])
+@pytest.mark.parametrize("left", [["k"], ["n_latents"], []])
+def test_a_table_without_sizes_is_told_what_it_lacks(left: list[str], response: str) -> None:
+    frame = _frame().assign(step=range(56))[[*left, "tokens", "normalized_mse", "step"]]
+    lacking = "k" if "n_latents" in left else "n_latents or n"
+    with pytest.raises(TableError, match=f"it has no column {lacking}; its columns are"):
+        table_from_frame(frame, source="it", response=response)
+
+
 def test_runs_with_their_last_step_are_no_checkpoints() -> None:
     steps = [cell.tokens // 256 for cell in CELLS]
     named = _frame().assign(step=steps, run_id=[f"run{i}" for i in range(56)])

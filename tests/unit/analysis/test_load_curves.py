@@ -140,6 +140,20 @@ def test_names_that_are_not_utf8_are_spelled_out(tmp_path: Path) -> None:
     assert load_curves(tmp_path, runs=["\\udcff<b>"])["step"].tolist() == [1]
 
 
+def test_names_of_tables_and_offline_folders_are_spelled_out_too(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/w\xff"
+    offline = Path(os.fsdecode(folder)) / "offline-run-1-a"
+    offline.mkdir(parents=True)
+    (offline / os.fsdecode(b"run-a\xe9.wandb")).touch()
+    table = Path(os.fsdecode(folder)) / "t.csv"
+    table.write_text("run_id,status\nb,planned\n")
+    frame = load_runs([offline.parent, table], allow="rejected")
+    assert frame["run_id"].tolist() == ["a\\udce9", "b"]
+    assert [Path(name).name for name in frame["source"]] == ["w\\udcff", "t.csv"]
+    assert all("/w\\udcff" in name for name in (*frame["source"], frame["folder"][0]))
+    write_rows_as_table(tmp_path / "t.csv", frame.to_dict("records"))
+
+
 def test_runs_and_columns_can_be_chosen(tmp_path: Path) -> None:
     for run_id in ("a", "b", "c"):
         make_run(tmp_path, run_id, [1, 2])

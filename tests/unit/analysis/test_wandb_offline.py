@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from fabricate import Cell, record, write_record
+from mirrored import mirror
 
 from analysis.errors import TableError
 from analysis.records import load_curves, load_runs
@@ -22,7 +22,6 @@ from analysis.records.wandb_file import entries
 from analysis.records.wandb_offline import wandb_files
 from scaling.runs.record import COST_FIELDS, RESULT_FIELDS
 
-ROOT = Path(__file__).parents[3]
 CONFIG = {
     "autoencoder": {"n_latents": 512, "k": 8},
     "train": {"seed": 3, "tokens": 9, "lr": None},
@@ -31,22 +30,6 @@ CONFIG = {
 EVALUATION = {"kl": 0.125, "loss_recovered": 0.97, "k": 9, "note": "not a number"}
 COPIED = [*RESULT_FIELDS, *COST_FIELDS, "kl", "loss_recovered", "evaluation_error"]
 FAILURE = {"type": "RuntimeError", "message": "x", "traceback": None, "rank": 0}
-
-
-# The mirror without its command line, which waits for idle cores; `later` is what a resume leaves.
-MIRROR = """
-import argparse, pathlib, sys
-from scaling.runs.store import SweepStore
-from scaling.runs.wandb_mirror import SweepMirror
-sweep = pathlib.Path(sys.argv[1])
-options = argparse.Namespace(project="laws", entity=None, tag=[])
-for state in ("first", "later"):
-    for file in sweep.glob(f"*/*.{state}"):
-        file.replace(file.with_suffix(""))
-    mirror = SweepMirror(SweepStore(sweep), options)
-    mirror.update()
-    mirror.close()
-"""
 
 
 def make_run(sweep: Path, row: dict[str, Any], steps: range, state: str = "first") -> Path:
@@ -60,16 +43,6 @@ def make_run(sweep: Path, row: dict[str, Any], steps: range, state: str = "first
     (run / f"metrics.jsonl.{state}").write_text(text)
     (run / "record.json").replace(run / f"record.json.{state}")
     return run
-
-
-def mirror(sweep: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-c", MIRROR, str(sweep)],
-        check=True,
-        timeout=60,
-        env={**os.environ, "WANDB_MODE": "offline"},
-        cwd=ROOT,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +59,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     running = record(Cell(512, 8, 250_000), 0.25, run_id="d" * 12)
     make_run(sweep, running | {"status": "running", "result": {}, "cost": {}}, range(1, 3))
     make_run(sweep, resumed, range(3, 8), "later")  # again from step 3
-    mirror(sweep)
+    mirror(sweep, "first", "later")
     return sweep
 
 

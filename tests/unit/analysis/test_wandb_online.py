@@ -17,6 +17,7 @@ from analysis.records.collected import write_rows
 from analysis.records.load import runs_table
 from analysis.records.pace import Pace
 from analysis.records.rows import Row
+from analysis.records.wandb_cache import RunCache
 from analysis.records.wandb_online import WandbProject
 
 CELLS = demo_cells((256, 512, 1024))
@@ -111,9 +112,10 @@ def test_numbers_that_w_and_b_spells_otherwise(server: FakeServer, tmp_path: Pat
 def test_numbers_of_an_evaluation_are_columns(server: FakeServer, tmp_path: Path) -> None:
     run = server.runs[0]
     run.summary_values |= {"evaluation/kl": 0.125, "evaluation/x": "NaN", "evaluation/k": 99}
-    run.summary_values |= {"versions": "torch 2"}
+    deep = "[" * 100_000
+    run.summary_values |= {"versions": deep}
     first, second = project(server, tmp_path).rows()[:2]
-    assert first["error"] == "cost.versions = 'torch 2' has the wrong type"
+    assert first["error"] == f"cost.versions = {deep!r} has the wrong type"
     assert second["versions"] == records()[1]["cost"]["versions"]
     run.summary_values |= {"versions": "{}"}
     row = by_id(project(server, tmp_path / "other").rows())[run.id]
@@ -301,8 +303,11 @@ def test_another_programs_runs_with_the_columns_are_read(
 
 def test_an_unwritable_cache_is_named(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "w.example").write_text("a file where a folder should be")
-    with pytest.raises(TableError, match="set XDG_CACHE_HOME to a writable folder"):
+    remedy = "set XDG_CACHE_HOME to a writable folder"
+    with pytest.raises(TableError, match=remedy):
         project(server, tmp_path).rows()
+    with pytest.raises(TableError, match=remedy):
+        RunCache.of("https://w.example", "lab", "laws", tmp_path).add_history("a", [{"step": 1}])
 
 
 def test_fits_take_a_project(server: FakeServer, tmp_path: Path) -> None:

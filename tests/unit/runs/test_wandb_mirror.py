@@ -202,6 +202,16 @@ def test_what_was_evaluated_later_is_sent_once(
     assert _sent_evaluation(notes) == {}
 
 
+def test_an_evaluation_that_cannot_be_read_keeps_back_nothing(store: SweepStore, fake_wandb):
+    notes = fake_wandb(_RECORDING_WANDB)
+    folder = store.folder("a")
+    _write(folder, (1, 2), Status.done)
+    folder.evaluation_path.mkdir()
+    assert _mirror(store).returncode == 0
+    assert _sent_evaluation(notes) == {}
+    assert not wandb_mirror.Cursor.of(folder).lacks(folder)
+
+
 def _sent_evaluation(notes: Path) -> dict[str, Any]:
     """Of the last summary sent."""
     events = [json.loads(line) for line in notes.read_text().splitlines()]
