@@ -13,6 +13,7 @@ from scipy.optimize import least_squares
 
 from analysis.errors import TableError
 from analysis.fitting import robust
+from analysis.fitting.batched import huber_weights
 from analysis.fitting.checks import check_usable
 from analysis.laws.forms import Array, Design, Points
 from analysis.laws.law import Law, logs_of
@@ -63,14 +64,21 @@ class Fit:
     @property
     def huber_limit(self) -> float:
         """Residual beyond which a run weighs less; none for least squares."""
-        return np.inf if self.scale is None else robust.LINEAR_FROM * self.scale
+        return np.inf if self.scale is None else robust.limit_of(self.scale)
 
     @property
     def weights(self) -> Array:
         """What each run weighs in the fit, [M]: 1, or less where a robust fit found it far off."""
-        if self.scale is None:
-            return np.ones(len(self.table))
-        return robust.weights_at(self.residuals, self.scale)
+        return huber_weights(self.residuals, self.huber_limit)
+
+    @property
+    def clipped(self) -> Array:
+        """Residuals [M], of runs beyond `huber_limit` that limit: what each pulls with."""
+        return np.clip(self.residuals, -self.huber_limit, self.huber_limit)
+
+    @property
+    def share_unclipped(self) -> float:
+        return float(np.mean(np.abs(self.residuals) < self.huber_limit))
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -96,17 +104,28 @@ class Fit:
         return _full_rank(self.jacobian)
 
     @cached_property
-    def centered_covariance(self) -> Array:
-        """[P, P]; the pseudo-inverse stands in where the Jacobian has lost a rank."""
+    def bread(self) -> Array:
+        """(J'J)^-1, [P, P]; the pseudo-inverse where the Jacobian has lost a rank."""
         inverse = np.linalg.pinv(self.jacobian.T @ self.jacobian, hermitian=True)
-        return self.parameter_variance * np.asarray(inverse, dtype=np.float64)
+        return np.asarray(inverse, dtype=np.float64)
+
+    @cached_property
+    def tangent(self) -> Array:
+        """Orthonormal columns [M, rank] that span the Jacobian's: where ln L can move the fit."""
+        left, singular, _ = np.linalg.svd(self.jacobian, full_matrices=False)
+        return left[:, singular > RANK_TOLERANCE * singular[0]]
+
+    @cached_property
+    def centered_covariance(self) -> Array:
+        """[P, P], of the coefficients in centered logs."""
+        return self.parameter_variance * self.bread
 
     @property
     def parameter_variance(self) -> float:
         """s^2 of s^2 (J'J)^-1: the variance, or for a robust fit that of its clipped residuals."""
         if self.scale is None:
             return self.variance
-        return robust.parameter_variance(self.residuals, self.scale, len(self.centered))
+        return robust.parameter_variance(self.clipped, self.share_unclipped, len(self.centered))
 
     @cached_property
     def covariance(self) -> Array:

@@ -147,11 +147,8 @@ def _averaging(points: pd.DataFrame, cells: pd.DataFrame) -> Array:
 
 def _noise_residuals(fit: Fit) -> Array:
     """Residuals [M, draws] that least squares would leave of independent normal errors."""
-    basis, triangle = np.linalg.qr(fit.jacobian)
-    diagonal = np.abs(np.diag(triangle))
-    basis = basis[:, diagonal > 1e-9 * diagonal.max()]
     draws = np.random.default_rng(_SEED).standard_normal((len(fit.residuals), _N_DRAWS))
-    return draws - basis @ (basis.T @ draws)
+    return draws - fit.tangent @ (fit.tangent.T @ draws)
 
 
 def _judge(axis: str, cells: pd.DataFrame, observed: Array, noise: Array) -> SignRuns:
