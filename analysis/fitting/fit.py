@@ -203,8 +203,7 @@ class _Best(NamedTuple):
 
 def _best_of(design: Design, log_loss: Array, starts: Array, method: Method) -> _Best:
     """The lowest cost over all starts; of equal ones, the first of full rank."""
-    scale = float(np.std(log_loss)) or 1.0
-    tried, robust_scale = [_solve(design, log_loss, start, scale) for start in starts], None
+    tried, robust_scale = [solve(design, log_loss, start) for start in starts], None
     if method == "huber":
         tried, robust_scale = _made_robust(design, log_loss, tried)
     finished = [t for t in tried if t.converged] or tried
@@ -225,8 +224,8 @@ def _best_of(design: Design, log_loss: Array, starts: Array, method: Method) -> 
 
 
 def _made_robust(
-    design: Design, log_loss: Array, tried: list[_Solution]
-) -> tuple[list[_Solution], float]:
+    design: Design, log_loss: Array, tried: list[Solution]
+) -> tuple[list[Solution], float]:
     """Huber's fit from the optimum of every start: outliers may have made the worse one best."""
     usable = [t for t in tried if np.isfinite(t.cost)]
     optima, which = _different(np.array([t.coefficients for t in usable]))
@@ -255,16 +254,20 @@ def _different(coefficients: Array) -> tuple[Array, list[int]]:
     return np.array(kept), which
 
 
-class _Solution(NamedTuple):
-    coefficients: Array
-    cost: float
+class Solution(NamedTuple):
+    """Where one start ended."""
+
+    coefficients: Array  # [P]
+    cost: float  # half the sum of squares; not finite where the start ran to infinity
     converged: bool
     full_rank: bool
     n_evaluations: int
 
 
-def _solve(design: Design, log_loss: Array, start: Array, scale: float) -> _Solution:
+def solve(design: Design, log_loss: Array, start: Array) -> Solution:
+    """Least squares of ln loss [M] from one start [P], by Levenberg and Marquardt."""
     # Scaled to O(1): an objective of 1e-3 would meet absolute tolerances before its optimum.
+    scale = float(np.std(log_loss)) or 1.0
     result = least_squares(
         lambda c: (design.log_value(c) - log_loss) / scale,
         start,
@@ -278,9 +281,11 @@ def _solve(design: Design, log_loss: Array, start: Array, scale: float) -> _Solu
     )
     cost = float(result.cost) * scale**2
     converged = result.status > 0 and bool(np.isfinite(cost))
-    return _Solution(result.x, cost, converged, _full_rank(result.jac), result.nfev)
+    return Solution(result.x, cost, converged, _full_rank(result.jac), result.nfev)
 
 
 def _full_rank(jacobian: Array) -> bool:
+    if not np.isfinite(jacobian).all():
+        return False
     singular = np.linalg.svd(jacobian, compute_uv=False)
     return bool(singular[-1] > RANK_TOLERANCE * singular[0])
