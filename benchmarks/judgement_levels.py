@@ -70,8 +70,12 @@ def main() -> None:
     print("|---" * (len(laws) + 1) + "|")
     for test in dict.fromkeys(test for test, _ in p):
         values = (np.array(p[test, law]) for law in laws)
-        shares = (f"{np.mean(v < 0.05):.0%}, {np.mean(v < 0.01):.0%}" for v in values)
-        print(f"| {test} | " + " | ".join(shares) + " |")
+        print(f"| {test} | " + " | ".join(map(shares, values)) + " |")
+
+
+def shares(p: np.ndarray) -> str:
+    """Of data sets with p below 5% and 1%; "-" for a test that could not be made of any."""
+    return "-" if np.isnan(p).all() else f"{np.mean(p < 0.05):.0%}, {np.mean(p < 0.01):.0%}"
 
 
 if __name__ == "__main__":

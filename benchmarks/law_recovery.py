@@ -24,9 +24,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import least_squares
 
-from analysis.fitting.fit import Fit, fit_law
+from analysis.fitting.fit import Fit, fit_law, solve
 from analysis.laws.forms import Array, Points
 from analysis.laws.joint import LatentsAndK, LatentsKTokens, OfSizes
 from analysis.records.table import RunTable
@@ -75,7 +74,7 @@ def designs() -> tuple[Design, ...]:
     paper = list(product(2.0 ** np.arange(11, 20), 2.0 ** np.arange(5, 10)))
     budgets = [(n, k, _D_STAR * (n / 2**15) ** _BUDGET_EXPONENT) for n, k in paper]
     ladders = [(n, k, share * tokens) for n, k, tokens in budgets for share in _LADDER]
-    demo = [(n, k, d) for n, k, d in _demo_cells()]
+    demo = list(_demo_cells())
     common = [cell for cell in demo if cell[2] == 5e5]
     # 1/64 of D*(n) leaves a run 41% above its limit, D*(n) itself 3%.
     long = LatentsKTokens(*_PAPER, D0=_D_STAR / 256, s=_BUDGET_EXPONENT, c=0.65, n0=2.0**15)
@@ -169,15 +168,8 @@ def _is_wrong(fit: Fit, design: Design) -> bool:
     """Does a fit begun at the truth end lower?"""
     law = design.law
     at_truth = np.linalg.solve(law.form.uncenter(fit.center), design.truth.coefficients())
-    forms, log_loss = fit.design(fit.table.points), fit.table.log_loss
-    found = least_squares(
-        lambda c: 100 * (forms.log_value(c) - log_loss),
-        at_truth,
-        jac=lambda c: 100 * forms.value_and_jacobian(c)[1],  # pyright: ignore
-        x_scale="jac",
-        **{"method": "lm", "ftol": 1e-13, "xtol": 1e-13, "gtol": 1e-13},
-    )
-    return bool(fit.half_sum_of_squares > found.cost / 1e4 * (1 + _WRONG))
+    found = solve(fit.design(fit.table.points), fit.table.log_loss, at_truth)
+    return fit.half_sum_of_squares > found.cost * (1 + _WRONG)
 
 
 def _independent_table(design: Design, tally: Tally, seconds: float) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/unit/analysis"))
-from fabricate import PLANTED, Cell, demo_cells, points_of
-from planted_fit import D_MODEL, table_of
+from fabricate import PLANTED, Cell, demo_cells, planted_table, points_of
+from planted_fit import D_MODEL, best_variance, small_problem
 
 from analysis.fitting.fit import fit_law
 from analysis.laws.joint import LatentsKTokensTilted
@@ -53,7 +52,7 @@ def coverage_table(n_sets: int) -> None:
     quantities = ("n", "tokens", "loss")
     inside: dict[str, list[list[bool]]] = {"delta method": [], "400 refits": [], "drawn laws": []}
     for seed in range(n_sets):
-        table = table_of(PLANTED, demo_cells(), NOISE, seed)
+        table = planted_table(PLANTED, demo_cells(), NOISE, seed)
         fitted = fit_table(LatentsKTokensTilted, table, n_bootstrap=400, seed=seed)
         stored = of_fitted(fitted, D_MODEL)
         assert fitted.refits is not None
@@ -91,10 +90,8 @@ def subset_table() -> None:
     """Small problems of which every subset can be tried."""
     excess, blind = [], []
     for seed in range(300):
-        problem, rng = small_problem(seed), np.random.default_rng(seed)
-        choices = product(range(problem.limit + 1), repeat=len(problem.cost_J))
-        paid = (np.array(c) for c in choices if np.dot(c, problem.cost_J) <= problem.budget)
-        best = min(map(problem.variance, paid))
+        problem, rng = small_problem(seed, 8), np.random.default_rng(seed)
+        best = best_variance(problem)
         excess.append(choose(problem).variances[-1] / best - 1)
         chance = [problem.variance(random_choice(problem, rng)) for _ in range(50)]
         blind.append(np.median(chance) / best - 1)
@@ -102,21 +99,6 @@ def subset_table() -> None:
     print("\n| 300 small problems | best of all subsets found | worst variance above it | blind |")
     print("|---|---|---|---|")
     print(f"| | {exact:.1%} | {max(excess):.1%} | {np.median(blind):.0%} above it (median) |")
-
-
-def small_problem(seed: int) -> Problem:
-    """5 to 8 candidates of costs and lengths spread over decades, bought up to twice."""
-    rng = np.random.default_rng(seed)
-    n_candidates, n_parameters = rng.integers(5, 9), rng.integers(2, 6)
-    size = np.exp(rng.normal(0, 1, (n_candidates, 1)))
-    cost = np.exp(rng.normal(0, 1.2, n_candidates))
-    return Problem(
-        candidates_JP=size * rng.standard_normal((n_candidates, n_parameters)),
-        targets_TP=rng.standard_normal((rng.integers(1, 3), n_parameters)),
-        cost_J=cost,
-        budget=float(cost.sum() * rng.uniform(0.2, 0.6)),
-        limit=int(rng.integers(1, 3)),
-    )
 
 
 def design_table(n_plans: int) -> None:
@@ -127,7 +109,7 @@ def design_table(n_plans: int) -> None:
     errors: dict[str, list[float]] = {"as they are": [], "designed": [], "blind": []}
     foretold: dict[str, list[float]] = {name: [] for name in errors}
     for seed in range(n_plans):
-        first = table_of(PLANTED, demo_cells(), NOISE, seed)
+        first = planted_table(PLANTED, demo_cells(), NOISE, seed)
         fit = fit_table(LatentsKTokensTilted, first, n_bootstrap=0)
         design = design_runs(of_fitted(fit), grid, TARGET, cost, LARGEST, replicates=2)
         errors["as they are"].append(float(fit.fit.log_predict(TARGET)[0] - truth))
@@ -140,7 +122,7 @@ def design_table(n_plans: int) -> None:
         columns = [grid[axis].repeat(counts) for axis in ("n", "k", "tokens")]
         blind = [Cell(*map(round, cell)) for cell in zip(*columns, strict=True)]
         for name, cells in (("designed", designed), ("blind", blind)):
-            table = table_of(PLANTED, [*demo_cells(), *cells], NOISE, seed=10_000 + seed)
+            table = planted_table(PLANTED, [*demo_cells(), *cells], NOISE, seed=10_000 + seed)
             again = fit_law(LatentsKTokensTilted, table)
             errors[name].append(float(again.log_predict(TARGET)[0] - truth))
     print(f"\n| runs ({n_plans} planted sweeps) | foretold sd | rms error of ln L | +- |")

@@ -13,6 +13,7 @@ from scipy.optimize import least_squares
 
 from analysis.errors import TableError
 from analysis.fitting import robust
+from analysis.fitting.batched import huber_weights
 from analysis.fitting.checks import check_usable
 from analysis.laws.forms import Array, Design, Points
 from analysis.laws.law import Law, logs_of
@@ -63,14 +64,21 @@ class Fit:
     @property
     def huber_limit(self) -> float:
         """Residual beyond which a run weighs less; none for least squares."""
-        return np.inf if self.scale is None else robust.LINEAR_FROM * self.scale
+        return np.inf if self.scale is None else robust.limit_of(self.scale)
 
     @property
     def weights(self) -> Array:
         """What each run weighs in the fit, [M]: 1, or less where a robust fit found it far off."""
-        if self.scale is None:
-            return np.ones(len(self.table))
-        return robust.weights_at(self.residuals, self.scale)
+        return huber_weights(self.residuals, self.huber_limit)
+
+    @property
+    def clipped(self) -> Array:
+        """Residuals [M], of runs beyond `huber_limit` that limit: what each pulls with."""
+        return np.clip(self.residuals, -self.huber_limit, self.huber_limit)
+
+    @property
+    def share_unclipped(self) -> float:
+        return float(np.mean(np.abs(self.residuals) < self.huber_limit))
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -96,17 +104,28 @@ class Fit:
         return _full_rank(self.jacobian)
 
     @cached_property
-    def centered_covariance(self) -> Array:
-        """[P, P]; the pseudo-inverse stands in where the Jacobian has lost a rank."""
+    def bread(self) -> Array:
+        """(J'J)^-1, [P, P]; the pseudo-inverse where the Jacobian has lost a rank."""
         inverse = np.linalg.pinv(self.jacobian.T @ self.jacobian, hermitian=True)
-        return self.parameter_variance * np.asarray(inverse, dtype=np.float64)
+        return np.asarray(inverse, dtype=np.float64)
+
+    @cached_property
+    def tangent(self) -> Array:
+        """Orthonormal columns [M, rank] that span the Jacobian's: where ln L can move the fit."""
+        left, singular, _ = np.linalg.svd(self.jacobian, full_matrices=False)
+        return left[:, singular > RANK_TOLERANCE * singular[0]]
+
+    @cached_property
+    def centered_covariance(self) -> Array:
+        """[P, P], of the coefficients in centered logs."""
+        return self.parameter_variance * self.bread
 
     @property
     def parameter_variance(self) -> float:
         """s^2 of s^2 (J'J)^-1: the variance, or for a robust fit that of its clipped residuals."""
         if self.scale is None:
             return self.variance
-        return robust.parameter_variance(self.residuals, self.scale, len(self.centered))
+        return robust.parameter_variance(self.clipped, self.share_unclipped, len(self.centered))
 
     @cached_property
     def covariance(self) -> Array:
@@ -184,8 +203,7 @@ class _Best(NamedTuple):
 
 def _best_of(design: Design, log_loss: Array, starts: Array, method: Method) -> _Best:
     """The lowest cost over all starts; of equal ones, the first of full rank."""
-    scale = float(np.std(log_loss)) or 1.0
-    tried, robust_scale = [_solve(design, log_loss, start, scale) for start in starts], None
+    tried, robust_scale = [solve(design, log_loss, start) for start in starts], None
     if method == "huber":
         tried, robust_scale = _made_robust(design, log_loss, tried)
     finished = [t for t in tried if t.converged] or tried
@@ -206,8 +224,8 @@ def _best_of(design: Design, log_loss: Array, starts: Array, method: Method) -> 
 
 
 def _made_robust(
-    design: Design, log_loss: Array, tried: list[_Solution]
-) -> tuple[list[_Solution], float]:
+    design: Design, log_loss: Array, tried: list[Solution]
+) -> tuple[list[Solution], float]:
     """Huber's fit from the optimum of every start: outliers may have made the worse one best."""
     usable = [t for t in tried if np.isfinite(t.cost)]
     optima, which = _different(np.array([t.coefficients for t in usable]))
@@ -236,16 +254,20 @@ def _different(coefficients: Array) -> tuple[Array, list[int]]:
     return np.array(kept), which
 
 
-class _Solution(NamedTuple):
-    coefficients: Array
-    cost: float
+class Solution(NamedTuple):
+    """Where one start ended."""
+
+    coefficients: Array  # [P]
+    cost: float  # half the sum of squares; not finite where the start ran to infinity
     converged: bool
     full_rank: bool
     n_evaluations: int
 
 
-def _solve(design: Design, log_loss: Array, start: Array, scale: float) -> _Solution:
+def solve(design: Design, log_loss: Array, start: Array) -> Solution:
+    """Least squares of ln loss [M] from one start [P], by Levenberg and Marquardt."""
     # Scaled to O(1): an objective of 1e-3 would meet absolute tolerances before its optimum.
+    scale = float(np.std(log_loss)) or 1.0
     result = least_squares(
         lambda c: (design.log_value(c) - log_loss) / scale,
         start,
@@ -259,9 +281,11 @@ def _solve(design: Design, log_loss: Array, start: Array, scale: float) -> _Solu
     )
     cost = float(result.cost) * scale**2
     converged = result.status > 0 and bool(np.isfinite(cost))
-    return _Solution(result.x, cost, converged, _full_rank(result.jac), result.nfev)
+    return Solution(result.x, cost, converged, _full_rank(result.jac), result.nfev)
 
 
 def _full_rank(jacobian: Array) -> bool:
+    if not np.isfinite(jacobian).all():
+        return False
     singular = np.linalg.svd(jacobian, compute_uv=False)
     return bool(singular[-1] > RANK_TOLERANCE * singular[0])

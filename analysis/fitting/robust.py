@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fitting.batched import huber_loss, huber_weights, refit
+from analysis.fitting.batched import huber_loss, refit
 from analysis.laws.forms import Array, Design
 
 LINEAR_FROM = 1.345  # standard deviations
@@ -56,7 +56,7 @@ def robust_fits(design: Design, log_loss: Array, starts: Array) -> RobustFit:
         before, scales = scales, _scales_at(design, log_loss, at)
         settled = (np.abs(scales - before) <= _SCALE_SETTLED * before) | (scales < _EXACT)
     residuals = design.log_value(at) - log_loss
-    costs = 0.5 * huber_loss(residuals, LINEAR_FROM * max(scales.min(), _EXACT)).sum(axis=-1)
+    costs = 0.5 * huber_loss(residuals, limit_of(scales.min())).sum(axis=-1)
     return RobustFit(at, settled, costs, float(scales[np.argmin(costs)]))
 
 
@@ -64,19 +64,17 @@ def _scales_at(design: Design, log_loss: Array, at: Array) -> Array:
     return scale_of(design.log_value(at) - log_loss, at.shape[-1])
 
 
-def weights_at(residuals: Array, scale: float) -> Array:
-    """The weight of each run in the fit, [M]: 1 for runs near the law."""
-    return huber_weights(residuals, LINEAR_FROM * max(scale, _EXACT))
+def limit_of(scale: float) -> float:
+    """Residual beyond which a run weighs less; above 0 also where all runs lie on the law."""
+    return LINEAR_FROM * max(scale, _EXACT)
 
 
-def parameter_variance(residuals: Array, scale: float, n_parameters: int) -> float:
+def parameter_variance(clipped: Array, share: float, n_parameters: int) -> float:
     """s^2 for s^2 (J'J)^-1 of Huber's fit (Huber and Ronchetti 2009, equation 7.81).
 
-    The mean square of clipped residuals over the squared share of runs that are not clipped.
+    The mean square of the clipped residuals [M] over the squared share of runs not clipped.
     """
-    n_runs, limit = len(residuals), LINEAR_FROM * max(scale, _EXACT)
-    clipped = np.clip(residuals, -limit, limit)
-    share = float(np.mean(np.abs(residuals) < limit))
+    n_runs = len(clipped)
     correction = 1.0 + n_parameters / n_runs * (1.0 - share) / share
     squares = float(clipped @ clipped) / (n_runs - n_parameters)
     return correction**2 * squares / share**2

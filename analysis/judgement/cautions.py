@@ -9,7 +9,7 @@ import numpy as np
 from analysis.fitting.checks import grows_with_n, one_budget
 from analysis.fitting.fit import Fit
 from analysis.judgement.convergence import ladders_along, ladders_at
-from analysis.judgement.identifiability import MOST_CONDITION, condition_number
+from analysis.judgement.identifiability import about_condition, condition_number
 from analysis.laws.forms import Array, Points
 from analysis.records.table import RunTable
 from analysis.uncertainty.bootstrap import Refits
@@ -90,13 +90,7 @@ def _about_optimum(fit: Fit) -> Iterator[Caution]:
             "mean anything.",
         )
         return
-    condition = condition_number(fit)
-    if condition > MOST_CONDITION:
-        yield (
-            "ill_conditioned",
-            f"parameters trade off almost freely (condition number {condition:.0f} after scaling): "
-            "read predictions and intervals, not single parameters.",
-        )
+    yield from about_condition(condition_number(fit))
 
 
 def _about_values(fit: Fit) -> Iterator[Caution]:

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc, fdtri
+from scipy.special import fdtri
 
 from analysis.errors import TableError
 from analysis.fitting.checks import LEAST_LEVELS
 from analysis.fitting.fit import Fit, fit_law
+from analysis.judgement.significance import FTest, f_json, is_found
 from analysis.judgement.slices import Slice, fit_slice, slice_form
 from analysis.uncertainty.doubt import plain_doubt
 from analysis.uncertainty.interval import student_interval
 
-SIGNIFICANT = 0.01
 _ROUNDING = 1e-9  # residuals of ln loss that are no scatter
 
 
@@ -56,24 +56,21 @@ class Floors:
     refusal: str
     slices: tuple[FloorAt, ...] = ()
     skipped: dict[float, str] | None = None  # k -> why it has no slice
-    f: float | None = None
-    freedoms: tuple[float, float] | None = None
-    p: float | None = None
+    test: FTest | None = None
+
+    @property
+    def p(self) -> float | None:
+        return None if self.test is None else self.test.p
 
     @property
     def found(self) -> bool:
-        return self.p is not None and self.p < SIGNIFICANT
+        return is_found(self.p)
 
     @property
     def message(self) -> str:
-        if self.refusal:
+        if self.test is None:
             return f"Floors of single k cannot be compared: {self.refusal}."
-        assert self.freedoms is not None
         outside = [f"{floor.k:.0f}" for floor in self.slices if floor.joint_outside]
-        numbers = (
-            f"F = {self.f:.3g} on {self.freedoms[0]:.0f} and {self.freedoms[1]:.0f} degrees of "
-            f"freedom, p = {self.p:.2g}"
-        )
         where = (
             f"the joint floor lies outside the 95% interval of the slice's own at k = "
             f"{', '.join(outside)}"
@@ -83,17 +80,17 @@ class Floors:
         if self.found:
             return (
                 f"Fitted one k at a time, the runs follow other laws than the joint one "
-                f"({numbers}); {where}. The joint floor then depends on the form chosen, not on "
-                "the runs alone: compare rival forms before using it."
+                f"({self.test.text}); {where}. The joint floor then depends on the form chosen, "
+                "not on the runs alone: compare rival forms before using it."
             )
-        return f"Slices of one k agree with the joint law ({numbers}); {where}."
+        return f"Slices of one k agree with the joint law ({self.test.text}); {where}."
 
     def json(self) -> dict[str, Any]:
         return {
             **{"found": self.found, "message": self.message},
             "slices": [floor.json() for floor in self.slices],
             "skipped": {f"{k:.0f}": why for k, why in (self.skipped or {}).items()},
-            **{"f": self.f, "degrees_of_freedom": self.freedoms, "p": self.p},
+            **f_json(self.test),
         }
 
 
@@ -121,9 +118,7 @@ def floors(fit: Fit) -> Floors:
         refusal="",
         slices=tuple(_floor_at(joint, s, squares / freedom, freedom) for s in slices),
         skipped=skipped,
-        f=f,
-        freedoms=(float(saved), float(freedom)),
-        p=float(fdtrc(saved, freedom, max(f, 0.0))),
+        test=FTest(f, (float(saved), float(freedom))),
     )
 
 

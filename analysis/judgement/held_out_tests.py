@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc
 
 from analysis.errors import TableError
 from analysis.fitting.checks import check_usable
 from analysis.fitting.fit import Fit, fit_law
 from analysis.judgement.holdout import Holdout, judge
+from analysis.judgement.significance import FTest, is_found
 from analysis.laws.forms import Array
 from analysis.laws.law import Law
 from analysis.records.columns import SAME_BUDGET
@@ -25,7 +25,6 @@ from analysis.records.table import RunTable
 from analysis.uncertainty.clusters import By, Clusters
 from analysis.uncertainty.doubt import plain_doubt
 
-SIGNIFICANT = 0.01
 _NO_SCATTER = (
     "the law goes through the other runs exactly, so they have no scatter to judge errors by; "
     "check that their losses are measured and not all the same."
@@ -56,7 +55,7 @@ class HeldOutTest:
     def found(self) -> bool:
         """The law misses the held-out runs by more than the uncertainty of its parameters and
         the scatter of runs allow."""
-        return self.p is not None and self.p < SIGNIFICANT
+        return is_found(self.p)
 
     @property
     def message(self) -> str:
@@ -138,7 +137,7 @@ def predictive_p(fit: Fit, held_out: RunTable, clusters: Clusters | None = None)
     spread = alone if clusters is None else clusters.errors_of(held_out)
     spread = spread + jacobian @ doubt.covariance @ jacobian.T
     size = float(residuals @ np.linalg.solve(spread, residuals)) / len(residuals)
-    return float(fdtrc(len(residuals), doubt.freedom, size))
+    return FTest(size, (len(residuals), doubt.freedom)).p
 
 
 def _largest(tokens: Array) -> NDArray[np.bool_]:

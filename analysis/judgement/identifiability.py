@@ -101,7 +101,7 @@ def identifiability(law: type[Law], table: RunTable, fit: Fit | None = None) -> 
     condition, unresolved = None, ()
     if fit is not None:
         condition, unresolved = condition_number(fit), _unresolved(fit)
-        findings |= dict(_about_condition(condition))
+        findings |= dict(about_condition(condition))
     return Identifiability(spans, ladders, condition, unresolved, findings)
 
 
@@ -208,7 +208,8 @@ def _about_ladders(law: type[Law], ladders: Ladders) -> Iterator[tuple[str, str]
         )
 
 
-def _about_condition(condition: float) -> Iterator[tuple[str, str]]:
+def about_condition(condition: float) -> Iterator[tuple[str, str]]:
+    """What a condition number says against reading single parameters, as code and sentence."""
     if condition > MOST_CONDITION:
         yield (
             "ill_conditioned",

@@ -11,48 +11,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import fdtrc
 
 from analysis.fitting.fit import Fit
 from analysis.fitting.replicates import pure_error
-
-SIGNIFICANT = 0.01
+from analysis.judgement.significance import FTest, f_json, is_found
 
 
 @dataclass(frozen=True)
 class LackOfFit:
-    """F test of the law against pure error; None in every number where it cannot be made."""
+    """F test of the law against pure error; None in every field where it cannot be made."""
 
     refusal: str  # why there is no test, "" where there is one
     sd_pure: float | None = None  # of ln loss over seeds
     sd_law: float | None = None  # of what the law misses beyond that, in ln loss; 0: nothing
-    f: float | None = None
-    freedoms: tuple[float, float] | None = None
-    p: float | None = None
+    test: FTest | None = None
     equal_spreads: bool | None = None
 
     @property
+    def p(self) -> float | None:
+        return None if self.test is None else self.test.p
+
+    @property
     def found(self) -> bool:
-        return self.p is not None and self.p < SIGNIFICANT
+        return is_found(self.p)
 
     @property
     def message(self) -> str:
-        if self.refusal:
+        if self.test is None:
             return f"Lack of fit cannot be tested: {self.refusal}."
-        assert self.freedoms is not None
-        numbers = (
-            f"F = {self.f:.3g} on {self.freedoms[0]:.0f} and {self.freedoms[1]:.3g} degrees of "
-            f"freedom, p = {self.p:.2g}"
-        )
         if self.found:
             return (
                 f"The law misses by more than runs scatter: {self.sd_law:.2%} of the loss beyond "
-                f"the {self.sd_pure:.2%} between seeds ({numbers}). Its form is not exact, and "
-                "intervals do not hold that."
+                f"the {self.sd_pure:.2%} between seeds ({self.test.text}). Its form is not exact, "
+                "and intervals do not hold that."
             )
         return (
-            f"No lack of fit is seen against the {self.sd_pure:.2%} between seeds ({numbers}): "
-            "what is missed is no more than scatter allows."
+            f"No lack of fit is seen against the {self.sd_pure:.2%} between seeds "
+            f"({self.test.text}): what is missed is no more than scatter allows."
         )
 
     def json(self) -> dict[str, Any]:
@@ -60,7 +55,7 @@ class LackOfFit:
             "found": self.found,
             "message": self.message,
             **{"sd_pure_log": self.sd_pure, "sd_law_log": self.sd_law},
-            **{"f": self.f, "degrees_of_freedom": self.freedoms, "p": self.p},
+            **f_json(self.test),
             "equal_spreads": self.equal_spreads,
         }
 
@@ -80,14 +75,10 @@ def lack_of_fit(fit: Fit) -> LackOfFit:
     squares = float(fit.residuals @ fit.residuals) - float(pure.sums_of_squares.sum())
     # A law fitted at its optimum cannot leave less than pure error, but for rounding.
     mean_square = max(squares, 0.0) / freedom_law
-    f = mean_square / pure.variance
-    freedoms = (freedom_law, pure.degrees_of_freedom)
     return LackOfFit(
         refusal="",
         sd_pure=float(np.sqrt(pure.variance)),
         sd_law=float(np.sqrt(max(mean_square - pure.variance, 0.0))),
-        f=f,
-        freedoms=freedoms,
-        p=float(fdtrc(*freedoms, f)),
+        test=FTest(mean_square / pure.variance, (freedom_law, pure.degrees_of_freedom)),
         equal_spreads=pure.equal,
     )

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from analysis.counts import short_count
 from analysis.fitting.checks import LEAST_LEVELS
 from analysis.fitting.fit import Fit
+from analysis.judgement.significance import is_found
 from analysis.laws.forms import Array
 
-SIGNIFICANT = 0.01
 _N_DRAWS = 4000
 _SEED = 0
 _LEAST_PAIRS = 6  # fewer cannot make one percent of sign patterns
@@ -43,7 +43,7 @@ class SignRuns:
 
     @property
     def found(self) -> bool:
-        return self.p is not None and self.p < SIGNIFICANT
+        return is_found(self.p)
 
     @property
     def message(self) -> str:
@@ -147,11 +147,8 @@ def _averaging(points: pd.DataFrame, cells: pd.DataFrame) -> Array:
 
 def _noise_residuals(fit: Fit) -> Array:
     """Residuals [M, draws] that least squares would leave of independent normal errors."""
-    basis, triangle = np.linalg.qr(fit.jacobian)
-    diagonal = np.abs(np.diag(triangle))
-    basis = basis[:, diagonal > 1e-9 * diagonal.max()]
     draws = np.random.default_rng(_SEED).standard_normal((len(fit.residuals), _N_DRAWS))
-    return draws - basis @ (basis.T @ draws)
+    return draws - fit.tangent @ (fit.tangent.T @ draws)
 
 
 def _judge(axis: str, cells: pd.DataFrame, observed: Array, noise: Array) -> SignRuns:

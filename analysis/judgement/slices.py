@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import least_squares
 
-from analysis.fitting.fit import Fit
+from analysis.fitting.fit import Fit, solve
 from analysis.laws.forms import Array, Design, Form, Monomial
 from analysis.uncertainty.profile import FloorProfile
 
 _FLOOR_SHARES = (0.02, 0.3, 0.6, 0.85, 0.97)  # of the lowest loss: where fits of a slice begin
-_TOLERANCE = 1e-12
 
 
 class SliceForm(NamedTuple):
@@ -97,9 +95,11 @@ def fit_slice(fit: Fit, k: float) -> Slice:
     logs = {axis: np.log(part.points[axis]) - fit.center[axis] for axis in axes}
     design = shape.form.design(logs)
     implied = shape.coefficients(fit.centered, float(np.log(k)) - fit.center["k"])
-    tried = [_solve(design, part.log_loss, s) for s in _starts(shape, implied, part.log_loss)]
-    best = min((t for t in tried if np.isfinite(t[1])), key=lambda found: found[1])
-    return Slice(k, shape, design, part.log_loss, *best)
+    starts = _starts(shape, implied, part.log_loss)
+    with np.errstate(all="ignore"):  # a step may run to infinity; it is then not taken
+        tried = [solve(design, part.log_loss, start) for start in starts]
+    best = min((t for t in tried if np.isfinite(t.cost)), key=lambda found: found.cost)
+    return Slice(k, shape, design, part.log_loss, best.coefficients, 2.0 * best.cost)
 
 
 def _starts(shape: SliceForm, implied: Array, log_loss: Array) -> list[Array]:
@@ -108,20 +108,3 @@ def _starts(shape: SliceForm, implied: Array, log_loss: Array) -> list[Array]:
         starts.append(implied.copy())
         starts[-1][shape.floor] = log_loss.min() + np.log(share)
     return starts
-
-
-def _solve(design: Design, log_loss: Array, start: Array) -> tuple[Array, float]:
-    """Least squares from one start: coefficients and sum of squares."""
-    with np.errstate(all="ignore"):  # a step may run to infinity; it is then not taken
-        result = least_squares(
-            lambda free: design.log_value(free) - log_loss,
-            start,
-            jac=lambda free: design.value_and_jacobian(free)[1],  # pyright: ignore[reportArgumentType]
-            method="lm",
-            x_scale="jac",
-            ftol=_TOLERANCE,
-            xtol=_TOLERANCE,
-            gtol=_TOLERANCE,
-            max_nfev=300,
-        )
-    return result.x, 2.0 * float(result.cost)

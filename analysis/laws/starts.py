@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from analysis.laws.forms import CONSTANT, Array, Points, Term
+from analysis.laws.forms import CONSTANT, Array, Form, Points, Term
 from analysis.laws.limit import Limit
 
 # Share of the lowest loss at each k that the floor takes, and how much of the lowest losses'
@@ -108,9 +108,4 @@ def _less(log_loss: Array, log_part: Array) -> Array:
 
 
 def _linear(term: Term, logs: Points) -> Array:
-    n_points = len(next(iter(logs.values())))
-    columns = [
-        np.prod([logs[axis] for axis in monomial], axis=0) if monomial else np.ones(n_points)
-        for monomial in term
-    ]
-    return np.column_stack(columns)
+    return Form(((term,),)).design(logs).features_MP

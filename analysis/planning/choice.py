@@ -38,10 +38,7 @@ class Problem:
 
     def variance(self, counts_J: NDArray[np.int64]) -> float:
         """Mean variance over the targets after buying each candidate so often."""
-        bought = _State.nothing(self)
-        for j in np.repeat(np.arange(len(counts_J)), counts_J):
-            bought.buy(int(j))
-        return bought.variance
+        return _State.after(self, counts_J).variance
 
 
 @dataclass
@@ -55,6 +52,13 @@ class _State:
     def nothing(cls, problem: Problem) -> _State:
         n_candidates, n_parameters = problem.candidates_JP.shape
         return cls(problem, np.eye(n_parameters), np.zeros(n_candidates, dtype=np.int64))
+
+    @classmethod
+    def after(cls, problem: Problem, counts_J: NDArray[np.int64]) -> _State:
+        state = cls.nothing(problem)
+        for j in np.repeat(np.arange(len(counts_J)), counts_J):
+            state.buy(int(j))
+        return state
 
     @property
     def variance(self) -> float:
@@ -158,7 +162,8 @@ def _exchange(state: _State) -> _State:
         if better.variance >= state.variance * (1 - _LEAST_GAIN):
             break
         state = better
-    return _fresh(state)
+    # Bought anew: rounding of what was given back is gone.
+    return _State.after(state.problem, state.counts_J)
 
 
 def _gifts(state: _State) -> list[tuple[int, ...]]:
@@ -172,14 +177,6 @@ def _without(state: _State, given: tuple[int, ...]) -> _State:
     for j in given:
         rest.give_back(j)
     return rest
-
-
-def _fresh(state: _State) -> _State:
-    """The same runs, bought anew: rounding of what was given back is gone."""
-    again = _State.nothing(state.problem)
-    for j in np.repeat(np.arange(len(state.counts_J)), state.counts_J):
-        again.buy(int(j))
-    return again
 
 
 def _in_order(state: _State) -> Chosen:

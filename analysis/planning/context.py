@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import TableError
 from analysis.planning import text
-from analysis.planning.stored import read_content
-from analysis.planning.stored_checks import one_whole_number
+from analysis.planning.stored import provenance_number, read_content
 
 _SHORT = {
     "one_seed": "all runs share one seed, whose error no interval holds.",
@@ -41,21 +39,14 @@ class Context:
 
 
 def read_context(path: Path) -> Context:
-    """TableError where the file holds no JSON object."""
+    """TableError where the file holds no JSON object, or its data_tokens are no list of numbers."""
     content = read_content(path)
     provenance = _mapping(content.get("provenance"))
     return Context(
         cautions={code: str(said) for code, said in _mapping(content.get("cautions")).items()},
         recipe={c: v for c, v in _mapping(provenance.get("recipe")).items() if isinstance(v, list)},
-        data_tokens=_data_tokens(path, provenance),
+        data_tokens=provenance_number(path, content, "data_tokens"),
     )
-
-
-def _data_tokens(path: Path, provenance: Mapping[str, Any]) -> int | None:
-    try:
-        return one_whole_number("provenance.data_tokens", provenance.get("data_tokens"))
-    except TableError as error:
-        raise TableError(f"{path}: {error}") from error
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

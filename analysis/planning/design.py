@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.special import stdtrit
 
 from analysis.errors import TableError
 from analysis.laws.forms import Array, Points
@@ -15,7 +14,7 @@ from analysis.planning.choice import Chosen, Problem, choose, random_choice
 from analysis.planning.cost import Cost
 from analysis.planning.stored import StoredLaw, check_point
 from analysis.planning.variants import root_of
-from analysis.uncertainty.interval import Interval
+from analysis.uncertainty.interval import Interval, student_interval
 
 _MOST_CANDIDATES = 2_000  # a choice of a thousand runs among them takes seconds
 _BLIND_CHOICES = 200
@@ -170,9 +169,7 @@ def _interval_after(
     solved = np.linalg.solve(information, at_targets.T).T
     doubt = np.einsum("tp,tp->t", at_targets, solved)
     freedom = stored.degrees_of_freedom + len(order)
-    half = stdtrit(freedom, 0.975) * np.sqrt(doubt)
-    log_value = stored.law.log_predict(targets)
-    return Interval(np.exp(log_value - half), np.exp(log_value + half))
+    return student_interval(stored.law.log_predict(targets), doubt, freedom)
 
 
 def _check(stored: StoredLaw, candidates: Points, targets: Points, replicates: int) -> None:

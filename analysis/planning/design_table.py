@@ -8,6 +8,7 @@ from typing import Any
 from analysis.planning import text
 from analysis.planning.design import RunDesign
 from analysis.planning.sweep_file import Cell
+from analysis.records.table import COLUMN_OF
 
 HEADER = ("run", "n_latents", "k", "tokens", "seed", "cost", "sd after")
 
@@ -54,7 +55,6 @@ def design_text(design: RunDesign, cells: Sequence[Cell]) -> str:
 def design_json(design: RunDesign, cells: Sequence[Cell]) -> dict[str, Any]:
     """docs/planning.md lists the keys; sd are of ln loss."""
     value = design.stored.law.predict(design.targets)
-    names = {"n": "n_latents"}
     return {
         **{"law": design.stored.law.name, "title": design.stored.title},
         **{"unit": design.unit, "budget": design.budget, "cost": design.cost},
@@ -66,7 +66,7 @@ def design_json(design: RunDesign, cells: Sequence[Cell]) -> dict[str, Any]:
         ],
         "targets": [
             {
-                **{names.get(a, a): float(v[row]) for a, v in design.targets.items()},
+                **{COLUMN_OF.get(a, a): float(v[row]) for a, v in design.targets.items()},
                 "loss": float(value[row]),
                 "law_ci95_before": [float(end[row]) for end in design.before],
                 "law_ci95_after": [float(end[row]) for end in design.after],

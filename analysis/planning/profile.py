@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws.forms import Array, Points
+from analysis.laws.forms import Array, Design, Points
 from analysis.laws.law import Law
 from analysis.laws.tokens import log_tokens_to
 from analysis.planning.compute import Convention
@@ -41,7 +41,7 @@ class Profile:
         features = self._design(log_n, np.zeros_like(log_n)).features_MP
         return log_tokens_to(self.law.form, features, coefficients, excess)
 
-    def _design(self, log_n: Array, log_tokens: Array):  # noqa: ANN202
+    def _design(self, log_n: Array, log_tokens: Array) -> Design:
         logs = {"n": log_n, "k": np.full_like(log_n, np.log(self.k)), "tokens": log_tokens}
         return self.law.form.design({axis: logs[axis] for axis in self.law.axes})
 

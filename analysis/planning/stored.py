@@ -122,7 +122,7 @@ def read_law(
         raise TableError(f"{path}: fits is not a list of fits; {REMAKE}.")
     chosen = _choose(path, fits, law or _headline(content, fits), rows)
     chosen = chosen if clustered else {**chosen, "clustered": None}
-    return stored_law(chosen, source=str(path), d_model=_d_model(path, content))
+    return stored_law(chosen, source=str(path), d_model=provenance_number(path, content, "d_model"))
 
 
 def of_fitted(fitted: FittedLaw, d_model: int | None = None) -> StoredLaw:
@@ -187,11 +187,12 @@ def _label(fit: Mapping[str, Any]) -> str:
     return f"{fit.get('law')}, {fit.get('title')!r}, on {fit.get('rows')!r}"
 
 
-def _d_model(path: Path, content: Mapping[str, Any]) -> int | None:
+def provenance_number(path: Path, content: Mapping[str, Any], name: str) -> int | None:
+    """What `provenance` of the file's `content` says all runs have; see `one_whole_number`."""
     provenance = content.get("provenance")
-    found = provenance.get("d_model") if isinstance(provenance, dict) else None
+    found = provenance.get(name) if isinstance(provenance, dict) else None
     try:
-        return one_whole_number("provenance.d_model", found)
+        return one_whole_number(f"provenance.{name}", found)
     except TableError as error:
         raise TableError(f"{path}: {error}") from error
 

@@ -63,9 +63,10 @@ def far_off(fit: Fit) -> NDArray[np.bool_]:
     return size > max(MOST_MAD * mad(fit.residuals), _LEAST_RESIDUAL)
 
 
-def find_outliers(fitted: FittedLaw | None, options: FitOptions) -> Outliers | None:
+def find_outliers(fitted: FittedLaw, options: FitOptions) -> Outliers | None:
     """Outliers of a fit on all runs with the refit without them; None where there are none."""
-    if fitted is None or not (mask := far_off(fitted.fit)).any():
+    mask = far_off(fitted.fit)
+    if not mask.any():
         return None
     table, count = fitted.fit.table, int(mask.sum())
     rows = f"all runs but {count} {'outlier' if count == 1 else 'outliers'}"

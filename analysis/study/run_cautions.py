@@ -19,7 +19,7 @@ _MUCH_DEAD = 0.25  # of the latents
 def run_cautions(frame: pd.DataFrame) -> dict[str, str]:
     """Code -> message, of the runs in use; columns as in `records.load_runs`."""
     used = frame.loc[frame["excluded"] == ""]
-    return {code: text for code, about in _CHECKS.items() if (text := about(used))}
+    return {code: text for code, about in CHECKS.items() if (text := about(used))}
 
 
 def _one_seed(used: pd.DataFrame) -> str:
@@ -101,7 +101,7 @@ def _dying_latents(used: pd.DataFrame) -> str:
     )
 
 
-_CHECKS: dict[str, Callable[[pd.DataFrame], str]] = {
+CHECKS: dict[str, Callable[[pd.DataFrame], str]] = {
     "one_seed": _one_seed,
     "repeated_tokens": _repeated_tokens,
     "train_heldout_gap": _train_heldout_gap,

@@ -94,9 +94,9 @@ def study_runs(table: RunTable, options: FitOptions = DEFAULTS) -> Study:
         pairs=tuple(falling_pairs(table, axis) for axis in ("n", "k", "tokens")),
     )
     final = study.headline.final
-    outliers = find_outliers(final, options)
     if final is None:
-        return replace(study, outliers=outliers)
+        return study
+    outliers = find_outliers(final, options)
     rivals = compare_rivals(_forms(type(final.law)), final.fit.table, clusters=options.clusters)
     judged = judge_fit(final.fit, rivals.rows[0].held_out)
     return replace(study, outliers=outliers, rivals=rivals, judged=judged)

@@ -19,9 +19,8 @@ from analysis.fitting.batched import refit
 from analysis.fitting.checks import LEAST_LEVELS
 from analysis.fitting.fit import Fit
 from analysis.laws.forms import Array, Points
-from analysis.uncertainty.clusters import Ids
-from analysis.uncertainty.components import variance_components
-from analysis.uncertainty.interval import Interval
+from analysis.uncertainty.components import Ids, in_columns, variance_components
+from analysis.uncertainty.interval import Interval, tails
 
 # Per sample, on average. Two more runs than parameters, the least that a fit takes, make one draw
 # in 15 (8 runs) to 300 (12 runs) usable.
@@ -54,13 +53,13 @@ class Refits:
     def parameter_intervals(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
         """Percentile interval of each parameter; infinite where refits have no finite value."""
         names = self.fit.law.parameter_names
-        low, high = np.quantile(self.parameters(), _tails(level), axis=0, method="nearest")
+        low, high = np.quantile(self.parameters(), tails(level), axis=0, method="nearest")
         return {n: (float(a), float(b)) for n, a, b in zip(names, low, high, strict=True)}
 
     def band(self, points: Points, level: float = 0.95) -> Interval:
         """Interval of the law itself at points, [M] each, in units of loss."""
         log_loss = self.fit.design(points).log_value(self.coefficients)
-        return Interval(*np.exp(np.quantile(log_loss, _tails(level), axis=0)))
+        return Interval(*np.exp(np.quantile(log_loss, tails(level), axis=0)))
 
     def prediction_interval(self, points: Points, level: float = 0.95) -> Interval:
         """Interval for the response of a NEW run at points, [M] each: refits plus a run's noise.
@@ -71,7 +70,7 @@ class Refits:
         log_loss = self.fit.design(points).log_value(self.coefficients)
         noise = np.random.default_rng([self.seed, 1]).standard_normal(log_loss.shape)
         drawn = log_loss + np.sqrt(self._run_variance) * noise
-        return Interval(*np.exp(np.quantile(drawn, _tails(level), axis=0)))
+        return Interval(*np.exp(np.quantile(drawn, tails(level), axis=0)))
 
     @property
     def _run_variance(self) -> float:
@@ -122,7 +121,7 @@ def resample_clusters(
     runs, or LEAST_LEVELS of an axis, cannot determine the law and are drawn again; TableError where
     that is of no use.
     """
-    ways = clusters[:, None] if clusters.ndim == 1 else clusters
+    ways = in_columns(clusters)
 
     def draw(n: int) -> Array:
         counts = np.ones((n, len(ways)))
@@ -165,7 +164,3 @@ def _levels_of(fit: Fit) -> Ids:
     values = [fit.table.points[axis] for axis in fit.law.axes]
     numbered = [np.unique(axis, return_inverse=True)[1].ravel() for axis in values]
     return np.column_stack(numbered).astype(np.intp)
-
-
-def _tails(level: float) -> Array:
-    return np.array([0.5 - level / 2, 0.5 + level / 2])

@@ -15,7 +15,7 @@ from analysis.laws.forms import Array
 from analysis.laws.tokens import TOKENS, log_tokens_gradient, log_tokens_to, token_terms
 from analysis.uncertainty.bootstrap import Refits
 from analysis.uncertainty.doubt import Doubt
-from analysis.uncertainty.interval import Interval, student_interval
+from analysis.uncertainty.interval import Interval, student_interval, tails
 
 
 class Fitted(Protocol):
@@ -73,9 +73,8 @@ def tokens_to_reach(
         ends = _by_delta_method(fit, features, excess, fitted.doubt, level)
     else:
         drawn = _tokens(fit, features, fitted.refits.coefficients, excess)
-        tails = [0.5 - level / 2, 0.5 + level / 2]
         # "nearest": between a finite and an infinite budget there is none to interpolate.
-        ends = Interval(*np.quantile(drawn, tails, axis=0, method="nearest"))
+        ends = Interval(*np.quantile(drawn, tails(level), axis=0, method="nearest"))
     return TokenBudget(best, *ends, excess, level)
 
 

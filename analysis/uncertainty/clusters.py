@@ -16,7 +16,6 @@ from itertools import combinations
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from analysis.errors import TableError
@@ -24,13 +23,12 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.replicates import cell_ids
 from analysis.laws.forms import Array
 from analysis.records.table import RunTable
-from analysis.uncertainty.components import Components, variance_components
+from analysis.uncertainty.components import Components, Ids, in_columns, variance_components
 from analysis.uncertainty.doubt import Doubt
 
 By: TypeAlias = Literal["n", "seed", "cell"]
 WAYS: tuple[By, ...] = ("n", "seed", "cell")
 LEAST_CLUSTERS = 4
-Ids: TypeAlias = NDArray[np.intp]
 Kind: TypeAlias = Literal["CR1", "CR3"]
 
 
@@ -86,14 +84,12 @@ def clustered_covariance(fit: Fit, ids: Ids, kind: Kind = "CR3") -> ClusteredCov
     over clusters), which costs nothing and covers better where clusters are few. Several ways add
     up by inclusion and exclusion (Cameron, Gelbach and Miller 2011).
     """
-    ways = ids[:, None] if ids.ndim == 1 else ids
-    inverse = np.linalg.pinv(fit.jacobian.T @ fit.jacobian, hermitian=True)
-    bread = np.asarray(inverse, dtype=np.float64)
-    total = np.zeros_like(bread)
+    ways = in_columns(ids)
+    total = np.zeros_like(fit.bread)
     for size in range(1, ways.shape[1] + 1):
         for chosen in combinations(range(ways.shape[1]), size):
             joint = np.unique(ways[:, chosen], axis=0, return_inverse=True)[1].ravel()
-            total -= (-1) ** size * _one_way(fit, joint, bread, kind)
+            total -= (-1) ** size * _one_way(fit, joint, kind)
     total = _no_negative_variance(total)
     freedom = min(len(np.unique(way)) for way in ways.T) - 1
     return ClusteredCovariance(total, fit.to_named @ total @ fit.to_named.T, freedom, kind)
@@ -172,10 +168,10 @@ def _times(value: float, half_width: float) -> tuple[float, float]:
         return float(value / factor), float(value * factor)
 
 
-def _one_way(fit: Fit, ids: Ids, bread: Array, kind: Kind) -> Array:
+def _one_way(fit: Fit, ids: Ids, kind: Kind) -> Array:
     n_runs, n_parameters = fit.jacobian.shape
+    bread, pulls = fit.bread, fit.clipped
     n_clusters = len(np.unique(ids))
-    pulls = np.clip(fit.residuals, -fit.huber_limit, fit.huber_limit)
     meat = np.zeros_like(bread)
     for cluster in range(n_clusters):
         of_cluster = fit.jacobian[ids == cluster]
@@ -190,8 +186,8 @@ def _one_way(fit: Fit, ids: Ids, bread: Array, kind: Kind) -> Array:
         if kind == "CR3"
         else n_clusters / (n_clusters - 1) * (n_runs - 1) / (n_runs - n_parameters)
     )
-    share = float(np.mean(np.abs(fit.residuals) < fit.huber_limit))
-    return np.asarray(factor / share**2 * bread @ meat @ bread, dtype=np.float64)
+    covariance = factor / fit.share_unclipped**2 * bread @ meat @ bread
+    return np.asarray(covariance, dtype=np.float64)
 
 
 def _no_negative_variance(matrix: Array) -> Array:

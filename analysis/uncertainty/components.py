@@ -12,14 +12,19 @@ Legend: M = runs, P = coefficients, G = clusters of one way, F = ways of cluster
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from analysis.fitting.fit import RANK_TOLERANCE, Fit
+from analysis.fitting.fit import Fit
 from analysis.laws.forms import Array
+
+Ids: TypeAlias = NDArray[np.intp]
+"""Which cluster each run is of: [M], or [M, F] for F ways of clustering."""
 
 _MOST_ROUNDS = 100
 _SETTLED = 1e-6  # of the variances' sum
@@ -38,29 +43,28 @@ class Components:
         """Variance of one new run, in clusters that the fit has not seen."""
         return self.own + sum(self.shared)
 
-    def covariance(self, ids: NDArray[np.intp]) -> Array:
+    def covariance(self, ids: Ids) -> Array:
         """[M, M] of runs whose clusters are `ids`, int [M] or [M, F]."""
         total = self.own * np.eye(len(ids))
-        for variance, way in zip(self.shared, _ways(ids).T, strict=True):
+        for variance, way in zip(self.shared, in_columns(ids).T, strict=True):
             total += variance * np.equal.outer(way, way)
         return total
 
 
-def variance_components(fit: Fit, ids: NDArray[np.intp]) -> Components:
+def variance_components(fit: Fit, ids: Ids) -> Components:
     """Of a fit's residuals, by clusters `ids` int [M] or [M, F] of its runs.
 
     A robust fit's residuals are clipped as in its covariance, and scaled back by the share of runs
     that are not: right to a few percent where errors are normal.
     """
-    ways = _ways(ids)
-    share = float(np.mean(np.abs(fit.residuals) < fit.huber_limit))
-    residuals = np.clip(fit.residuals, -fit.huber_limit, fit.huber_limit) / share
+    ways = in_columns(ids)
+    residuals = fit.clipped / fit.share_unclipped
     size = float(np.sqrt(np.mean(residuals**2)))
     if size == 0.0:
         return Components(0.0, (0.0,) * ways.shape[1])
     forms = _Forms(
         residuals / size,
-        _basis(fit.jacobian),
+        fit.tangent,
         [np.equal.outer(way, np.unique(way)).astype(np.float64) for way in ways.T],
     )
     found = forms.variances(np.eye(1, ways.shape[1] + 1)[0])
@@ -104,7 +108,7 @@ class _Forms:
         forms = [pull @ pull, *(np.sum((members.T @ pull) ** 2) for members in self.members)]
         return np.asarray(nnls(means, np.array(forms))[0], dtype=np.float64)
 
-    def _through(self, own: float, shared: Array):  # noqa: ANN202
+    def _through(self, own: float, shared: Array) -> Callable[[Array], Array]:
         """The map x -> Q x for x [M, any], without a matrix of M x M."""
         scaled = np.hstack([np.sqrt(v) * m for v, m in zip(shared, self.members, strict=True)])
         inner = own * np.eye(scaled.shape[1]) + scaled.T @ scaled
@@ -121,11 +125,6 @@ class _Forms:
         return through
 
 
-def _ways(ids: NDArray[np.intp]) -> NDArray[np.intp]:
+def in_columns(ids: Ids) -> Ids:
+    """Clusters as [M, F], also of one way [M]."""
     return ids[:, None] if ids.ndim == 1 else ids
-
-
-def _basis(jacobian: Array) -> Array:
-    """Orthonormal columns that span the Jacobian's."""
-    left, singular, _ = np.linalg.svd(jacobian, full_matrices=False)
-    return left[:, singular > RANK_TOLERANCE * singular[0]]

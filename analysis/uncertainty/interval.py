@@ -17,6 +17,11 @@ class Interval(NamedTuple):
     high: Array
 
 
+def tails(level: float) -> Array:
+    """Shares below the lower and the upper end, [2]."""
+    return np.array([0.5 - level / 2, 0.5 + level / 2])
+
+
 def student_interval(
     log_value: Array, variance: Array, freedom: float, level: float = 0.95
 ) -> Interval:

@@ -28,6 +28,7 @@ _STEP = 0.25  # of the log of the floor, while looking for an end
 _MOST_STEPS = 60
 _TOLERANCE = 1e-12
 _ROOT = 1e-6  # of the log of the floor
+_LEAST_UNIT = 1e-10  # of ln loss: runs that lie on the law exactly scatter by rounding
 
 
 @dataclass(frozen=True)
@@ -201,5 +202,4 @@ def _unit(fit: Fit) -> float:
 
     For Huber's loss the rise is that of least squares times the share of runs not clipped.
     """
-    share = float(np.mean(np.abs(fit.residuals) < fit.huber_limit))
-    return float(np.sqrt(fit.parameter_variance * share))
+    return max(float(np.sqrt(fit.parameter_variance * fit.share_unclipped)), _LEAST_UNIT)

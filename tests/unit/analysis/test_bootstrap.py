@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from fabricate import PLANTED, demo_cells, losses_of, points_of
+from fabricate import PLANTED, demo_cells, planted_table
 from gpt4 import gpt4_table
 from scipy.optimize import least_squares
 
@@ -16,9 +16,7 @@ from analysis.uncertainty.bootstrap import bootstrap, refit, resample, resample_
 
 
 def _demo_table(seed: int = 0) -> RunTable:
-    cells = demo_cells()
-    runs = tuple(map(str, range(len(cells))))
-    return RunTable(points_of(cells), losses_of(PLANTED, cells, 0.01, seed), runs, "loss", runs)
+    return planted_table(PLANTED, demo_cells(), 0.01, seed)
 
 
 def test_samples_hold_every_draw_and_enough_different_runs() -> None:

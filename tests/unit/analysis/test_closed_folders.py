@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricate import demo_cells, fabricate_sweep
-from planted_fit import PLANTED, table_of
+from fabricate import PLANTED, demo_cells, fabricate_sweep, planted_table
 
 from analysis.collect import collect_command
 from analysis.errors import TableError
@@ -122,11 +121,12 @@ def test_too_many_refits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_a_number_is_no_condition(expression: str) -> None:
     with pytest.raises(TableError, match="does not say true or false for each row"):
-        rows_matching(expression, table_of(PLANTED, demo_cells()))
+        rows_matching(expression, planted_table(PLANTED, demo_cells(), 0.01))
 
 
 def test_equal_losses_are_tested_without_a_traceback() -> None:
-    table = table_of(PLANTED, [cell for cell in demo_cells() if cell.tokens == 500_000])
+    cells = [cell for cell in demo_cells() if cell.tokens == 500_000]
+    table = planted_table(PLANTED, cells, 0.01)
     table.loss[:] = 0.25
     tests = held_out_tests(LatentsAndK, table)
     assert tests

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import PLANTED, demo_cells, losses_of, points_of
+from fabricate import PLANTED, demo_cells, planted_table
 from gpt4 import POINTS, gpt4_table, with_losses
 
 from analysis.errors import TableError
@@ -25,9 +25,7 @@ TRUTH = fit_law(LatentsAndK, gpt4_table()).law
 
 def _table(seeds: int = 1) -> RunTable:
     cells = [cell for cell in demo_cells() for _ in range(seeds)]
-    names = tuple(map(str, range(len(cells))))
-    which = tuple(i % seeds for i in range(len(cells)))
-    return RunTable(points_of(cells), losses_of(PLANTED, cells, 0.01), names, "loss", which)
+    return planted_table(PLANTED, cells, 0.01, seeds=[i % seeds for i in range(len(cells))])
 
 
 def test_clusters_are_runs_of_one_n_one_seed_or_one_cell() -> None:

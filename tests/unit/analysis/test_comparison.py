@@ -13,7 +13,7 @@ from fabricate import (
     demo_cells,
     fabricate_sweep,
     losses_of,
-    points_of,
+    planted_table,
     record,
     write_record,
 )
@@ -36,9 +36,7 @@ CELLS = demo_cells()
 
 
 def _table(law: Law, noise: float = 0.0005) -> RunTable:
-    losses = losses_of(law, CELLS, noise, seed=3)
-    names = tuple(f"run {i}" for i in range(len(CELLS)))
-    return RunTable(points_of(CELLS), losses, names, "loss", (0,) * len(CELLS))
+    return planted_table(law, CELLS, noise, seed=3)
 
 
 def _study(law: Law) -> Study:

@@ -124,7 +124,8 @@ def test_slices_with_too_few_runs_are_skipped_by_name() -> None:
     judged = floors(fit_law(LatentsAndK, planted_table(TRUE_LNK, cells, 0.01)))
     assert judged.skipped == {32.0: "2 runs, 4 needed"}
     assert len(judged.slices) == 3
-    assert judged.freedoms == (3.0, 18.0)
+    assert judged.test is not None
+    assert judged.test.freedoms == (3.0, 18.0)
     assert judged.json()["skipped"] == {"32": "2 runs, 4 needed"}
     few = [c for c in CELLS if c.k < 16 or c.n <= 512]
     nothing = floors(fit_law(LatentsAndK, planted_table(TRUE_LNK, few, 0.01)))
@@ -137,7 +138,10 @@ def test_the_papers_points_do_not_lie_on_one_floor() -> None:
     """Measured: the F test's p is 2.5e-6, and the slice of k = 512 has a higher floor."""
     judged = floors(fit_law(LatentsAndK, gpt4_table()))
     assert judged.found
-    assert judged.f == pytest.approx(8.80, abs=0.01)
+    assert judged.test is not None
+    assert judged.test.f == pytest.approx(8.80, abs=0.01)
+    assert judged.p == pytest.approx(2.5e-6, rel=0.02)
+    assert "F = 8.8 on 9 and 30 degrees of freedom, p = 2.5e-06" in judged.message
     last = judged.slices[-1]
     assert (last.own, last.joint) == (pytest.approx(0.1713, abs=2e-4), pytest.approx(0.1465, 1e-3))
     assert last.joint_outside

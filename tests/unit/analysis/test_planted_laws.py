@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fabricate import PLANTED, Cell, demo_cells, losses_of, points_of
+from fabricate import PLANTED, Cell, demo_cells, planted_table
 from scipy import stats
 
 from analysis.errors import TableError
@@ -30,12 +30,6 @@ ADDITIVE = LatentsKPlusTokens(**LIMIT.parameters, tau=1.0, b=0.35, c=0.5)
 ONE_BUDGET = [Cell(n, k, 10**6) for n in (512, 1024, 2048, 4096, 8192) for k in (4, 8, 16, 32)]
 
 
-def _table(law: Law, cells: list[Cell], noise: float, seed: int = 0) -> RunTable:
-    loss = losses_of(law, cells, noise, seed)
-    runs = tuple(f"run {i}" for i in range(len(cells)))
-    return RunTable(points_of(cells), loss, runs, "loss", (0,) * len(cells))
-
-
 CASES = pytest.mark.parametrize(
     ("law", "cells"),
     [(LIMIT, ONE_BUDGET), *((law, demo_cells()) for law in (NO_TILT, PLANTED, ADDITIVE))],
@@ -45,7 +39,7 @@ CASES = pytest.mark.parametrize(
 
 @CASES
 def test_exact_losses_give_the_exact_law(law: Law, cells: list[Cell]) -> None:
-    fit = fit_law(type(law), _table(law, cells, noise=0.0), {"n": 1024.0, "k": 16.0})
+    fit = fit_law(type(law), planted_table(law, cells, noise=0.0), {"n": 1024.0, "k": 16.0})
     for name, value in law.parameters.items():
         assert fit.law.parameters[name] == pytest.approx(value, rel=1e-5)
     assert all(start.is_best for start in fit.starts)
@@ -56,7 +50,7 @@ def test_exact_losses_give_the_exact_law(law: Law, cells: list[Cell]) -> None:
 def test_one_percent_noise_leaves_the_truth_within_the_doubt(
     law: Law, cells: list[Cell], seed: int
 ) -> None:
-    table = _table(law, cells, noise=0.01, seed=seed)
+    table = planted_table(law, cells, noise=0.01, seed=seed)
     fit = fit_law(type(law), table, {"n": 1024.0, "k": 16.0})
     n_parameters, freedom = len(law.parameters), fit.degrees_of_freedom
     least, true = 2 * fit.half_sum_of_squares, _squares_of(law, table)
@@ -76,7 +70,7 @@ def _squares_of(law: Law, table: RunTable) -> float:
 
 def test_recovered_parameters_are_near_the_planted_ones() -> None:
     """Over 20 planted sweeps with 1 % noise, the median of each parameter is the planted value."""
-    tables = [_table(PLANTED, demo_cells(), noise=0.01, seed=seed) for seed in range(20)]
+    tables = [planted_table(PLANTED, demo_cells(), noise=0.01, seed=seed) for seed in range(20)]
     fits = [fit_law(LatentsKTokensTilted, t, {"n": 1024.0, "k": 16.0}).law for t in tables]
     for name, value in PLANTED.parameters.items():
         found = [fit.parameters[name] for fit in fits]
@@ -85,14 +79,14 @@ def test_recovered_parameters_are_near_the_planted_ones() -> None:
 
 
 def test_the_law_without_u_misfits_runs_that_have_it() -> None:
-    table = _table(PLANTED, demo_cells(), noise=0.002)
+    table = planted_table(PLANTED, demo_cells(), noise=0.002)
     plain, tilted = (fit_law(law, table) for law in (LatentsKTokens, LatentsKTokensTilted))
     assert plain.rms_log_residual > 2 * tilted.rms_log_residual
 
 
 def test_the_additive_law_and_its_rival_each_misfit_the_runs_of_the_other() -> None:
     for truth, rival in ((ADDITIVE, LatentsKTokens), (NO_TILT, LatentsKPlusTokens)):
-        table = _table(truth, demo_cells(), noise=0.001)
+        table = planted_table(truth, demo_cells(), noise=0.001)
         right, wrong = (fit_law(law, table) for law in (type(truth), rival))
         assert wrong.rms_log_residual > 1.5 * right.rms_log_residual
 
@@ -100,8 +94,8 @@ def test_the_additive_law_and_its_rival_each_misfit_the_runs_of_the_other() -> N
 def test_a_fixed_budget_hides_under_training() -> None:
     """The fit looks fine, and its floor is not the floor: why not_converged is a warning."""
     cells = [c for c in demo_cells() if c.tokens == 500_000]
-    every_budget = _table(PLANTED, demo_cells(), noise=0.001)
-    table = _table(PLANTED, cells, noise=0.001)
+    every_budget = planted_table(PLANTED, demo_cells(), noise=0.001)
+    table = planted_table(PLANTED, cells, noise=0.001)
     fitted = fit_table(LatentsAndK, table, n_bootstrap=0, context=every_budget)
     assert fitted.fit.rms_log_residual < 0.01
     floor, true_floor = (
@@ -115,7 +109,7 @@ def test_a_fixed_budget_hides_under_training() -> None:
 
 def test_long_ladders_count_as_converged() -> None:
     cells = [Cell(n, k, d) for n, k, _ in ONE_BUDGET for d in (4 * 10**9, 8 * 10**9)]
-    everything = _table(PLANTED, cells, noise=0.0)
+    everything = planted_table(PLANTED, cells, noise=0.0)
     table = everything.at_budget(8 * 10**9)
     fitted = fit_table(LatentsAndK, table, n_bootstrap=0, context=everything)
     assert "not_converged" not in fitted.warnings
@@ -125,7 +119,7 @@ def test_long_ladders_count_as_converged() -> None:
 
 def test_losses_without_a_floor_lose_a_rank_and_say_so() -> None:
     law = LatentsAndK(0.9, -0.2, -0.25, 0.0, -60.0, 0.0)
-    fit = fit_law(LatentsAndK, _table(law, ONE_BUDGET, noise=0.0))
+    fit = fit_law(LatentsAndK, planted_table(law, ONE_BUDGET, noise=0.0))
     assert not fit.full_rank or fit.law.parameters["zeta"] < -12
     found = cautions(fit, None, fit.table)
     assert {"rank_deficient", "floor_unidentified"} & set(found)
@@ -134,7 +128,7 @@ def test_losses_without_a_floor_lose_a_rank_and_say_so() -> None:
 
 def test_loss_that_rises_with_tokens_is_a_warning() -> None:
     rising = LatentsKTokens(**{**vars(NO_TILT), "c": -0.3})
-    fit = fit_law(LatentsKTokens, _table(rising, demo_cells(), noise=0.001))
+    fit = fit_law(LatentsKTokens, planted_table(rising, demo_cells(), noise=0.001))
     assert "wrong_sign" in cautions(fit, None, fit.table)
 
 
@@ -187,5 +181,5 @@ BAD_TABLES = {
 def test_a_table_that_cannot_determine_the_law_is_refused(case: str) -> None:
     law, cells, words = BAD_TABLES[case]
     with pytest.raises(TableError, match=words) as refusal:
-        fit_law(law, _table(PLANTED, cells, noise=0.01))
+        fit_law(law, planted_table(PLANTED, cells, noise=0.01))
     assert "\n" not in str(refusal.value)

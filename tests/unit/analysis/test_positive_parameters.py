@@ -65,6 +65,15 @@ def test_a_floor_at_its_bound_reads_as_none(n_bootstrap: int) -> None:
     assert to_json(fitted)["ci95"]["E"] == [0.0, high]
 
 
+def test_a_floor_too_small_to_matter_reads_as_none_however_well_it_is_known() -> None:
+    """Of runs without scatter: a floor of 0.01% of the lowest loss has a profile above 0."""
+    fitted = fit_table(OfLatents, _table(OfLatents(E=2e-5, A=4.0, b=0.35), 1e-7), n_bootstrap=0)
+    profiled = floor_interval(fitted.fit)
+    assert 1e-5 < profiled.low < 2e-5 < profiled.high
+    assert fitted.ci95["E"] == (0.0, profiled.high)
+    assert "0 (none)" in describe(fitted)
+
+
 def test_a_floor_that_is_there_keeps_its_value() -> None:
     table = _table(OfLatents(E=0.2, A=8.0, b=0.6), 0.003)
     plain, drawn = (fit_table(OfLatents, table, n_bootstrap=b) for b in (0, 200))

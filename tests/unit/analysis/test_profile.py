@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import PLANTED, demo_cells, losses_of, points_of
+from fabricate import PLANTED, demo_cells, planted_table
 from gpt4 import POINTS, gpt4_table, with_losses
 from scipy.optimize import brentq, least_squares
 from scipy.special import stdtrit
@@ -130,7 +130,7 @@ def test_profiles_that_make_no_sense_are_refused() -> None:
 
 
 def _table(law) -> RunTable:
-    return RunTable(points_of(CELLS), losses_of(law, CELLS, 0.005), NAMES, "loss", NAMES)
+    return planted_table(law, CELLS, 0.005)
 
 
 ADDITIVE = LatentsKPlusTokens(
@@ -191,7 +191,7 @@ def test_without_refits_intervals_are_the_delta_methods_from_the_fits_own_doubt(
 
 
 def test_where_tokens_may_not_help_a_budget_has_no_upper_end() -> None:
-    noisy = RunTable(points_of(CELLS), losses_of(PLANTED, CELLS, 0.2), NAMES, "loss", NAMES)
+    noisy = planted_table(PLANTED, CELLS, 0.2)
     fitted = fit_table(LatentsKTokensTilted, noisy, n_bootstrap=0)
     low, high = fitted.ci95["c"]
     assert low <= 0 < fitted.law.parameters["c"] < high

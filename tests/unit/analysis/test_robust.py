@@ -15,13 +15,15 @@ from scipy.optimize import minimize
 from analysis.fit import fit_command
 from analysis.fitting.batched import huber_loss, huber_weights
 from analysis.fitting.bounds import bounds, floor_share
-from analysis.fitting.fit import Fit, fit_law
+from analysis.fitting.fit import METHODS, Fit, Method, fit_law
 from analysis.fitting.replicates import pure_error
 from analysis.fitting.robust import LINEAR_FROM
 from analysis.laws.joint import LatentsAndK, LatentsKTokens, LatentsKTokensTilted
 from analysis.records.table import RunTable
 from analysis.study.fitted import fit_table, to_json
 from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.clusters import Clusters
+from analysis.uncertainty.profile import floor_interval
 
 TRUTH = fit_law(LatentsAndK, gpt4_table()).law
 CELLS = demo_cells()
@@ -97,6 +99,20 @@ def test_losses_on_the_law_are_fitted_to_the_digit() -> None:
     for name, value in TRUTH.parameters.items():
         assert fit.law.parameters[name] == pytest.approx(value, rel=1e-5)
     np.testing.assert_array_less(fit.weights, 1 + 1e-12)
+
+
+@pytest.mark.parametrize("exact", ["on the law", "all equal"])
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_without_scatter_have_clusters_and_floors(exact: str, method: Method) -> None:
+    """No run is clipped by rounding, and no scatter of 0 is divided by."""
+    loss = TRUTH.predict(gpt4_table().points) if exact == "on the law" else np.full(45, 0.3)
+    fit = fit_law(LatentsAndK, with_losses(gpt4_table(), loss), method=method)
+    assert fit.share_unclipped == 1.0
+    assert Clusters.of(fit, "n").components.of_new_run < 1e-15
+    found = floor_interval(fit, {"k": 32.0})
+    assert found.low <= found.floor <= found.high
+    if exact == "on the law":
+        assert found.high / found.low == pytest.approx(1.0, abs=1e-4)
 
 
 def test_its_standard_errors_are_the_spread_of_its_estimates() -> None:

@@ -9,7 +9,7 @@ from fabricate import Cell, record, write_record
 from analysis.counts import short_count
 from analysis.records.load import load_runs
 from analysis.study.facts import trained_tokens
-from analysis.study.run_cautions import run_cautions
+from analysis.study.run_cautions import CHECKS, run_cautions
 
 CELLS = [Cell(256, 4, 250_000), Cell(512, 4, 250_000), Cell(1024, 4, 250_000)]
 
@@ -48,6 +48,20 @@ def test_train_heldout_gap(tmp_path: Path) -> None:
 def test_batches_of_several_sizes_are_no_reason_to_refuse(tmp_path: Path) -> None:
     found = _cautions(tmp_path, {"batch_tokens": 512})
     assert "256 (2 runs), 512 (1 runs)" in found["mixed_batch_tokens"]
+
+
+def test_many_dead_latents_name_the_worst_run(tmp_path: Path) -> None:
+    found = _cautions(tmp_path, {"seed": 1, "dead_fraction": 0.25})
+    assert found == {}
+    found = _cautions(tmp_path, *({"seed": i, "dead_fraction": 0.2 + 0.1 * i} for i in range(3)))
+    assert list(found) == ["dying_latents"]
+    assert "2 of 3 runs have more than 25% dead latents" in found["dying_latents"]
+    assert "(worst 40%: n = 1024, k = 4, 249,856 tokens)" in found["dying_latents"]
+
+
+def test_every_caution_is_in_the_docs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "laws.md").read_text()
+    assert [code for code in CHECKS if f"| `{code}` |" not in page] == []
 
 
 def test_tokens_trained_beside_the_budget_asked_for(tmp_path: Path) -> None:

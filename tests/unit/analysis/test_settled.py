@@ -14,6 +14,7 @@ from fabricate import PLANTED, Cell, planted_table
 from analysis.errors import TableError
 from analysis.fit import fit_command
 from analysis.fitting.fit import fit_law
+from analysis.judgement.convergence import ladders_at
 from analysis.judgement.curves import last_doubling
 from analysis.judgement.settled import (
     Settled,
@@ -65,6 +66,15 @@ def test_one_budget_shows_nothing() -> None:
     assert not settled.mask.any()
     with pytest.raises(TableError, match=r"none of the 15 runs .* no other budget.*longer runs"):
         select_converged(table)
+
+
+def test_a_budget_is_judged_by_the_next_one() -> None:
+    """The next larger, not the largest; where there is none, the next smaller."""
+    table = planted_table(PLANTED, [Cell(256, 4, d) for d in (1000, 2000, 4000, 32000)], noise=0.0)
+    table = replace(table, loss=np.array([0.8, 0.7, 0.65, 0.5]))
+    at = {d: ladders_at(d, table).falls for d in (2000.0, 32000.0)}
+    assert at[2000.0] == pytest.approx([1 - 0.65 / 0.7])
+    assert at[32000.0] == pytest.approx([1 - (0.5 / 0.65) ** (1 / 3)])
 
 
 def test_a_later_fall_takes_the_verdict_back() -> None:
@@ -168,10 +178,20 @@ def _with_decay(curve: pd.DataFrame) -> pd.DataFrame:
     return curve.assign(**{"train/lr": np.minimum(1.0, np.linspace(5, 0, len(curve)))})
 
 
+def _with_last_rate(share: float) -> pd.DataFrame:
+    curve = _curve(0.002)
+    return curve.assign(**{"train/lr": np.append(np.ones(len(curve) - 1), share)})
+
+
+def test_a_rate_that_falls_by_less_than_a_percent_is_constant() -> None:
+    assert _judge(_with_last_rate(0.995)).mask.all()
+
+
 @pytest.mark.parametrize(
     ("curve", "words"),
     [
         (_with_decay(_curve(0.002)), "learning rate falls"),
+        (_with_last_rate(0.98), "learning rate falls"),
         (_curve(0.002).drop(columns="train/lr"), "no train/lr"),
         (_curve(0.002, rows=1), "no eval/normalized_mse"),
         (_curve(0.002).tail(5).drop(columns="eval/normalized_mse"), "from half its tokens"),

@@ -71,6 +71,12 @@ def test_components_are_right_on_average_and_never_below_zero() -> None:
     assert np.mean([each.of_new_run for each in alone]) == pytest.approx(0.005**2, rel=0.2)
 
 
+def test_runs_with_no_error_of_their_own_have_all_of_it_shared() -> None:
+    found = variance_components(fit_law(LatentsAndK, _planted(2, own=0.0)), BY_N)
+    assert found.own < 1e-5 * found.shared[0]
+    assert found.shared[0] == pytest.approx(0.01**2, rel=0.9)
+
+
 def test_a_clipped_fits_components_are_of_runs_that_are_no_outliers() -> None:
     table = _planted(3, by_n=0.0)
     spoiled = with_losses(table, table.loss * np.where(np.arange(45) % 20 == 7, 1.4, 1.0))
