@@ -34,8 +34,8 @@ LEAST_RATES = 3
 # its bottom. A little above 4, so that rates of exactly that factor are within.
 WIDEST = 4.2
 SEED_SPREAD = 0.003
-"""Spread of ln loss from run to run where none is given: about what seeds of small runs of a real
-model show (0.14% to 0.34%)."""
+"""Spread of ln loss from run to run where none is given, on the large side: three seeds in each of
+three cells of docs/study/records.csv show 0.04% to 0.18%."""
 _OF_A_VALLEY = {"lr": "the peak learning rate", "batch_tokens": "tokens a step"}
 _CELL = ["n_latents", "k", "tokens", "batch_tokens"]
 
