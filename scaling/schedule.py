@@ -10,23 +10,21 @@ N_LATENTS, TOKENS, BATCH_TOKENS = 1024, 1e6, 256
 
 @dataclass(frozen=True)
 class PowerRule:
-    """lr = `lr` (n / n0)^`n` (D / D0)^`tokens` (B / B0)^`batch`, independent of k."""
+    """lr = `lr` (n / n0)^`n` (D / TOKENS)^`tokens` (B / BATCH_TOKENS)^`batch`, independent of k."""
 
     lr: float
-    """At n0 latents, D0 training tokens and B0 tokens a step."""
+    """At n0 latents, TOKENS training tokens and BATCH_TOKENS tokens a step."""
     n: float
     tokens: float
     batch: float
     n0: float = N_LATENTS
-    tokens0: float = TOKENS
-    batch0: float = BATCH_TOKENS
 
     def at(self, n_latents: float, tokens: float, batch_tokens: float) -> float:
         return (
             self.lr
             * (n_latents / self.n0) ** self.n
-            * (tokens / self.tokens0) ** self.tokens
-            * (batch_tokens / self.batch0) ** self.batch
+            * (tokens / TOKENS) ** self.tokens
+            * (batch_tokens / BATCH_TOKENS) ** self.batch
         )
 
 
@@ -43,16 +41,6 @@ read by a fit as a wrong token exponent.
 
 RULES = {"inverse_sqrt_n": INVERSE_SQRT_N, "step_limited": STEP_LIMITED}
 """By their names in train.lr_rule."""
-
-
-def inverse_sqrt_n(n_latents: int) -> float:
-    """2e-4 / sqrt(n / 2^14)."""
-    return INVERSE_SQRT_N.at(n_latents, TOKENS, BATCH_TOKENS)
-
-
-def step_limited(n_latents: int, tokens: int, batch_tokens: int) -> float:
-    """1.9e-3 (n/1024)^-0.25 (D/1M)^-0.4 (B/256)^0.45."""
-    return STEP_LIMITED.at(n_latents, tokens, batch_tokens)
 
 
 def lr_at(

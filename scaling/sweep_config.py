@@ -83,9 +83,10 @@ def with_points(composed: DictConfig) -> Iterator[DictConfig]:
     if not composed.sweep.points:
         yield composed
         return
+    without = composed.copy()  # once: a copy of all cells for each would take their square
+    without.sweep.points = []
     for number, cell in enumerate(composed.sweep.points, start=1):
-        at_cell = composed.copy()
-        at_cell.sweep.points = []  # it is one of them now
+        at_cell = without.copy()
         for name, key in KEYS_OF_A_POINT.items():
             if (value := _of_cell(cell, name, number)) is not None:
                 OmegaConf.update(at_cell, key, value)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
-from analysis.calibration.cells import WIDEST, BestRate, Cell
+from analysis.calibration.cells import BestRate, Cell
 from analysis.errors import TableError
 from analysis.laws.forms import Array
 from scaling.schedule import BATCH_TOKENS, N_LATENTS, TOKENS, PowerRule
@@ -46,7 +46,7 @@ class FittedRule:
     def interval(self, axis: str) -> tuple[float, float] | None:
         """95% interval of an exponent by Student's t; None where it has no error."""
         error = self.exponent_errors.get(axis)
-        if error is None or not self.degrees_of_freedom:
+        if error is None:
             return None
         half = float(student_t.ppf(0.975, self.degrees_of_freedom)) * error
         value = getattr(self.rule, axis)
@@ -92,8 +92,7 @@ def rule_of_runs(cells: Sequence[Cell], in_use: PowerRule) -> FittedRule:
     Raises:
         TableError: too few runs, axes that cannot be told apart, or losses that are no valley.
     """
-    near = [_near(cell) for cell in cells]
-    cells = [cell for cell in near if len(cell.lr) > 1]
+    cells = [near for near in (cell.near for cell in cells) if len(near.lr) > 1]
     axes = _varying(cells)
     n_runs, n_coefficients = sum(len(cell.lr) for cell in cells), len(cells) + 2 + len(axes)
     if n_runs <= n_coefficients:
@@ -120,14 +119,6 @@ def rule_of_runs(cells: Sequence[Cell], in_use: PowerRule) -> FittedRule:
 
 def _least_squares(design: Array, target: Array) -> Array:
     return np.asarray(np.linalg.lstsq(design, target)[0], dtype=np.float64)
-
-
-def _near(cell: Cell) -> Cell:
-    """Its runs near the lowest loss, where a parabola holds."""
-    lowest = cell.lr[np.argmin(cell.log_loss)]
-    keep = np.abs(np.log(cell.lr / lowest)) < np.log(WIDEST)
-    point = (cell.n_latents, cell.k, cell.tokens, cell.batch_tokens)
-    return Cell(*point, *(a[keep] for a in (cell.lr, cell.log_loss, cell.n_seeds, cell.dead)))
 
 
 def _valley(

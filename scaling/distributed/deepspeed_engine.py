@@ -116,11 +116,12 @@ class DeepSpeedEngine(ModelHolder):
     def state(self) -> dict[str, Tensor]:
         counters = {"tokens_since_fired": self.dead.tokens_since_fired_N.clone()}
         steps = self._steps()
-        moments = {
-            f"{name}.{part}": _full_moment(param, part) if steps else torch.zeros_like(param)
-            for name, param in self.params.items()
-            for part in MOMENTS
-        }
+        with self.watch("DeepSpeed's gathering of moments over dp"):
+            moments = {
+                f"{name}.{part}": _full_moment(param, part) if steps else torch.zeros_like(param)
+                for name, param in self.params.items()
+                for part in MOMENTS
+            }
         moments |= {f"{name}.step": steps.clone() for name in self.params}
         return self.weights() | moments | counters | self.average.state()
 

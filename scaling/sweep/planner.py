@@ -115,15 +115,16 @@ def peak_lr(config: RunConfig) -> float:
     train, n_latents = config.train, config.autoencoder.n_latents
     if train.lr is not None:
         return train.lr * train.lr_scale
-    rate = _lr_rule(train).at(n_latents, train.tokens, train.batch_tokens)
+    rate = lr_rule(train).at(n_latents, train.tokens, train.batch_tokens)
     return rate * train.lr_scale
 
 
-def _lr_rule(train: TrainConfig) -> PowerRule:
+def lr_rule(train: TrainConfig) -> PowerRule:
+    """What `train.lr_rule` and, for one's own, `train.lr_power` say (its lr is validated)."""
     if train.lr_rule is not LrRule.power:
         return RULES[train.lr_rule]
     own = train.lr_power
-    assert own.lr is not None  # validated
+    assert own.lr is not None
     return PowerRule(own.lr, n=own.n, tokens=own.tokens, batch=own.batch)
 
 

@@ -14,6 +14,8 @@ from scaling.choices import FlopsConvention
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.sweep.grid import keep_wanted
+from scaling.sweep.ranges import at_least, positive
+from scaling.sweep_config import MOST_TOKENS
 
 
 def settle_tokens(
@@ -25,12 +27,12 @@ def settle_tokens(
     them, and what it drops may be a cell for which the FLOPs buy nothing.
 
     Raises:
-        UserError: a point has neither tokens nor FLOPs, or both; a point that is kept has FLOPs for
-            less than a batch.
+        UserError: a point has neither tokens nor FLOPs, or both; one with FLOPs has no latents to
+            spend them on; one that is kept has FLOPs for less than a batch, or without end.
     """
     wanted = keep_wanted([_settled(point, d_model_of) for point in points])
     for point in wanted:
-        _check_buys_a_batch(point)
+        _check_bought(point)
     return wanted
 
 
@@ -48,15 +50,24 @@ def _settled(point: RunConfig, d_model_of: Callable[[RunConfig], int]) -> RunCon
             f"train.tokens={train.tokens} and train.flops={train.flops:g} both set the length of "
             "training. Leave one out."
         )
-    if not train.flops > 0:
-        raise UserError(f"train.flops={train.flops:g} is out of range. Set it to above 0.")
+    positive("train.flops", train.flops)
+    at_least("autoencoder.n_latents", point.autoencoder.n_latents, 1)
+    at_least("autoencoder.k", point.autoencoder.k, 1)
     tokens = int(train.flops / flops_per_token(point, d_model_of(point)))
     return replace(point, train=replace(train, tokens=tokens))
 
 
-def _check_buys_a_batch(point: RunConfig) -> None:
+def _check_bought(point: RunConfig) -> None:
     train = point.train
-    if train.flops is not None and train.tokens < train.batch_tokens:
+    if train.flops is None:
+        return
+    if train.tokens > MOST_TOKENS:
+        raise UserError(
+            f"train.flops={train.flops:g} ({train.flops_convention}) trains {train.tokens:.3g} "
+            f"tokens of autoencoder.n_latents={point.autoencoder.n_latents}, more than any run can "
+            "train. Lower it."
+        )
+    if train.tokens < train.batch_tokens:
         raise UserError(
             f"train.flops={train.flops:g} ({train.flops_convention}) trains {train.tokens} tokens "
             f"of autoencoder.n_latents={point.autoencoder.n_latents}, less than one batch "

@@ -6,8 +6,7 @@ from scaling import budget
 from scaling.choices import LrRule
 from scaling.config import RunConfig
 from scaling.errors import UserError
-from scaling.schedule import RULES
-from scaling.sweep.planner import peak_lr
+from scaling.sweep.planner import lr_rule, peak_lr
 from scaling.sweep.ranges import at_least, positive, within
 from scaling.train.stopping import first_step
 from scaling.train_config import LrPowerConfig, StopConfig, TrainConfig
@@ -136,10 +135,7 @@ def _check_doubling(train: TrainConfig) -> None:
 
 def _check_rate_without_end(train: TrainConfig) -> None:
     """A rate made for a number of tokens is another one for each limit that is never reached."""
-    exponent = train.lr_power.tokens
-    if train.lr_rule is not LrRule.power:
-        exponent = RULES[train.lr_rule].tokens
-    if train.lr is None and exponent:
+    if train.lr is None and (exponent := lr_rule(train).tokens):
         raise UserError(
             f"train.lr_rule={train.lr_rule} has the exponent {exponent:g} of train.tokens, which "
             "is only a limit with train.stop.fall: the rate would depend on tokens that are not "

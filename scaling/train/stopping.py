@@ -65,11 +65,17 @@ class StopRule:
         loss = scores[LOSS]
         assert loss is not None  # ema_decay = 0 is refused with this rule
         self._losses[step] = float(loss)
-        before = None if step % 2 else self._losses.get(step // 2)
-        if before is not None:
-            self.last_fall = 1.0 - float(loss) / before
-        self.met = self._agree(before is not None and 1.0 - float(loss) / before < self._fall)
+        self.last_fall = self._fall_to(step)
+        self.met = self._agree(self.last_fall is not None and self.last_fall < self._fall)
         return self.met
+
+    def _fall_to(self, step: int) -> float | None:
+        """Share by which the doubling up to `step` lowered the loss; None where there was none.
+
+        Half a step is no trap: what is evaluated from twice the first step on is even.
+        """
+        before = self._losses.get(step // 2)
+        return None if before is None else 1.0 - self._losses[step] / before
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint."""
@@ -81,9 +87,8 @@ class StopRule:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a `state()`; KeyError where it has none."""
         self._losses = dict(zip(state[_STEPS].tolist(), state[_LOSSES].tolist(), strict=True))
-        newest = max(self._losses, default=1)
-        before = None if newest % 2 else self._losses.get(newest // 2)
-        self.last_fall = None if before is None else 1.0 - self._losses[newest] / before
+        if self._losses:
+            self.last_fall = self._fall_to(max(self._losses))
 
 
 def first_step(after_tokens: int, batch_tokens: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +86,35 @@ def test_a_step_that_breaks_the_weights_is_not_left_out_in_silence(
         assert not torch.tensor(rank["loss"]).isfinite()
 
 
+def watched_in_a_checkpoint(mesh: Mesh) -> dict[str, Any]:
+    """Exchanges that the watchdog is told of, of those a state takes besides the mesh's."""
+    engine = make_engine(Case("deepspeed"), mesh, MeshShard(mesh, N))
+    steps(engine, mesh, 0, 2)
+    seen: list[str] = []
+
+    @contextmanager
+    def watch(name: str) -> Iterator[None]:
+        seen.append(name)
+        yield
+
+    engine.watch = watch  # type: ignore[attr-defined]
+    engine.state()
+    return {"seen": seen}
+
+
+def test_a_rank_that_hangs_while_moments_are_gathered_is_named(tmp_path: Path) -> None:
+    for rank in run_ranks(watched_in_a_checkpoint, 2, 1, tmp_path):
+        assert rank["seen"] == ["DeepSpeed's gathering of moments over dp"]
+
+
 def drifted(mesh: Mesh, how: str) -> bool:
     engine = make_engine(Case("torch"), mesh, MeshShard(mesh, N))
     steps(engine, mesh, 0, 2)
     engine.check_replicas()
     weights = dict(engine.model.named_parameters())  # type: ignore[attr-defined]
+    if how == "infinite alike":
+        with torch.no_grad():
+            weights["b_pre"][0] = torch.inf
     if not mesh.leads:
         with torch.no_grad():
             match how:
@@ -112,7 +138,12 @@ def drifted(mesh: Mesh, how: str) -> bool:
 @pytest.mark.parametrize("how", ["value", "nan", "rows", "counter", "average"])
 def test_replicas_that_drift_apart_are_noticed(how: str) -> None:
     assert all(run_threads(lambda mesh: drifted(mesh, how), 2, 1))
-    assert not any(run_threads(lambda mesh: drifted(mesh, "not at all"), 2, 1))
+
+
+@pytest.mark.parametrize("how", ["not at all", "infinite alike"])
+def test_what_is_alike_has_not_drifted_apart(how: str) -> None:
+    assert not any(run_threads(lambda mesh: drifted(mesh, how), 2, 1))
+    assert not drifted(ALONE, how)
 
 
 def bf16(mesh: Mesh, engine_name: str) -> dict[str, Any]:

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from scaling.schedule import inverse_sqrt_n, lr_at, step_limited
+from scaling.schedule import INVERSE_SQRT_N, STEP_LIMITED, lr_at
 
 
 def test_published_calibration() -> None:
-    assert inverse_sqrt_n(2**14) == pytest.approx(2e-4)
-    assert inverse_sqrt_n(2**16) == pytest.approx(1e-4)
+    assert INVERSE_SQRT_N.at(2**14, 1e6, 256) == pytest.approx(2e-4)
+    assert INVERSE_SQRT_N.at(2**16, 1e9, 2**17) == pytest.approx(1e-4)
 
 
 def test_step_limited_rule_at_its_anchor_and_exponents() -> None:
-    assert step_limited(1024, 1_000_000, 256) == pytest.approx(1.9e-3)
-    assert step_limited(4096, 250_000, 512) == pytest.approx(
+    assert STEP_LIMITED.at(1024, 1_000_000, 256) == pytest.approx(1.9e-3)
+    assert STEP_LIMITED.at(4096, 250_000, 512) == pytest.approx(
         1.9e-3 * 4**-0.25 * 0.25**-0.4 * 2**0.45
     )
 

@@ -101,13 +101,20 @@ def test_flops_pay_for_tokens_by_the_named_convention(convention: str, per_token
     assert plan.config["train"]["flops"] == flops  # as the user said it
 
 
+FLOPS = ["train.tokens=0", "train.flops=1e9", "train.flops_convention=sparse"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["train.flops=1e9"], r"train\.tokens=10240 and train\.flops=1e\+09 both set"),
         (["train.tokens=0"], r"train\.tokens is not set"),
-        (["train.tokens=0", "train.flops=-1"], r"train\.flops=-1 is out of range"),
+        (["train.tokens=0", "train.flops=-1"], r"train\.flops=-1\.0 is out of range"),
         (["train.tokens=0", "train.flops=1e6"], r"less than one batch"),
+        (["train.tokens=0", "train.flops=1e300"], r"trains 2.03e\+295 tokens .* more than any run"),
+        ([*FLOPS, "autoencoder.n_latents=0"], r"autoencoder\.n_latents=0 is out of range"),
+        ([*FLOPS, "autoencoder.n_latents=-64"], r"autoencoder\.n_latents=-64 is out of range"),
+        ([*FLOPS, "autoencoder.k=-9"], r"autoencoder\.k=-9 is out of range"),
     ],
 )
 def test_lengths_that_are_none_are_refused(overrides: list[str], said: str) -> None:

@@ -19,6 +19,7 @@ from tests.sweep_points import sweep_points
 
 SWEEPS = sorted(path.stem for path in ROOT.glob("sweeps/*.yaml"))
 QUESTIONS = ["nk_grid", "isoflop", "to_convergence", "token_grid", "lr", "batch", "subject_size"]
+PAGE = ROOT / "docs" / "sweeps.md"
 D_MODEL = 576
 
 
@@ -54,6 +55,13 @@ def dry_run(points: list[RunConfig]) -> str:
     return said.getvalue()
 
 
+def runs_of(name: str) -> int:
+    """As its header says."""
+    said = re.search(r"# Runs: +(\d+)", header(name))
+    assert said is not None
+    return int(said[1])
+
+
 def header(name: str) -> str:
     lines = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()
     return "\n".join(line for line in lines if line.startswith("#"))
@@ -66,16 +74,21 @@ def test_a_sweep_has_the_runs_that_its_header_says(
     points = sweep_points(name)
     assert {point.sweep_name for point in points} == {name}
     said = dry_run(points)
-    wanted = re.search(r"# Runs: +(\d+)", header(name))
-    assert wanted is not None
-    assert len(dry[0]) == int(wanted[1])
-    assert f"{wanted[1]} runs, " in said
+    assert len(dry[0]) == runs_of(name)
+    assert f"{runs_of(name)} runs, " in said
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_header_says_question_runs_and_what_it_feeds(name: str) -> None:
     assert all(word in header(name) for word in ("Question:", "Runs:", "Feeds:"))
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_page_on_sweeps_lists_it_with_its_runs(name: str) -> None:
+    listed = re.search(rf"^\| `{name}` \|[^|]+\| (\d+)", PAGE.read_text(), re.MULTILINE)
+    assert listed is not None
+    assert int(listed[1]) == runs_of(name)
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
