@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from scaling.activations.source import ActivationSource
+from scaling.plan import RunPlan
 from scaling.runs.record import Record, Status, problems_of
 from scaling.runs.store import RunFolder
+from scaling.train import results, run
+from scaling.train.engine import Engine
+from scaling.train.mesh import Mesh
+from scaling.train.results import Scores
 from tests.distributed.test_resume_on_a_mesh import attempt_on
 from tests.integration.test_resume import attempt, comparable, planned
 from tests.ranks import run_threads
@@ -20,7 +27,9 @@ RULE = [
     "train.ema_decay=0.9",
     "train.stop.after_tokens=2_560",
 ]
-ENDS = [*RULE, "train.stop.fall=0.09"]
+FALL = 0.075
+"""The first doublings buy 8% to 12%, the one up to step 224 of 320 buys 7.2%."""
+ENDS = [*RULE, f"train.stop.fall={FALL}"]
 
 
 def rows_of(folder: RunFolder) -> dict[int, float]:
@@ -39,8 +48,8 @@ def test_it_ends_at_the_first_doubling_that_bought_too_little(tmp_path: Path) ->
     losses = rows_of(folder)
     falls = {s: 1 - losses[s] / losses[s // 2] for s in losses if s % 2 == 0 and s // 2 in losses}
     end = outcome.result["steps"]
-    assert end < plan.train.steps
-    assert end == max(losses) == min(step for step, fall in falls.items() if fall < 0.09)
+    assert 4 * min(falls) < end < plan.train.steps
+    assert end == max(losses) == min(step for step, fall in falls.items() if fall < FALL)
     assert outcome.result["converged"] is True
     assert outcome.result["last_doubling_fall"] == pytest.approx(falls[end], abs=1e-12)
     assert outcome.result["tokens"] == end * 256
@@ -98,7 +107,9 @@ def test_a_forgotten_memory_would_be_noticed(
 
 
 def test_on_a_mesh_all_ranks_end_at_the_same_step(tmp_path: Path) -> None:
-    early = [*ENDS, "engine=torch"]
+    """It ends before step 192, where two latents of a token lie one rounding error apart and
+    another order of adding takes the other one."""
+    early = [*RULE, "train.stop.fall=0.09", "engine=torch"]
     _, alone = planned(tmp_path / "alone", *early)
     expected = attempt(alone).result
     _, folder = planned(tmp_path / "mesh", *early, "mesh.dp=2", "mesh.latent=2")
@@ -107,3 +118,23 @@ def test_on_a_mesh_all_ranks_end_at_the_same_step(tmp_path: Path) -> None:
     assert all(outcome.result["converged"] for outcome in outcomes)
     fall = outcomes[0].result["last_doubling_fall"]
     assert fall == pytest.approx(expected["last_doubling_fall"], abs=1e-4)
+
+
+def test_ranks_take_the_leading_one_s_word_for_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others that see no fall at all would end at the first doubling."""
+
+    def held_out(plan: RunPlan, engine: Engine, source: ActivationSource, mesh: Mesh) -> Scores:
+        scores = results.held_out(plan, engine, source, mesh)
+        assert scores.averaged is not None
+        flat = replace(scores.averaged, normalized_mse=1.0)
+        return scores if mesh.leads else Scores(scores.raw, flat)
+
+    _, alone = planned(tmp_path / "alone", *ENDS, "engine=torch")
+    expected = attempt(alone).result["steps"]
+    _, folder = planned(tmp_path / "mesh", *ENDS, "engine=torch", "mesh.dp=2")
+    monkeypatch.setattr(run, "held_out", held_out)
+    outcomes = run_threads(lambda mesh: attempt_on(mesh, folder.path), 2, 1)
+    assert expected > 2 * 2_560 // 256  # the first doubling
+    assert [outcome.result["steps"] for outcome in outcomes] == [expected] * 2
