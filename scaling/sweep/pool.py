@@ -75,7 +75,7 @@ class Worker:
         """Have it take up a run; a worker that just died answers with its `died` event."""
         self.run_id = folder.run_id
         self._log_offset = self._log_path.stat().st_size
-        command = {"run": str(folder.path.absolute()), "lease_timeout_s": lease_timeout_s}
+        command = {"runs": [str(folder.path.absolute())], "lease_timeout_s": lease_timeout_s}
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(command) + "\n")
