@@ -25,6 +25,7 @@ from scaling.budget.exchange import (
 )
 from scaling.budget.memory import PROCESS_BYTES, host_bytes, memory_parts, rank_bytes
 from scaling.budget.shape import Shape
+from scaling.budget.together import together_bytes, together_host_bytes
 
 __all__ = [
     "EXCHANGES",
@@ -48,6 +49,8 @@ __all__ = [
     "rank_bytes",
     "redone_share",
     "sent_bytes",
+    "together_bytes",
+    "together_host_bytes",
     "transfers",
     "truncated_share",
 ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -10,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from scaling import runner
@@ -22,11 +27,12 @@ from scaling.plan import RunPlan
 from scaling.runs.record import Record, Status
 from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.lease import Lease
+from scaling.sweep.launch import launch
 from scaling.sweep.planner import make_plan
 from scaling.train.checkpoint import Checkpoints
 from scaling.train.fused_engine import FusedEngine
 from scaling.train.torch_engine import TorchEngine
-from tests.compose import tiny
+from tests.compose import TINY, composed, tiny
 
 OFTEN = ["checkpoint.every_tokens=2_048", "logger.every_tokens=512"]
 MIXED = {
@@ -295,3 +301,42 @@ def test_engines_leave_the_batch_as_it_is(
     taken_up(folders)
     with pytest.raises(AssertionError):
         assert_same(folders[1], solo["wide"])
+
+
+def test_a_launch_whose_worker_is_killed_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through launch and worker processes: the group is killed once, and all its runs resume."""
+    monkeypatch.chdir(tmp_path)
+    points = [
+        composed(*TINY, *OFTEN, "train.tokens=102_400", f"autoencoder.k={k}",
+                 "launcher.workers=1", "launcher.multiplex=true")
+        for k in (2, 4, 8)
+    ]  # fmt: skip
+    store, ended = SweepStore(Path("runs/default")), threading.Event()
+
+    def kill() -> None:
+        while len(list(store.path.glob("*/checkpoints/step_*/manifest.json"))) < len(points):
+            if ended.wait(0.01):
+                return
+        lease = store.folders()[0].holder()
+        assert lease is not None
+        os.kill(lease["pid"], signal.SIGKILL)
+
+    watcher = threading.Thread(target=kill, daemon=True)
+    watcher.start()
+    out = io.StringIO()
+    assert launch(points, Console(file=out, width=150)) == 0, out.getvalue()
+    ended.set()
+    watcher.join()
+    records = [folder.read_record() for folder in store.folders()]
+    assert [record.status for record in records] == [Status.done] * 3
+    assert all(record.cost["attempts"] == 2 for record in records)
+    assert all(record.cost["resumed_at_step"] > 0 for record in records)
+    assert sorted(record.cost["multiplexed"] for record in records) == [1, 2, 2]  # in two halves
+    for folder in store.folders():
+        plan = folder.read_plan()
+        again = SweepStore(tmp_path / "alone").folder(folder.run_id)
+        again.prepare(plan)
+        alone(again)
+        assert_same(folder, again)
