@@ -34,7 +34,13 @@ from scaling.train.fused_engine import FusedEngine
 from scaling.train.torch_engine import TorchEngine
 from tests.compose import TINY, composed, tiny
 
-OFTEN = ["checkpoint.every_tokens=2_048", "logger.every_tokens=512"]
+OFTEN = [
+    "checkpoint.every_tokens=2_048",
+    "logger.every_tokens=512",
+    "activations.n_true=48",
+    "activations.k_true=4",
+    "autoencoder.b_pre_init=zero",
+]
 MIXED = {
     "small": ["autoencoder.n_latents=32", "autoencoder.k=2"],
     "wide": ["autoencoder.n_latents=96", "autoencoder.k=8", "train.lr=3e-3"],
@@ -309,7 +315,7 @@ def test_a_launch_whose_worker_is_killed_ends_with_the_same_bits(
     """Through launch and worker processes: the group is killed once, and all its runs resume."""
     monkeypatch.chdir(tmp_path)
     points = [
-        composed(*TINY, *OFTEN, "train.tokens=102_400", f"autoencoder.k={k}",
+        composed(*TINY, *OFTEN, "train.tokens=40_960", f"autoencoder.k={k}",
                  "launcher.workers=1", "launcher.multiplex=true")
         for k in (2, 4, 8)
     ]  # fmt: skip
