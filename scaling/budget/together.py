@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scaling.budget.memory import CUDA_HOST_BYTES, host_bytes, memory_parts, rank_bytes
 from scaling.budget.shape import Shape
 
-OF_A_STEP = ("batch", "residuals", "active pairs", "exchange", "AuxK", "tiles")
+OF_A_STEP = ("batch", "residuals", "dense code", "active pairs", "exchange", "AuxK", "tiles")
 """What a step takes and gives back before another run's: the largest is counted, once. All else is
 each run's own for as long as it lasts, its checkpoints as if all were written at once."""
 

@@ -45,9 +45,10 @@ MIXED = {
     "small": ["autoencoder.n_latents=32", "autoencoder.k=2"],
     "wide": ["autoencoder.n_latents=96", "autoencoder.k=8", "train.lr=3e-3"],
     "other engine": ["engine=torch", "train.clip_norm=1.0", "train.ema_decay=0"],
+    "dense code": ["autoencoder=relu", "autoencoder.penalty=0.01"],
     "short": ["train.tokens=5_120", "train.on_bad_loss=skip"],
 }
-"""What runs of one feed may differ in: n, k, rate, engine, clipping, average, steps, guard."""
+"""What runs of one feed may differ in: size, k, rate, engine, clipping, architecture, steps."""
 DIVERGES = ["train.lr=1e18"]
 
 
@@ -159,12 +160,12 @@ def test_mixed_runs_end_with_the_bits_they_have_alone(
         assert_same(folder, solo[name])
     assert set(ends.values()) == {"done", "diverged"}
     assert list(ends)[:2] == [folders["diverges"].run_id, folders["short"].run_id]
-    assert set(reads.values()) == {1}  # 40 steps, each read once for all five
+    assert set(reads.values()) == {1}  # 40 steps, each read once for all six
     assert len(reads) == 40
     records = [folder.read_record() for folder in folders.values()]
-    assert {record.cost["multiplexed"] for record in records} == {5}
+    assert {record.cost["multiplexed"] for record in records} == {6}
     finished = [record for record in records if record.status is Status.done]
-    assert [record.warnings for record in finished] == [[]] * 4  # the schema has all their fields
+    assert [record.warnings for record in finished] == [[]] * 5  # the schema has all their fields
     times_s = [record.cost["train_s"] for record in records]  # each its own
     assert min(times_s) > 0
     assert sum(times_s) <= max(record.cost["wall_s"] for record in records)
@@ -207,16 +208,16 @@ def test_told_to_stop_all_checkpoint_and_go_on_later(
 ) -> None:
     folders = planned_all(tmp_path)
     ends = taken_up(list(folders.values()), Channel(lambda: reads[11] > 0)).ends()
-    assert Counter(ends.values()) == {"preempted": 4, "diverged": 1}
+    assert Counter(ends.values()) == {"preempted": 5, "diverged": 1}
     stopped_at = [folder.read_record().result["steps"] for folder in folders.values()]
-    assert stopped_at == [12, 12, 12, 12, 2]  # the last had diverged
+    assert stopped_at == [12, 12, 12, 12, 12, 2]  # the last had diverged
     taken_up([folders["wide"]], Channel(lambda: reads[16] > 0))  # now ahead of the others
     reads.clear()
     taken_up(list(folders.values()))
     for name, folder in folders.items():
         assert_same(folder, solo[name])
     resumed_at = [folder.read_record().cost["resumed_at_step"] for folder in folders.values()]
-    assert resumed_at == [12, 17, 12, 12, 0]
+    assert resumed_at == [12, 17, 12, 12, 12, 0]
     assert reads == Counter(range(12, 40))  # each once, those that "wide" had done too
 
 
@@ -234,7 +235,7 @@ def test_a_batch_that_cannot_be_read_fails_all_that_asked_for_it(
     with monkeypatch.context() as broken:
         broken.setattr(PlantedSource, "train_batch", failing)
         ends = taken_up(list(folders.values())).ends()
-    assert Counter(ends.values()) == {"failed": 3, "done": 1, "diverged": 1}  # "short" had ended
+    assert Counter(ends.values()) == {"failed": 4, "done": 1, "diverged": 1}  # "short" had ended
     error = folders["wide"].read_record().error
     assert error is not None
     assert (error.type, error.message) == ("UserError", "shard 3 is gone")
