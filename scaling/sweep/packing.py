@@ -19,9 +19,6 @@ from scaling.plan import RunPlan
 from scaling.sweep.footprint import plan_shape
 from scaling.sweep.groups import Group, Grouping, Plan, duration_of, each_alone
 
-LIVE = "stream"
-"""The kind of sources whose batches cost a pass of a subject model."""
-
 
 def grouping_for(plans: Sequence[RunPlan], workers: int) -> Grouping:
     """As `launcher.multiplex` of these plans says, for the memory that is available now."""
@@ -66,7 +63,7 @@ class Packing:
         return [group for alike in feeds.values() for group in self._of_one_feed(alike)]
 
     def _of_one_feed(self, plans: Sequence[RunPlan]) -> list[Group]:
-        live = plans[0].source.kind == LIVE
+        live = bool(plans[0].config["activations"].get("stream"))
         limit = self.memory_bytes if live else self.memory_bytes // self.workers
         parts = packed(plans, 1 if live else self.workers, lambda part: self._fits(part, limit))
         return [Group(tuple(part), _bytes_of(part)) for part in parts]

@@ -133,8 +133,8 @@ def test_by_feed_worker_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     plans = plans_of(*sizes, ["train.seed=1"], ["mesh.latent=2"])
 
     def found(memory_bytes: int, workers: int = 1, live: bool = False) -> list[int]:
-        kind = "stream" if live else "planted"
-        given = [replace(plan, source=replace(plan.source, kind=kind)) for plan in plans]
+        stream = {"activations": {"stream": live}}
+        given = [replace(plan, config=plan.config | stream) for plan in plans]
         packing = Packing(workers, memory_bytes, None)
         return [len(group.plans) for group in packing.groups(given)]
 
