@@ -16,6 +16,7 @@ from scaling.runs.provenance import now, provenance
 from scaling.runs.record import FINAL, Record, RunError, RunOutcome, Status, problems_of
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease, LeaseLost
+from scaling.train.course import OwnTime, on_own_time
 
 Report = Callable[[dict[str, Any]], None]
 Runner = Callable[[RunFolder, Lease, Report, Callable[[], bool]], RunOutcome]
@@ -96,13 +97,13 @@ def _attempt(
 ) -> Generator[int, Any, Record]:
     """Train, and write down what came of it. A final run's checkpoints go last of all."""
     channel.send(event="started", run_id=folder.run_id)
-    started = time.monotonic()
+    clock = OwnTime()
     attempts = before.cost.get("attempts", 0) + 1
     cost = {**before.cost, **provenance(), "started_at": now(), "attempts": attempts}
     running = replace(before, status=Status.running, error=None, cost=cost)
-    outcome = yield from _outcome(running, folder, lease, begin, channel)
+    outcome = yield from on_own_time(_outcome(running, folder, lease, begin, channel), clock)
     after = running.with_outcome(outcome)
-    wall_s = before.cost.get("wall_s", 0.0) + time.monotonic() - started
+    wall_s = before.cost.get("wall_s", 0.0) + clock.s
     after = replace(after, cost={**after.cost, "wall_s": wall_s, "finished_at": now()})
     after = replace(after, warnings=after.warnings + problems_of(after))
     folder.write_record(after, lease)

@@ -121,12 +121,16 @@ RESULT_FIELDS: dict[str, Field] = {
 }
 
 COST_FIELDS: dict[str, Field] = {
-    "wall_s": Field(_FLOAT, "s", "of all attempts but those whose process died"),
+    "wall_s": Field(
+        _FLOAT,
+        "s",
+        "of all attempts but those whose process died; of a process that trains several runs by "
+        "turns, the run's own part",
+    ),
     "train_s": Field(
         _FLOAT,
         "s",
-        "in the training loop with its evaluations and checkpoints, last attempt; without the time "
-        "of other runs of its process",
+        "of it in the training loop with its evaluations and checkpoints, last attempt",
     ),
     "tokens_per_s": Field(_FLOAT, "tokens/s", "tokens of the last attempt / train_s"),
     "peak_memory_bytes": Field(

@@ -59,18 +59,24 @@ class OwnTime:
         self._before_s, self._since_s = self.s, None
 
 
-def on_own_time(steps: Generator[int, Tensor, T], clock: OwnTime) -> Course[T]:
-    """A course of what only wants vectors; `clock` runs while it works."""
+def on_own_time(course: Course[T], clock: OwnTime) -> Course[T]:
+    """The same course; `clock` runs while it works, and has its part of reading added."""
+    go = partial(next, course)
     try:
-        with clock:
-            wanted = next(steps)
         while True:
-            batch = yield wanted
-            clock.add(batch.read_s)
             with clock:
-                wanted = steps.send(batch.vectors_BD)
+                wanted = go()
+            try:
+                batch = yield wanted
+            except Exception as error:
+                go = partial(course.throw, error)
+            else:
+                clock.add(batch.read_s)
+                go = partial(course.send, batch)
     except StopIteration as end:
         return end.value
+    finally:
+        course.close()
 
 
 def alone(course: Course[T], read: Callable[[int], Tensor]) -> T:

@@ -6,16 +6,15 @@ It asks for each batch and is sent it (`scaling.train.course` says why): a gener
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from functools import partial
 
-from torch import Tensor
-
 from scaling.plan import ObservePlan, TrainPlan
 from scaling.schedule import lr_at
+from scaling.train.course import Course
 from scaling.train.engine import Engine, StepStats
 from scaling.train.guard import LossGuard
 from scaling.train.stopping import StopRule
@@ -58,17 +57,17 @@ def fit(
     first_step: int = 0,
     guard: LossGuard | None = None,
     rule: StopRule | None = None,
-) -> Generator[int, Tensor, Ending]:
+) -> Course[Ending]:
     """Train from `first_step` to the last, or to where `rule` ends it; returns why it ended.
 
-    Yields each step whose batch it wants, to be sent it: [B, D], which it does not change.
+    Yields each step whose batch it wants, to be sent it; it does not change its vectors.
     """
     pace = Pace(train.batch_tokens, observers.seconds)
     for step in range(first_step, train.steps):
         done = step + 1
         evaluates = _evaluates(observe, train, done) or (rule is not None and rule.evaluates(done))
         logs = done % observe.log_every_steps == 0 or evaluates
-        batch_BD = yield step
+        batch_BD = (yield step).vectors_BD
         with observers.profiled_step(step):
             accept = None if guard is None else partial(guard.accepts, done)
             stats = engine.step(batch_BD, _lr(train, step), measure=logs, accept=accept)

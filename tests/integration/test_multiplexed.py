@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -155,7 +156,9 @@ def test_mixed_runs_end_with_the_bits_they_have_alone(
     tmp_path: Path, solo: dict[str, RunFolder], reads: Counter[int]
 ) -> None:
     folders = planned_all(tmp_path)
+    started_s = time.perf_counter()
     ends = taken_up(list(folders.values())).ends()
+    elapsed_s = time.perf_counter() - started_s
     for name, folder in folders.items():
         assert_same(folder, solo[name])
     assert set(ends.values()) == {"done", "diverged"}
@@ -166,9 +169,9 @@ def test_mixed_runs_end_with_the_bits_they_have_alone(
     assert {record.cost["multiplexed"] for record in records} == {6}
     finished = [record for record in records if record.status is Status.done]
     assert [record.warnings for record in finished] == [[]] * 5  # the schema has all their fields
-    times_s = [record.cost["train_s"] for record in records]  # each its own
-    assert min(times_s) > 0
-    assert sum(times_s) <= max(record.cost["wall_s"] for record in records)
+    for record in records:
+        assert 0 < record.cost["train_s"] < record.cost["wall_s"]
+    assert sum(record.cost["wall_s"] for record in records) <= elapsed_s  # each its own
 
 
 def test_one_that_raises_or_is_held_ends_alone(
