@@ -28,14 +28,15 @@ def grouping_for(plans: Sequence[RunPlan], workers: int) -> Grouping:
 
 
 def together_bytes(plans: Sequence[RunPlan]) -> int:
-    """Estimated peak memory of a process that trains these (its GPU's not included).
+    """Estimated peak memory of a process that trains these (its GPU's not included)."""
+    return budget.together_host_bytes([plan_shape(plan) for plan in plans]) + _of_source(plans)
 
-    What a plan has beyond its shape's, as a subject model, is counted once.
-    """
-    shapes = [plan_shape(plan) for plan in plans]
-    pairs = zip(plans, shapes, strict=True)
-    beyond = max(plan.estimated_memory_bytes - budget.host_bytes(shape) for plan, shape in pairs)
-    return budget.together_host_bytes(shapes) + max(0, beyond)
+
+def _of_source(plans: Sequence[RunPlan]) -> int:
+    """What plans have beyond their shapes', as a subject model: shared, so counted once."""
+    return max(
+        0, *(plan.estimated_memory_bytes - budget.host_bytes(plan_shape(plan)) for plan in plans)
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Packing:
         if _bytes_of(plans) > limit:
             return False
         shapes = [plan_shape(plan) for plan in plans]
-        return self.gpu_bytes is None or budget.together_bytes(shapes) <= self.gpu_bytes
+        on_gpu = budget.together_bytes(shapes) + _of_source(plans)
+        return self.gpu_bytes is None or on_gpu <= self.gpu_bytes
 
 
 def packed(
