@@ -34,6 +34,7 @@ OWNERS = {
     "matplotlib": ["analysis/"],
     "transformers": ["scaling/activations/"],
     "gguf": ["scaling/activations/"],
+    "huggingface_hub": ["scaling/activations/", "scaling/interchange/hub.py"],
 }
 """Heavy packages and the only places that may import them."""
 
@@ -63,6 +64,15 @@ LAYERS = {
         "scaling.schedule",
         "scaling.plan",
         "scaling.hardware",
+        "scaling.errors",
+    ],
+    "scaling/interchange/": [
+        "scaling.interchange",
+        "scaling.activations.normalize",
+        "scaling.autoencoder",
+        "scaling.kernels",
+        "scaling.storage",
+        "scaling.train.tensor_file",
         "scaling.errors",
     ],
     "analysis/": [

@@ -1,0 +1,94 @@
+"""What each architecture trained here is in portable form: a function each, by its name.
+
+Training adds losses; what is left at inference is one of four kinds (portable.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from scaling.errors import UserError
+from scaling.interchange.portable import COMMON, Portable
+
+Converted = tuple[str, dict[str, Tensor]]
+"""Kind and weights."""
+
+
+def _topk(weights: dict[str, Tensor]) -> Converted:
+    return "topk", weights
+
+
+def _relu(weights: dict[str, Tensor]) -> Converted:
+    return "relu", weights
+
+
+def _gated(weights: dict[str, Tensor]) -> Converted:
+    return "gated", weights
+
+
+def _jumprelu(weights: dict[str, Tensor]) -> Converted:
+    common = {name: weights[name] for name in COMMON}
+    return "jumprelu", {**common, "threshold": weights["log_threshold"].exp()}
+
+
+def _batch_topk(weights: dict[str, Tensor]) -> Converted:
+    """At inference one threshold stands for the selection over a batch."""
+    return "jumprelu", {**weights, "threshold": weights["threshold"].expand_as(weights["b_enc"])}
+
+
+_CONVERT: dict[str, Callable[[dict[str, Tensor]], Converted]] = {
+    "topk": _topk,
+    "relu": _relu,
+    "gated": _gated,
+    "jumprelu": _jumprelu,
+    "batch_topk": _batch_topk,
+}
+
+_MORE: dict[str, tuple[str, ...]] = {
+    "gated": ("r_mag", "b_mag"),
+    "jumprelu": ("log_threshold",),
+    "batch_topk": ("threshold",),
+}
+"""Tensors besides the common four: [N] each, but for batch_topk's threshold, a number."""
+
+ACTIVATION: dict[str, str] = {
+    "topk": "topk of the pre-activations, then relu",
+    "relu": "relu of the pre-activations",
+    "gated": "relu(exp(r_mag) * w_enc (x - b_pre) + b_mag) where the pre-activation is above 0",
+    "jumprelu": "the pre-activation where it is above exp(log_threshold)",
+    "batch_topk": "the pre-activation where it is above threshold and 0",
+}
+"""In words, for config.json."""
+
+
+def tensor_names(architecture: str) -> tuple[str, ...]:
+    """Of the tensors that make up the weights of such a run. Raises `UserError`."""
+    if architecture not in _CONVERT:
+        raise UserError(
+            f"architecture={architecture} cannot be exported or read by this version: "
+            f"{', '.join(_CONVERT)} can."
+        )
+    return (*COMMON, *_MORE.get(architecture, ()))
+
+
+def portable(
+    architecture: str,
+    weights: dict[str, Tensor],
+    *,
+    k: int | None,
+    normalization: str,
+    facts: dict[str, Any],
+) -> Portable:
+    """The portable form of weights by the names that they are trained under."""
+    kind, converted = _CONVERT[architecture]({n: weights[n] for n in tensor_names(architecture)})
+    return Portable(
+        kind=kind,
+        weights={name: tensor.contiguous() for name, tensor in converted.items()},
+        k=k if kind == "topk" else None,
+        normalization=normalization,
+        architecture=architecture,
+        facts=facts,
+    )
