@@ -44,6 +44,11 @@ def load_autoencoder(source: str | Path) -> LoadedAutoencoder:
         folder = hub.download(hub_id, _FROM_HUB)
     except UserError as error:
         raise UserError(f"{source} is no path on this machine, and {error}") from error
+    if not any((folder / file).is_file() for file in _FROM_HUB):
+        raise UserError(
+            f"{source}: the repository has none of {', '.join(_FROM_HUB)} there: give the folder "
+            "within the repository, OWNER/NAME/FOLDER."
+        )
     return _read(folder, str(source))
 
 
