@@ -171,8 +171,7 @@ class Weights:
     """Where the tensors come from."""
 
     there: TensorFolder
-    names: tuple[str, ...]
-    """Of the tensors that are the weights."""
+    architecture: str
     step: int
     correction: float
     """What an average is divided by: a checkpoint has it as it accumulates from zero."""
@@ -180,22 +179,31 @@ class Weights:
     def write(self, path: Path, *, averaged: bool) -> None:
         """One safetensors file of them, a few rows at a time."""
         there = self.there.layouts()
-        layout = {name: there[self._stored_as(name, averaged)] for name in self.names}
+        layout = {
+            name: there[self._stored_as(name, averaged)]
+            for name in ours.tensor_names(self.architecture)
+        }
         write_blocks(path, layout, lambda name: self._blocks(name, averaged))
 
     def read(self, *, averaged: bool) -> dict[str, Tensor]:
         """All of them, in memory."""
-        return {name: _joined(self._blocks(name, averaged)) for name in self.names}
+        return {
+            name: _joined(self._blocks(name, averaged))
+            for name in ours.tensor_names(self.architecture)
+        }
 
     def _stored_as(self, name: str, averaged: bool) -> str:
-        if averaged and not self.correction:
+        return f"{name}.ema" if self._is_averaged(name, averaged) else name
+
+    def _is_averaged(self, name: str, averaged: bool) -> bool:
+        return averaged and not ours.is_statistic(self.architecture, name)
+
+    def _blocks(self, name: str, averaged: bool) -> Iterator[Tensor]:
+        divisor = self.correction if self._is_averaged(name, averaged) else 1.0
+        if not divisor:
             raise UserError(
                 "--averaged: no update has been averaged by then. Leave --averaged out."
             )
-        return f"{name}.ema" if averaged else name
-
-    def _blocks(self, name: str, averaged: bool) -> Iterator[Tensor]:
-        divisor = self.correction if averaged else 1.0
         for block in self.there.blocks(self._stored_as(name, averaged)):
             yield block if divisor == 1.0 else block / divisor
 
@@ -203,10 +211,6 @@ class Weights:
 def _joined(blocks: Iterator[Tensor]) -> Tensor:
     first, *rest = blocks
     return torch.cat([first, *rest]) if rest else first
-
-
-def _names(plan: RunPlan) -> tuple[str, ...]:
-    return ours.tensor_names(plan.autoencoder.name)
 
 
 def _of_done_run(folder: RunFolder, plan: RunPlan) -> Weights:
@@ -224,7 +228,7 @@ def _of_done_run(folder: RunFolder, plan: RunPlan) -> Weights:
             f"{error}. The weights of {plan.run_id} are damaged: restore them, or remove the "
             "folder of the run to have it done again."
         ) from error
-    return Weights(there, _names(plan), plan.train.steps, correction=1.0)
+    return Weights(there, plan.autoencoder.name, plan.train.steps, correction=1.0)
 
 
 def _from_checkpoint(folder: RunFolder, plan: RunPlan) -> Weights:
@@ -240,7 +244,7 @@ def _from_checkpoint(folder: RunFolder, plan: RunPlan) -> Weights:
             continue
         print("".join(f"{line}\n" for line in passed_over), end="", file=sys.stderr)
         correction = 1 - plan.train.ema_decay ** int(n_updates)
-        return Weights(there, _names(plan), step, correction)
+        return Weights(there, plan.autoencoder.name, step, correction)
     raise UserError(
         f"{folder.path} has no sound checkpoint (its status is {folder.status()}; checkpoints go "
         f"when a run is final).{''.join(f' {line}.' for line in passed_over)}"

@@ -32,7 +32,7 @@ def read(folder: Path) -> Portable:
     names = ours.tensor_names(architecture)
     stored = read_safetensors(folder / WEIGHTS)
     n_latents, d_model = whole(config, "n_latents", path), whole(config, "d_model", path)
-    weights = {name: _take(stored, name, n_latents, d_model) for name in names}
+    weights = {name: _take(stored, architecture, name, n_latents, d_model) for name in names}
     stored.refuse_rest("native")
     made = ours.portable(
         architecture,
@@ -46,12 +46,12 @@ def read(folder: Path) -> Portable:
     return made
 
 
-def _take(stored: Tensors, name: str, n_latents: int, d_model: int) -> Tensor:
+def _take(stored: Tensors, architecture: str, name: str, n_latents: int, d_model: int) -> Tensor:
+    if ours.is_statistic(architecture, name):
+        return stored.take(name)
     match name:
         case "w_enc" | "w_dec":
             return stored.take(name, n_latents, d_model)
         case "b_pre":
             return stored.take(name, d_model)
-        case "threshold":
-            return stored.take(name)
     return stored.take(name, n_latents)

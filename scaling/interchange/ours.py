@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scaling.autoencoder.registry import ARCHITECTURES
 from scaling.errors import UserError
 from scaling.interchange.portable import COMMON, Portable
 
@@ -47,13 +48,6 @@ _CONVERT: dict[str, Callable[[dict[str, Tensor]], Converted]] = {
     "batch_topk": _batch_topk,
 }
 
-_MORE: dict[str, tuple[str, ...]] = {
-    "gated": ("r_mag", "b_mag"),
-    "jumprelu": ("log_threshold",),
-    "batch_topk": ("threshold",),
-}
-"""Tensors besides the common four: [N] each, but for batch_topk's threshold, a number."""
-
 ACTIVATION: dict[str, str] = {
     "topk": "topk of the pre-activations, then relu",
     "relu": "relu of the pre-activations",
@@ -66,12 +60,19 @@ ACTIVATION: dict[str, str] = {
 
 def tensor_names(architecture: str) -> tuple[str, ...]:
     """Of the tensors that make up the weights of such a run. Raises `UserError`."""
-    if architecture not in _CONVERT:
+    known = [name for name in _CONVERT if name in ARCHITECTURES]
+    if architecture not in known:
         raise UserError(
             f"architecture={architecture} cannot be exported or read by this version: "
-            f"{', '.join(_CONVERT)} can."
+            f"{', '.join(known)} can."
         )
-    return (*COMMON, *_MORE.get(architecture, ()))
+    trained = ARCHITECTURES[architecture]
+    return (*COMMON, *trained.MORE_PER_LATENT, *trained.STATISTICS)
+
+
+def is_statistic(architecture: str, name: str) -> bool:
+    """Whether it is a number that training keeps, of which there is no average, and no row."""
+    return name in ARCHITECTURES[architecture].STATISTICS
 
 
 def portable(

@@ -179,7 +179,7 @@ def _metadata(portable: Portable, trained_on: str) -> dict[str, Any]:
     """Where the library attaches it to a model, and what we know besides."""
     data = portable.facts.get("activations", {})
     where: dict[str, Any] = {}
-    if "layer" in data:
+    if data.get("layer"):
         where = {
             "model_name": data.get("subject_model"),
             "hook_name": f"blocks.{data['layer'] - 1}.hook_resid_post",
