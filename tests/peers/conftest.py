@@ -1,6 +1,6 @@
 """Tests here run other packages in environments of their own, which benchmarks.peers.install makes.
 
-PEER_ENVS names the folder of these environments (.bench by default); without them tests skip.
+PEER_ENVS names the folder of these environments (.bench by default).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def ask() -> Ask:
     def run(peer: str, root: Path) -> dict[str, Any]:
         python = python_of(peer, envs)
         if not python.exists():
-            pytest.skip(f"{PEERS[peer].package} is not in {envs}: make test-peers")
+            pytest.fail(f"{PEERS[peer].package} is not in {envs}: make test-peers")
         command = [str(python), str(HERE / f"{peer}_side.py"), str(root)]
         # Not this project's path: the package must stand on its own.
         env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
