@@ -1,4 +1,4 @@
-"""The doors through which files of other people come in: JSON, safetensors, and `.pt` as data.
+"""The doors through which tensors of other people come in: safetensors, and `.pt` as data.
 
 A `.pt` file is a pickle, which is a program. `torch.load(weights_only=True)` builds tensors and
 plain containers and refuses everything else without running it; nothing here opens such a file in
@@ -7,7 +7,6 @@ another way. What comes in is taken by name and looked at before it is used.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,17 +79,6 @@ class Tensors:
             )
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Raises `UserError` for what is not one JSON object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(found).__name__}.")
-    return found
-
-
 def read_safetensors(path: Path) -> Tensors:
     """Raises `UserError` for what the format's library does not take."""
     try:
@@ -116,14 +104,6 @@ def read_pickled(path: Path) -> Tensors:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UserError(f"{path} holds no state dict but {type(found).__name__}.")
     return Tensors(path, dict(found))
-
-
-def whole(settings: dict[str, Any], key: str, path: Path) -> int:
-    """settings[key], a whole number >= 1. Raises `UserError`."""
-    value = settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{path}: {key}={value!r} must be a whole number of at least 1.")
-    return value
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from scaling.errors import UserError
 from scaling.interchange import ours
-from scaling.interchange.files import Tensors, read_json_object, read_safetensors, whole
+from scaling.interchange.files import Tensors, read_safetensors
 from scaling.interchange.normalization import KINDS
 from scaling.interchange.portable import Portable
+from scaling.interchange.settings import Settings
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 SCHEMA_VERSION = 1
@@ -19,30 +20,30 @@ _MEANT = ("d_model", "n_latents", "k", "architecture", "normalization")
 
 def read(folder: Path) -> Portable:
     """An export of `python -m scaling.export`. Raises `UserError`."""
-    path = folder / CONFIG
-    config = read_json_object(path)
-    if config.get("schema_version") != SCHEMA_VERSION:
+    config = Settings.read(folder / CONFIG)
+    version = config.values.get("schema_version")
+    if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema_version={config.get('schema_version')!r} is unknown here (this is "
+            f"{config.path}: schema_version={version!r} is unknown here (this is "
             f"{SCHEMA_VERSION}): it was exported by a newer version; use that one."
         )
-    architecture, normalization = str(config.get("architecture")), config.get("normalization")
-    if normalization not in KINDS:
-        raise UserError(f"{path}: normalization={normalization!r} is not one of {KINDS}.")
-    names = ours.tensor_names(architecture)
+    architecture = config.one_of("architecture", ours.known(), "topk")
+    n_latents, d_model = config.whole("n_latents"), config.whole("d_model")
     stored = read_safetensors(folder / WEIGHTS)
-    n_latents, d_model = whole(config, "n_latents", path), whole(config, "d_model", path)
-    weights = {name: _take(stored, architecture, name, n_latents, d_model) for name in names}
+    weights = {
+        name: _take(stored, architecture, name, n_latents, d_model)
+        for name in ours.tensor_names(architecture)
+    }
     stored.refuse_rest("native")
     made = ours.portable(
         architecture,
         weights,
-        k=None if config.get("k") is None else whole(config, "k", path),
-        normalization=normalization,
-        facts={key: value for key, value in config.items() if key not in _MEANT},
+        k=None if config.values.get("k") is None else config.whole("k"),
+        normalization=config.one_of("normalization", KINDS, ""),
+        facts={key: value for key, value in config.values.items() if key not in _MEANT},
     )
     if made.kind == "topk" and (made.k is None or made.k > n_latents):
-        raise UserError(f"{path}: k={made.k} must lie in 1..n_latents={n_latents}.")
+        raise UserError(f"{config.path}: k={made.k} must lie in 1..n_latents={n_latents}.")
     return made
 
 

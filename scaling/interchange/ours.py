@@ -58,13 +58,17 @@ ACTIVATION: dict[str, str] = {
 """In words, for config.json."""
 
 
+def known() -> list[str]:
+    """The architectures that go out and come in."""
+    return [name for name in _CONVERT if name in ARCHITECTURES]
+
+
 def tensor_names(architecture: str) -> tuple[str, ...]:
     """Of the tensors that make up the weights of such a run. Raises `UserError`."""
-    known = [name for name in _CONVERT if name in ARCHITECTURES]
-    if architecture not in known:
+    if architecture not in known():
         raise UserError(
-            f"architecture={architecture} cannot be exported or read by this version: "
-            f"{', '.join(known)} can."
+            f"architecture={architecture} cannot be exported by this version: "
+            f"{', '.join(known())} can."
         )
     trained = ARCHITECTURES[architecture]
     return (*COMMON, *trained.MORE_PER_LATENT, *trained.STATISTICS)

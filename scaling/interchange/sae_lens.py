@@ -22,18 +22,14 @@ import torch
 from torch import Tensor
 
 from scaling.errors import UserError
-from scaling.interchange.files import (
-    Tensors,
-    read_json_object,
-    read_safetensors,
-    whole,
-)
+from scaling.interchange.files import Tensors, read_safetensors
 from scaling.interchange.folds import (
     for_std_inputs,
     with_decoder_norms_in_latents,
     with_input_bias,
 )
 from scaling.interchange.portable import KINDS, Portable
+from scaling.interchange.settings import Settings
 from scaling.storage.atomic import write_json
 from scaling.train.tensor_file import write_tensor_file
 
@@ -49,35 +45,42 @@ _OLD_KEYS = {"activation_fn_str": "activation_fn", "hook_point": "hook_name"}
 
 def read(folder: Path) -> Portable:
     """Raises `UserError` for what is damaged, or would be read as something else."""
-    path = folder / CONFIG
-    config = _modern(read_json_object(path))
-    kind = _kind(config, path)
-    normalization = _normalization(config, path)
-    stored = read_safetensors(folder / WEIGHTS)
-    weights = _weights(stored, kind, whole(config, "d_sae", path), whole(config, "d_in", path))
-    if kind == "topk" and config.get("rescale_acts_by_decoder_norm", False):
+    config = _modern(Settings.read(folder / CONFIG))
+    kind = _kind(config)
+    normalization = _NORMALIZATION[
+        config.one_of("normalize_activations", _NORMALIZATION, "none", _NO_FACTOR)
+    ]
+    d_sae, d_in = config.whole("d_sae"), config.whole("d_in")
+    k = config.whole("k") if kind == "topk" else None
+    if k and k > d_sae:
+        raise UserError(f"{config.path}: k={k} is more than d_sae={d_sae}.")
+    weights = _weights(read_safetensors(folder / WEIGHTS), kind, d_sae, d_in)
+    if kind == "topk" and config.flag("rescale_acts_by_decoder_norm", False):
         weights = with_decoder_norms_in_latents(weights)
-    if not config.get("apply_b_dec_to_input", True):
+    if not config.flag("apply_b_dec_to_input", True):
         weights = with_input_bias(weights)
-    k = whole(config, "k", path) if kind == "topk" else None
-    if k and k > len(weights["b_enc"]):
-        raise UserError(f"{path}: k={k} is more than d_sae={len(weights['b_enc'])}.")
     return Portable(
         kind=kind,
         weights=weights,
         k=k,
         normalization=normalization,
-        architecture=config["architecture"],
-        facts=dict(config.get("metadata") or {}),
+        architecture=config.values["architecture"],
+        facts=config.mapping("metadata"),
     )
 
 
-def _modern(config: dict[str, Any]) -> dict[str, Any]:
+_NO_FACTOR = (
+    "what it scales by is not in the folder. Fold it into the weights with sae-lens "
+    "(fold_activation_norm_scaling_factor or fold_activation_whitening) and save again."
+)
+
+
+def _modern(config: Settings) -> Settings:
     """cfg.json of before 6.0 in today's keys."""
-    new = {_OLD_KEYS.get(key, key): value for key, value in config.items()}
+    new = {_OLD_KEYS.get(key, key): value for key, value in config.values.items()}
     if "metadata" in new:
-        return new
-    more = new.get("activation_fn_kwargs") or {}
+        return Settings(config.path, new)
+    more = config.mapping("activation_fn_kwargs")
     if new.get("activation_fn") == "topk" and "k" in more:
         new |= {"architecture": "topk", "k": more["k"]}
     # A flag then meant the scaling that has its own name now.
@@ -85,40 +88,23 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
     scaled = "expected_average_only_in" if given is True else given
     hooked = "hook_z" if "hook_z" in str(new.get("hook_name")) else "none"
     new = {"architecture": "standard", "reshape_activations": hooked, **new}
-    return {**new, "normalize_activations": scaled, "metadata": _old_metadata(new)}
+    metadata = {key: new[key] for key in _OLD_METADATA if key in new}
+    return Settings(config.path, {**new, "normalize_activations": scaled, "metadata": metadata})
 
 
-def _old_metadata(config: dict[str, Any]) -> dict[str, Any]:
-    kept = ("model_name", "hook_name", "context_size", "prepend_bos", "dataset_path")
-    return {key: config[key] for key in kept if key in config}
+_OLD_METADATA = ("model_name", "hook_name", "context_size", "prepend_bos", "dataset_path")
 
 
-def _kind(config: dict[str, Any], path: Path) -> str:
-    architecture = config.get("architecture")
-    if architecture not in _KIND:
-        raise UserError(
-            f"{path}: architecture={architecture!r} cannot be read here: {', '.join(_KIND)} can."
-        )
-    activation = config.get("activation_fn", "relu")
-    if activation not in ("relu", "topk"):
-        raise UserError(f"{path}: activation_fn={activation!r} cannot be read: relu and topk can.")
-    if config.get("reshape_activations", "none") != "none":
-        raise UserError(
-            f"{path}: reshape_activations={config['reshape_activations']!r}: it takes outputs of "
-            "attention heads, [heads, d_head] per token, which is not supported."
-        )
+def _kind(config: Settings) -> str:
+    architecture = config.one_of("architecture", _KIND, "")
+    config.one_of("activation_fn", ("relu", "topk"), "relu")
+    config.one_of(
+        "reshape_activations",
+        ("none",),
+        "none",
+        "it takes outputs of attention heads, [heads, d_head] per token, which is not supported.",
+    )
     return _KIND[architecture]
-
-
-def _normalization(config: dict[str, Any], path: Path) -> str:
-    name = config.get("normalize_activations", "none")
-    if name not in _NORMALIZATION:
-        raise UserError(
-            f"{path}: normalize_activations={name!r}: what it scales by is not in the folder. Fold "
-            "it into the weights with sae-lens (fold_activation_norm_scaling_factor or "
-            "fold_activation_whitening) and save again."
-        )
-    return _NORMALIZATION[name]
 
 
 def _weights(stored: Tensors, kind: str, n: int, d: int) -> dict[str, Tensor]:

@@ -10,16 +10,12 @@ reader finds in cfg.json (`sae_scaling`, which the library ignores) what they ar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from scaling.errors import UserError
-from scaling.interchange.files import (
-    read_json_object,
-    read_safetensors,
-    whole,
-)
+from scaling.interchange.files import read_safetensors
 from scaling.interchange.normalization import KINDS
 from scaling.interchange.portable import Portable
+from scaling.interchange.settings import Settings
 from scaling.storage.atomic import write_json
 from scaling.train.tensor_file import write_tensor_file
 
@@ -28,12 +24,17 @@ WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 
 def read(folder: Path) -> Portable:
     """Raises `UserError` for what is damaged, or would be read as something else."""
-    path = folder / CONFIG
-    config = read_json_object(path)
-    _check(config, path)
-    d_model = whole(config, "d_in", path)
-    n_latents = config.get("num_latents") or d_model * whole(config, "expansion_factor", path)
-    k = whole(config, "k", path)
+    config = Settings.read(folder / CONFIG)
+    _check(config)
+    d_model, k = config.whole("d_in"), config.whole("k")
+    by_factor = config.values.get("num_latents", 0) == 0
+    n_latents = (
+        d_model * config.whole("expansion_factor") if by_factor else config.whole("num_latents")
+    )
+    if k > n_latents:
+        raise UserError(f"{config.path}: k={k} is more than num_latents={n_latents}.")
+    facts = Settings(config.path, config.mapping("sae_scaling"))
+    normalization = facts.one_of("normalization", KINDS, "none")
     stored = read_safetensors(folder / WEIGHTS)
     weights = {
         "w_enc": stored.take("encoder.weight", n_latents, d_model),
@@ -42,40 +43,24 @@ def read(folder: Path) -> Portable:
         "b_pre": stored.take("b_dec", d_model),
     }
     stored.refuse_rest("sparsify")
-    if k > n_latents:
-        raise UserError(f"{path}: k={k} is more than num_latents={n_latents}.")
-    facts = config.get("sae_scaling", {})
-    normalization = _normalization(facts, path)
     return Portable(
         kind="topk",
         weights=weights,
         k=k,
         normalization=normalization,
-        architecture=str(facts.get("architecture", "topk")),
-        facts=facts,
+        architecture=str(facts.values.get("architecture", "topk")),
+        facts=facts.values,
     )
 
 
-def _check(config: dict[str, Any], path: Path) -> None:
-    if config.get("activation", "topk") != "topk":
-        raise UserError(
-            f"{path}: activation={config['activation']!r} cannot be read here: topk can."
-        )
+def _check(config: Settings) -> None:
+    config.one_of("activation", ["topk"], "topk")
     for key in ("transcode", "skip_connection"):
-        if config.get(key, False):
+        if config.flag(key, False):
             raise UserError(
-                f"{path}: {key}=true: it predicts another place's activations than it reads, or "
-                "adds a linear map of them. Only autoencoders can be read."
+                f"{config.path}: {key}=true: it predicts another place's activations than it "
+                "reads, or adds a linear map of them. Only autoencoders can be read."
             )
-
-
-def _normalization(facts: Any, path: Path) -> str:
-    if not isinstance(facts, dict):
-        raise UserError(f"{path}: sae_scaling must be an object.")
-    name = facts.get("normalization", "none")
-    if name not in KINDS:
-        raise UserError(f"{path}: sae_scaling.normalization={name!r} is not one of {KINDS}.")
-    return name
 
 
 def write(portable: Portable, folder: Path, *, normalized_inputs: bool = False) -> None:

@@ -82,8 +82,8 @@ def test_a_native_export_that_was_edited(tmp_path: Path, done: RunFolder) -> Non
     config = json.loads(path.read_text())
     for key, value, says in [
         ("schema_version", 2, "schema_version=2 is unknown"),
-        ("architecture", "other", "architecture=other cannot be"),
-        ("normalization", "other", "normalization='other' is not one of"),
+        ("architecture", "other", "architecture='other': it cannot be"),
+        ("normalization", "other", "normalization='other': it cannot be"),
         ("n_latents", 65, r"not \[65, 64\]"),
         ("d_model", None, "d_model=None must be a whole number"),
     ]:

@@ -104,6 +104,28 @@ def test_openai_topk_and_back(tmp_path: Path, normalization: str) -> None:
     assert torch.equal(file.reconstruct(x_BD), again.reconstruct(x_BD))
 
 
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+def test_the_openai_layout_by_its_documented_equations(tmp_path: Path, kind: str) -> None:
+    """Straight from the state dict: what anyone who follows the release computes of our file."""
+    portable, x_BD = random_portable(kind, "unit_norm" if kind == "topk" else "none"), activations()
+    model = written(openai.write, portable, tmp_path / "it")
+    found = torch.load(tmp_path / "it" / "autoencoder.pt", weights_only=True)
+    state = {name: it.double() for name, it in found.items() if isinstance(it, torch.Tensor)}
+    x = x_BD.double()
+    mu, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+    if kind == "topk":
+        x = (x - mu) / (std + 1e-5)
+    latents = (x - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"]
+    if kind == "topk":
+        top = latents.topk(found["activation_state_dict"]["k"])
+        latents = torch.zeros_like(latents).scatter(-1, top.indices, top.values)
+    recon = latents.relu() @ state["decoder.weight"].T + state["pre_bias"]
+    if kind == "topk":
+        recon = recon * std + mu
+    assert worst(model.reconstruct(x_BD), recon) < EXACT
+    assert worst(model_of(portable).reconstruct(x_BD), recon) < STD_EPS
+
+
 def test_openai_relu_and_back(tmp_path: Path) -> None:
     portable = random_portable("relu")
     again = written(openai.write, portable, tmp_path / "it")

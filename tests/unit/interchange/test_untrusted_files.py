@@ -194,7 +194,7 @@ def test_tensors_that_are_wrong(tmp_path: Path, module: Any, case: str) -> None:
 
 
 CONFIG_CASES = [
-    (sae_lens, {"architecture": "transcoder"}, "architecture='transcoder' cannot be read"),
+    (sae_lens, {"architecture": "transcoder"}, "architecture='transcoder': it cannot be read"),
     (sae_lens, {"normalize_activations": "expected_average_only_in"}, "scales by is not in the"),
     (sae_lens, {"reshape_activations": "hook_z"}, "reshape_activations='hook_z'"),
     (sae_lens, {"activation_fn": "tanh-relu"}, "activation_fn='tanh-relu'"),
@@ -202,13 +202,13 @@ CONFIG_CASES = [
     (sae_lens, {"k": N + 1}, "k=97 is more than d_sae=96"),
     (sae_lens, {"k": True}, "k=True must be a whole number"),
     (sae_lens, {"d_sae": 10**12}, r"not \[24, 1000000000000\]"),
-    (sparsify, {"activation": "groupmax"}, "activation='groupmax' cannot be read"),
+    (sparsify, {"activation": "groupmax"}, "activation='groupmax': it cannot be read"),
     (sparsify, {"transcode": True}, "transcode=true"),
     (sparsify, {"skip_connection": True}, "skip_connection=true"),
     (sparsify, {"k": 0}, "k=0 must be a whole number"),
     (sparsify, {"k": N + 1}, "k=97 is more than num_latents=96"),
     (sparsify, {"sae_scaling": {"normalization": "cube"}}, "normalization='cube'"),
-    (sparsify, {"sae_scaling": []}, "sae_scaling must be an object"),
+    (sparsify, {"sae_scaling": [1]}, "sae_scaling=\\[1\\] must be an object"),
 ]
 
 
@@ -291,3 +291,27 @@ def test_openai_writes_what_is_read(tmp_path: Path) -> None:
     assert sorted(found) == sorted(
         [*released(), "latents_activation_frequency", "latents_mean_square"]
     )
+
+
+ODD_VALUES = [None, [], {}, "x", -1, 0, 1.5, True, [1], {"k": []}, 10**30]
+
+
+@pytest.mark.parametrize("module", [sae_lens, sparsify])
+def test_any_value_of_any_key_loads_or_is_refused(tmp_path: Path, module: Any) -> None:
+    """Never another error: no value of a setting is believed to be of its type."""
+    module.write(random_portable(), tmp_path)
+    path = tmp_path / "cfg.json"
+    config = json.loads(path.read_text())
+    old = ["activation_fn", "activation_fn_kwargs", "hook_name", "apply_b_dec_to_input"]
+    refused = 0
+    for key in [*config, *old]:
+        for value in ODD_VALUES:
+            path.write_text(json.dumps({**config, key: value}))
+            try:
+                scaling.load_autoencoder(tmp_path)
+            except UserError:
+                refused += 1
+    assert refused > 20
+    path.write_text("{}")
+    with pytest.raises(UserError):
+        scaling.load_autoencoder(tmp_path)
