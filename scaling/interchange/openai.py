@@ -1,7 +1,8 @@
 """State dicts as OpenAI's sparse_autoencoder released them (with Gao et al. 2024): one `.pt` file.
 
     encoder.weight [N, D]   decoder.weight [D, N]   latent_bias [N]   pre_bias [D]
-    activation: "TopK" or "ReLU"     activation_state_dict: {k, postact_fn: "ReLU"} of TopK
+    activation: "TopK" or "ReLU"     activation_state_dict: {k, postact_fn: "ReLU"} of TopK, which
+                                     the released code also saves as activation.k, .postact_fn
     stats_last_nonzero, latents_activation_frequency, latents_mean_square [N]: statistics
 
 Whether activations are normalized follows from the activation there: TopK takes them through
@@ -31,7 +32,7 @@ def read(path: Path) -> Portable:
     """Of a `.pt` file. Raises `UserError` for what is damaged, unsafe, or of another layout."""
     stored = read_pickled(path)
     activation = stored.values.pop("activation", "ReLU")
-    state = stored.values.pop("activation_state_dict", {})
+    state = _activation_state(stored)
     w_enc_ND = stored.take("encoder.weight", None, None)
     n_latents, d_model = w_enc_ND.shape
     tied = "decoder.linear.weight" in stored.values
@@ -55,13 +56,23 @@ def read(path: Path) -> Portable:
     )
 
 
-def _k(stored: Tensors, activation: Any, state: Any, n_latents: int) -> int | None:
+def _activation_state(stored: Tensors) -> dict[str, Any]:
+    """By either of its names."""
+    nested = stored.values.pop("activation_state_dict", {})
+    flat = {
+        name: stored.values.pop(f"activation.{name}")
+        for name in ("k", "postact_fn")
+        if f"activation.{name}" in stored.values
+    }
+    return {**flat, **(nested if isinstance(nested, dict) else {})}
+
+
+def _k(stored: Tensors, activation: Any, state: dict[str, Any], n_latents: int) -> int | None:
     """Of TopK; None of ReLU."""
     if activation == "ReLU":
         return None
     if activation != "TopK":
         raise UserError(f"{stored.path}: activation={activation!r} cannot be read: TopK, ReLU can.")
-    state = state if isinstance(state, dict) else {}
     k, then = state.get("k"), state.get("postact_fn")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n_latents:
         raise UserError(

@@ -32,7 +32,8 @@ FORMATS = {
 
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    _, folder = planned(tmp_path_factory.mktemp("done"), f"autoencoder={request.param}")
+    short = ["train.tokens=2_048", f"autoencoder={request.param}"]
+    _, folder = planned(tmp_path_factory.mktemp("done"), *short)
     assert end_phase.take_up(folder)["status"] is Status.done
     return folder
 

@@ -160,6 +160,12 @@ def test_the_released_layout_as_it_is(tmp_path: Path) -> None:
     torch.save(tied, tmp_path / "tied.pt")
     model = scaling.load_autoencoder(tmp_path / "tied.pt")
     assert torch.equal(model.w_dec, model.w_enc)
+    flat = {**released(), "activation.k": 3, "activation.postact_fn": "ReLU"}
+    torch.save(flat, tmp_path / "both.pt")
+    assert scaling.load_autoencoder(tmp_path / "both.pt").facts.k == K
+    del flat["activation_state_dict"]
+    torch.save(flat, tmp_path / "flat.pt")
+    assert scaling.load_autoencoder(tmp_path / "flat.pt").facts.k == 3
     less = released()
     del less["pre_bias"]
     torch.save(less, tmp_path / "less.pt")
