@@ -42,6 +42,16 @@ def test_inference_is_what_the_equations_say(kind: str, normalization: str) -> N
     assert (0 < l0 <= K) if kind == "topk" else (K < l0 < N)
 
 
+def test_of_the_k_largest_only_those_above_0_are_active() -> None:
+    portable, x_BD = random_portable("topk", "std"), activations()
+    portable = portable.with_weights({"b_enc": portable.weights["b_enc"] - 2.5})
+    z_BN, recon_BD = by_equations(portable, x_BD)
+    assert (z_BN > 0).sum(1).min() < K
+    model = model_of(portable)
+    assert worst(model.latents(x_BD), z_BN) < EXACT
+    assert worst(model.reconstruct(x_BD), recon_BD) < EXACT
+
+
 def test_it_takes_any_number_of_dimensions_and_no_other_width() -> None:
     model, x_BD = model_of(random_portable()), activations(12)
     x = x_BD.reshape(3, 4, D)
