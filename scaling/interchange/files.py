@@ -42,7 +42,8 @@ class Tensors:
             )
         tensor = self.values.pop(name)
         self._check(name, tensor, shape)
-        taken = tensor.detach().to(torch.float32).contiguous()
+        # A copy: what safetensors gives may still be the file, which others may write to.
+        taken = tensor.detach().to(torch.float32, copy=True).contiguous()
         if not bool(torch.isfinite(taken).all()):
             raise UserError(
                 f"{self.path}: {name} holds values that are not finite numbers in float32. The "

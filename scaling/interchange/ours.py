@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scaling.autoencoder.registry import ARCHITECTURES
 from scaling.errors import UserError
-from scaling.interchange.portable import COMMON, Portable
+from scaling.interchange.portable import COMMON, KINDS, Portable
 
 Converted = tuple[str, dict[str, Tensor]]
 """Kind and weights."""
@@ -31,8 +32,14 @@ def _gated(weights: dict[str, Tensor]) -> Converted:
 
 
 def _jumprelu(weights: dict[str, Tensor]) -> Converted:
-    common = {name: weights[name] for name in COMMON}
-    return "jumprelu", {**common, "threshold": weights["log_threshold"].exp()}
+    return "jumprelu", {**weights, "threshold": weights["log_threshold"].exp()}
+
+
+def _prolu(weights: dict[str, Tensor]) -> Converted:
+    """m = w_enc (x - b_pre) stays where m > 0 and m + b_enc > 0: a threshold, and no bias."""
+    b_enc_N = weights["b_enc"]
+    changed = {"b_enc": torch.zeros_like(b_enc_N), "threshold": (-b_enc_N).clamp_min(0)}
+    return "jumprelu", {**weights, **changed}
 
 
 def _batch_topk(weights: dict[str, Tensor]) -> Converted:
@@ -42,20 +49,32 @@ def _batch_topk(weights: dict[str, Tensor]) -> Converted:
 
 _CONVERT: dict[str, Callable[[dict[str, Tensor]], Converted]] = {
     "topk": _topk,
+    "multi_topk": _topk,
+    "matryoshka": _topk,
     "relu": _relu,
+    "prolu": _prolu,
     "gated": _gated,
     "jumprelu": _jumprelu,
     "batch_topk": _batch_topk,
 }
 
+_TOPK = "topk of the pre-activations, then relu"
 ACTIVATION: dict[str, str] = {
-    "topk": "topk of the pre-activations, then relu",
+    "topk": _TOPK,
+    "multi_topk": _TOPK,
+    "matryoshka": _TOPK,
+    "prolu": "w_enc (x - b_pre) where it and its sum with b_enc are above 0",
     "relu": "relu of the pre-activations",
     "gated": "relu(exp(r_mag) * w_enc (x - b_pre) + b_mag) where the pre-activation is above 0",
     "jumprelu": "the pre-activation where it is above exp(log_threshold)",
     "batch_topk": "the pre-activation where it is above threshold and 0",
 }
 """In words, for config.json."""
+
+
+def convert(architecture: str, weights: dict[str, Tensor]) -> Converted:
+    """Kind and weights in portable form, from those that training names so."""
+    return _CONVERT[architecture](weights)
 
 
 def known() -> list[str]:
@@ -88,10 +107,10 @@ def portable(
     facts: dict[str, Any],
 ) -> Portable:
     """The portable form of weights by the names that they are trained under."""
-    kind, converted = _CONVERT[architecture]({n: weights[n] for n in tensor_names(architecture)})
+    kind, converted = convert(architecture, weights)
     return Portable(
         kind=kind,
-        weights={name: tensor.contiguous() for name, tensor in converted.items()},
+        weights={name: converted[name].contiguous() for name in (*COMMON, *KINDS[kind])},
         k=k if kind == "topk" else None,
         normalization=normalization,
         architecture=architecture,

@@ -24,7 +24,7 @@ from tests.integration.test_resume import planned
 FORMATS = {
     "native": set(ARCHITECTURES),
     "sae_lens": set(ARCHITECTURES),
-    "sparsify": {"topk"},
+    "sparsify": {"topk", "multi_topk", "matryoshka"},
     "openai": {"relu"},
 }
 """Which architectures each format holds, of activations that are not normalized."""
