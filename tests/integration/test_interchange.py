@@ -18,6 +18,7 @@ from scaling.interchange.model import LoadedAutoencoder
 from scaling.plan import RunPlan
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
+from scaling.train import shard_files
 from tests.integration import end_phase
 from tests.integration.test_resume import planned
 
@@ -48,8 +49,14 @@ def scored(model: LoadedAutoencoder, plan: RunPlan) -> float:
 @pytest.mark.parametrize("averaged", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_it_scores_as_recorded(
-    tmp_path: Path, done: RunFolder, name: str, averaged: bool, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    done: RunFolder,
+    name: str,
+    averaged: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(shard_files, "_BLOCK_BYTES", 1_000)  # some rows at a time
     plan = RunPlan.from_json(done.read_plan())
     out = tmp_path / "out"
     options = ["--averaged"] if averaged else []
