@@ -1,7 +1,8 @@
 """Runs that differ in one key, cell by cell: the loss of each level against that of the usual one.
 
 A cell is what the runs compared share: architecture, n, k (or penalty), token budget and all other
-keys that differ in the sweep. Differences are paired by seed, their scatter pooled over cells.
+keys that differ in the sweep, but learning rates: each level is taken at the best of those tried
+for it. Differences are paired by seed, their scatter pooled over cells.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.ablation.settings import Settings, differing, settings_of
+from analysis.ablation.settings import PUBLISHED, RATES, Settings, differing, settings_of
 from analysis.counts import short_count
 from analysis.records.columns import budgets, numbers
 from analysis.records.mixtures import RECIPE
@@ -35,6 +36,7 @@ class Level:
     seeds: dict[float | None, float]  # ln loss
     measured: dict[str, float]  # means over seeds; NaN where no record says it
     runs: tuple[str, ...]
+    tuned: str = ""  # the best of several learning rates, in words
 
     @property
     def loss(self) -> float:
@@ -119,11 +121,13 @@ def _ablation(
 ) -> Ablation | None:
     """Of one key; None where no cell has two of its levels, all other keys being equal."""
     sizes = _sizes(used)
-    others = [other for other in keys if other != key and not _follows(other, key, settings, sizes)]
+    tuned = [] if key in RATES else [rate for rate in RATES if rate in keys]
+    rest = [other for other in keys if other != key and other not in tuned]
+    others = [other for other in rest if not _follows(other, key, settings, sizes)]
     groups: dict[tuple[str, ...], dict[str, list[int]]] = {}
     for row, (size, one) in enumerate(zip(sizes, settings, strict=True)):
         if key in one:
-            cell = (*size, *(f"{other} {one.get(other, '')}" for other in others))
+            cell = (*size, *(_setting(other, one) for other in others))
             groups.setdefault(cell, {}).setdefault(one[key], []).append(row)
     groups = {cell: levels for cell, levels in groups.items() if len(levels) > 1}
     if not groups:
@@ -133,7 +137,7 @@ def _ablation(
         key=key,
         levels=tuple(map(level_text, _ordered({v for levels in groups.values() for v in levels}))),
         usual=level_text(_commonest(key, settings, groups)),
-        cells=_in_words(groups, used),
+        cells=_in_words(groups, used, [_rate(one, tuned) for one in settings]),
         outcome=lacks_k(used),
         level_of={
             names[row]: level_text(value)
@@ -156,10 +160,14 @@ def _commonest(
     key: str, settings: Sequence[Settings], groups: dict[tuple[str, ...], dict[str, list[int]]]
 ) -> str:
     """The level most runs of the whole sweep have; of equal ones that of most cells, then the
-    first in order."""
+    published one, then the first in order."""
     runs = Counter(one[key] for one in settings if key in one)
     cells = Counter(value for levels in groups.values() for value in levels)
-    return max(reversed(_ordered(set(cells))), key=lambda value: (runs[value], cells[value]))
+
+    def rank(value: str) -> tuple[int, int, bool]:
+        return runs[value], cells[value], json.loads(value) == PUBLISHED.get(key)
+
+    return max(_ordered(set(cells)), key=rank)
 
 
 def _ordered(values: set[str]) -> list[str]:
@@ -182,19 +190,39 @@ def level_text(value: str) -> str:
     return f"{read:g}" if isinstance(read, int | float) else str(read)
 
 
+def _rate(one: Settings, tuned: Sequence[str]) -> str:
+    return ", ".join(_setting(key, one) for key in tuned if key in one)
+
+
+def _setting(key: str, one: Settings) -> str:
+    """A key and its value as words of a cell: the last part of its name is enough there."""
+    return f"{key.rpartition('.')[2]} = {level_text(one[key])}" if key in one else ""
+
+
 def _in_words(
-    groups: dict[tuple[str, ...], dict[str, list[int]]], used: pd.DataFrame
+    groups: dict[tuple[str, ...], dict[str, list[int]]], used: pd.DataFrame, rates: Sequence[str]
 ) -> dict[str, dict[str, Level]]:
     """Cells by name, of which only what differs among them is said."""
     columns = list(zip(*groups, strict=True))
     shown = [i for i, column in enumerate(columns) if len(set(column)) > 1 or i == 1]
     return {
         ", ".join(cell[i] for i in shown if cell[i]): {
-            level_text(value): _level(used.iloc[rows])
+            level_text(value): _best(used, rows, rates)
             for value, rows in sorted(levels.items(), key=lambda pair: pair[0])
         }
         for cell, levels in groups.items()
     }
+
+
+def _best(used: pd.DataFrame, rows: Sequence[int], rates: Sequence[str]) -> Level:
+    """The runs of the learning rate with the lowest mean loss."""
+    by_rate: dict[str, list[int]] = {}
+    for row in rows:
+        by_rate.setdefault(rates[row], []).append(row)
+    levels = {rate: _level(used.iloc[places]) for rate, places in by_rate.items()}
+    rate = min(levels, key=lambda name: levels[name].loss)
+    tried = f"{rate} (best of {len(levels)})" if len(levels) > 1 else ""
+    return replace(levels[rate], tuned=tried)
 
 
 def _level(rows: pd.DataFrame) -> Level:
@@ -224,10 +252,6 @@ def _joined(found: Sequence[Ablation]) -> list[Ablation]:
             levels.setdefault(level, set()).add(run)
         division = frozenset(map(frozenset, levels.values()))
         first = by_division.get(division)
-        joined = one if first is None else _renamed(first, f"{first.key} and {one.key}")
+        joined = one if first is None else replace(first, key=f"{first.key} and {one.key}")
         by_division[division] = joined
     return list(by_division.values())
-
-
-def _renamed(one: Ablation, key: str) -> Ablation:
-    return Ablation(**{**vars(one), "key": key})

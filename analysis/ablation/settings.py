@@ -22,6 +22,16 @@ SIZES = frozenset(
     }
 )
 """Keys that make another point of the same experiment."""
+RATES = ("train.lr", "train.lr_scale")
+"""Tuned for each level of another key: levels are compared at their best rates."""
+PUBLISHED: dict[str, Any] = {
+    **{"autoencoder.dead_treatment": "auxk", "autoencoder.b_pre_init": "geometric_median"},
+    **{"autoencoder.encoder_init": "tied", "autoencoder.scale_encoder": True},
+    **{"autoencoder.b_enc": True, "autoencoder.decoder_norm": True},
+    **{"autoencoder.gradient_projection": True, "train.lr_rule": "inverse_sqrt_n"},
+    **{"train.lr_scale": 1.0, "train.adam_eps": 6.25e-10, "train.ema_decay": 0.999},
+}
+"""As TopK autoencoders were published (Gao et al. 2024): the usual level, where runs do not say."""
 _SECTIONS = ("autoencoder", "train", "numerics")
 _IN_RECORDS = {
     **{"dead_treatment": "autoencoder.dead_treatment", "k_aux": "autoencoder.k_aux"},

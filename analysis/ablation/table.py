@@ -13,7 +13,12 @@ _UNKNOWN = "not known"
 
 def header(found: Ablation) -> tuple[str, ...]:
     start = ("runs", found.key, "loss", "95%", f"against {found.usual}", "95%", "seeds")
-    return (*start, "averaged weights", "dead", *(("L0",) if found.outcome else ()))
+    ends = (*(("L0",) if found.outcome else ()), *(("rate",) if _tuned(found) else ()))
+    return (*start, "averaged weights", "dead", *ends)
+
+
+def _tuned(found: Ablation) -> bool:
+    return any(at.tuned for levels in found.cells.values() for at in levels.values())
 
 
 def rows(found: Ablation) -> list[tuple[str, ...]]:
@@ -37,6 +42,7 @@ def _row(found: Ablation, cell: str, level: str) -> tuple[str, ...]:
         *(str(len(at.seeds)), _number(at.measured["normalized_mse_ema"])),
         "" if math.isnan(dead) else f"{dead:.1%}",
         *((_number(at.measured["l0"]),) if found.outcome else ()),
+        *((at.tuned,) if _tuned(found) else ()),
     )
 
 
@@ -67,7 +73,7 @@ def _level_json(found: Ablation, cell: str, level: str, at: Level) -> dict[str, 
     measured = {name: None if math.isnan(v) else v for name, v in at.measured.items()}
     return {
         **{**measured, "loss": at.loss, "seeds": len(at.seeds), "runs": list(at.runs)},
-        "ci95": list(ends) if ends else None,
+        **{"tuned": at.tuned, "ci95": list(ends) if ends else None},
         "over_usual": apart.share if apart else None,
         "over_usual_ci95": list(over) if over else None,
     }

@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from analysis.ablation.found import Ablation
-from analysis.report.plots.style import INK, STYLE, TICKS, looks_of, name_kinds, panel_grid, plain
+from analysis.report.plots.style import INK, STYLE, TICKS, kind_handles, looks_of, panel_grid, plain
 
 _MOST_CELLS = 8
+_STEP = 0.08  # between cells, in steps of levels
+_ROW, _MARK = 96, 7  # characters in a row of the legend, and what a mark takes of them
 _LONG = 9  # characters of a level, beyond which labels would run into each other
 
 
@@ -28,17 +30,24 @@ def ablation(found: Ablation) -> Figure:
     )
     with mpl.rc_context(STYLE):
         figure, panels = panel_grid(3 if dead else 2, 3.2, share_y=False)
-        for cell in cells:
+        for place, cell in enumerate(cells):
             _draw_losses(panels[0], found, cell, looks[cell])
-            _draw_differences(panels[1], found, cell, looks[cell])
+            shift = _STEP * (place - (len(cells) - 1) / 2)
+            _draw_differences(panels[1], found, cell, looks[cell], shift)
             if dead:
                 _draw_dead(panels[2], found, cell, looks[cell])
         _loss_axis(panels[0])
         _titles(panels, found)
         for axes in panels:
             _level_axis(axes, found)
-        name_kinds(panels[-1], looks)
+        _name_cells(figure, looks)
     return figure
+
+
+def _name_cells(figure: Figure, looks: dict[str, tuple[str, str]]) -> None:
+    """Below the panels: the words of a cell may be long."""
+    columns = max(1, min(4, _ROW // (max(map(len, looks)) + _MARK)))
+    figure.legend(handles=kind_handles(looks), loc="outside lower center", ncols=columns)
 
 
 def _some(count: int) -> list[int]:
@@ -58,6 +67,11 @@ def _titles(panels: list[Axes], found: Ablation) -> None:
         panels[2].set_ylim(bottom=0.0)
 
 
+def _name(found: Ablation) -> str:
+    """The key without its section; several that change as one are shown as the first."""
+    return found.key.partition(" ")[0].rpartition(".")[2]
+
+
 def _places(found: Ablation, cell: str) -> list[tuple[int, str]]:
     return [(i, level) for i, level in enumerate(found.levels) if level in found.cells[cell]]
 
@@ -72,9 +86,11 @@ def _draw_losses(axes: Axes, found: Ablation, cell: str, look: tuple[str, str]) 
         axes.plot([x] * len(losses), losses, marker, color=color, markersize=4.5, alpha=0.8)
 
 
-def _draw_differences(axes: Axes, found: Ablation, cell: str, look: tuple[str, str]) -> None:
+def _draw_differences(
+    axes: Axes, found: Ablation, cell: str, look: tuple[str, str], shift: float
+) -> None:
+    """`shift` puts cells beside each other, so that their intervals can be told apart."""
     color, marker = look
-    shift = _shift(found, cell)
     for x, level in _places(found, cell):
         apart = found.difference(cell, level)
         if apart is None:
@@ -83,11 +99,6 @@ def _draw_differences(axes: Axes, found: Ablation, cell: str, look: tuple[str, s
         bars = None if ends is None else [[apart.share - ends.low], [ends.high - apart.share]]
         style = {"color": color, "elinewidth": 1, "markersize": 4.5}
         axes.errorbar(x + shift, apart.share, yerr=bars, fmt=marker, **style)
-
-
-def _shift(found: Ablation, cell: str) -> float:
-    """Beside each other, so that intervals of several cells can be told apart."""
-    return 0.08 * ([*found.cells].index(cell) % _MOST_CELLS - (min(len(found.cells), 8) - 1) / 2)
 
 
 def _draw_dead(axes: Axes, found: Ablation, cell: str, look: tuple[str, str]) -> None:
@@ -108,7 +119,9 @@ def _level_axis(axes: Axes, found: Ablation) -> None:
     """Levels at equal steps: they need be no numbers, and of numbers zero may be one."""
     crowded = len(found.levels) > 4 or any(len(level) > _LONG for level in found.levels)
     axes.set_xticks(range(len(found.levels)), [plain(level) for level in found.levels])
-    axes.tick_params(axis="x", labelrotation=30 if crowded else 0)
+    if crowded:
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.5, len(found.levels) - 0.5)
-    axes.set_xlabel(plain(found.key.rpartition(".")[2] if " " not in found.key else found.key))
+    axes.set_xlabel(plain(_name(found)))
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)

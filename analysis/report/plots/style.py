@@ -86,11 +86,15 @@ def looks_of(kinds: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def name_kinds(axes: Axes, looks: dict[str, tuple[str, str]], notes: Sequence[Line2D] = ()) -> None:
     """The legend of kinds beside the axes; `notes` are further handles."""
-    handles = [
+    handles = [*kind_handles(looks), *notes]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def kind_handles(looks: dict[str, tuple[str, str]]) -> list[Line2D]:
+    return [
         Line2D([], [], color=color, marker=marker, markersize=4.5, label=plain(kind))
         for kind, (color, marker) in looks.items()
     ]
-    axes.legend(handles=[*handles, *notes], loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def dodge(level: float, levels: Sequence[float]) -> float:
