@@ -64,9 +64,9 @@ def compared(frame: pd.DataFrame, name: str, found: list[Ablation]) -> Compared:
     """Compare what can be compared; what cannot is a refusal that the page shows."""
     at_l0: list[Comparison] = []
     refusals: list[str] = []
-    for labelled, by in _questions(frame, found):
+    for labelled, by, reference in _questions(frame, found):
         try:
-            at_l0.append(compare(labelled, by=by))
+            at_l0.append(compare(labelled, by=by, reference=reference))
         except TableError as refusal:
             refusals.append(str(refusal))
     return Compared(name, frame, found, at_l0, refusals)
@@ -74,19 +74,26 @@ def compared(frame: pd.DataFrame, name: str, found: list[Ablation]) -> Compared:
 
 def _questions(
     frame: pd.DataFrame, found: list[Ablation]
-) -> Iterator[tuple[pd.DataFrame, tuple[str, ...]]]:
-    """Runs and the columns to compare at equal L0: where a key is the question and sparsity is
-    an outcome, its levels; else architectures."""
+) -> Iterator[tuple[pd.DataFrame, tuple[str, ...], str | None]]:
+    """Runs, the columns to compare at equal L0 and the reference: where a key is the question and
+    sparsity is an outcome, its levels with the usual one; else architectures."""
     used = frame.loc[frame["excluded"] == ""]
     several = used[ARCHITECTURE].nunique() > 1 if ARCHITECTURE in used else False
     for one in found:
         if one.outcome:
             levels = [one.level_of.get(str(run), "") for run in used["run_id"]]
             labelled = used.assign(**{one.key: levels})
-            by = (ARCHITECTURE, one.key) if several else (one.key,)
-            yield labelled.loc[[level != "" for level in levels]], by
+            known = labelled.loc[[level != "" for level in levels]]
+            yield (
+                (known, (ARCHITECTURE, one.key), None)
+                if several
+                else (
+                    *(known, (one.key,)),
+                    one.usual,
+                )
+            )
     if not found:
-        yield frame, (ARCHITECTURE,)
+        yield frame, (ARCHITECTURE,), None
 
 
 def drawings(found: Compared) -> dict[str, Figure | None]:

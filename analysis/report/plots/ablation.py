@@ -57,7 +57,7 @@ def _some(count: int) -> list[int]:
 
 def _titles(panels: list[Axes], found: Ablation) -> None:
     for axes, title in zip(
-        panels, ("loss", f"against {found.usual}", "dead latents"), strict=False
+        panels, ("loss", f"against {_name(found)} = {found.usual}", "dead latents"), strict=False
     ):
         axes.set_title(plain(title))
     for axes in panels[1:]:
