@@ -10,12 +10,14 @@ import pytest
 from fabricate import PLANTED, Cell, demo_cells, losses_of, record, write_record
 from planted_frontiers import plant
 
+from analysis.calibration.cells import read_cells
 from analysis.collect import collect
 from analysis.errors import TableError
 from analysis.fit import fit_command
 from analysis.laws.joint import LatentsAndK
 from analysis.records.load import load_runs, runs_table
 from analysis.records.wandb_rows import refuse_foreign
+from analysis.study.run_cautions import run_cautions
 
 LAW = LatentsAndK(
     **{name: PLANTED.parameters[name] for name in ("alpha", "beta_k", "beta_n", "gamma")},
@@ -122,3 +124,13 @@ def test_a_project_of_runs_without_k_is_no_foreign_one() -> None:
         refuse_foreign([{**row, "autoencoder": "topk"}], "wandb:a/b", ["n_latents"])
     planned = {**row, "status": "running", "autoencoder": None}
     refuse_foreign([planned], "wandb:a/b", ["n_latents"])
+
+
+def test_rates_of_runs_without_k_are_not_calibrated_at_one_penalty(table: Path) -> None:
+    with pytest.raises(TableError, match=r"22 of 22 runs have no k.*--by lr"):
+        read_cells([table], "normalized_mse")
+
+
+def test_cautions_name_the_l0_of_a_run_without_k(tmp_path: Path) -> None:
+    _write(tmp_path, "dying", dead_fraction=0.4)
+    assert "n = 512, L0 = 20" in run_cautions(load_runs(tmp_path))["dying_latents"]
