@@ -46,7 +46,8 @@ test: $(VENV)/.installed-dev
 
 # Every kill, not only those of the default suite; one test at a time, as they watch clocks.
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "" tests/distributed/test_faults.py tests/distributed/test_supervise.py
+	$(BIN)/python -m pytest -m "" tests/distributed/test_faults.py tests/distributed/test_supervise.py \
+	    tests/distributed/test_resume_on_a_mesh.py
 
 # Needs the Debian packages slurm-wlm, munge, pdsh and openssh-server; starts their daemons for itself and ends them.
 test-slurm: $(VENV)/.installed-dev
