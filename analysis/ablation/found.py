@@ -26,6 +26,7 @@ from analysis.uncertainty.seeds import Bounds, Difference, difference, mean_inte
 MOST_RUNS = 0.5
 """Keys are the sweep's question where at least this share of its runs is in a cell of several
 levels of one."""
+_ORDER = ("autoencoder", "n_latents", "k", "penalty", "tokens")
 _MEASURED = ("loss", "normalized_mse_ema", "dead_fraction", "l0")
 
 
@@ -76,6 +77,8 @@ def ablations_of(frame: pd.DataFrame) -> list[Ablation]:
     used = frame.loc[frame["excluded"] == ""]
     if used.empty:
         return []
+    # Pages list cells in the order of their runs.
+    used = used.sort_values([name for name in _ORDER if name in used], kind="stable")
     settings = settings_of(used)
     keys = differing(settings, _sizes(used))
     found = [one for key in keys if (one := _ablation(key, keys, used, settings)) is not None]
@@ -129,7 +132,10 @@ def _ablation(
         if key in one:
             cell = (*size, *(_setting(other, one) for other in others))
             groups.setdefault(cell, {}).setdefault(one[key], []).append(row)
-    groups = {cell: levels for cell, levels in groups.items() if len(levels) > 1}
+    several = {cell: levels for cell, levels in groups.items() if len(levels) > 1}
+    place = {size: i for i, size in enumerate(dict.fromkeys(sizes))}
+    ordered = sorted(several, key=lambda cell: (place[cell[: len(sizes[0])]], cell))
+    groups = {cell: several[cell] for cell in ordered}
     if not groups:
         return None
     names = used["run_id"].tolist()

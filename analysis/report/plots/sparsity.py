@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from analysis.report.plots.style import (
     COLUMNS,
@@ -26,6 +27,7 @@ from analysis.sparsity.series import Chosen, Series
 _MOST_PANELS = 6
 _CURVE_POINTS = 60
 _MOST_TICKS = 6
+_MANY = 20.0  # between the ends of an axis of losses, from which on its labels would touch
 
 
 def frontiers(found: Comparison) -> Figure:
@@ -108,6 +110,9 @@ def _log_axes(axes: Axes, series: list[Series]) -> None:
     log_log(axes, l0s, "measured L0")
     if len(powers):
         axes.set_xticks(spread(powers.tolist(), _MOST_TICKS))
+    low, high = axes.get_ylim()
+    if high / low > _MANY:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
 
 
 def _draw_at(axes: Axes, target: AtOneL0, arm: str, look: tuple[str, str]) -> None:
