@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.ablation.found import Ablation
+from analysis.ablation.settings import RATES
 from analysis.ablation.table import ablation_json
 from analysis.errors import TableError
 from analysis.records.exclusions import exclusions
@@ -55,43 +56,47 @@ class Compared:
 def is_compared(frame: pd.DataFrame, found: list[Ablation]) -> bool:
     """Whether runs are to be compared and not fitted: they differ in a key, in their architecture,
     or have no k."""
-    used = frame.loc[frame["excluded"] == ""]
-    several = ARCHITECTURE in used and used[ARCHITECTURE].nunique() > 1
-    return bool(found) or several or lacks_k(frame)
+    return bool(found) or _several(frame) or lacks_k(frame)
 
 
 def compared(frame: pd.DataFrame, name: str, found: list[Ablation]) -> Compared:
-    """Compare what can be compared; what cannot is a refusal that the page shows."""
+    """Compare what can be compared; what cannot is a refusal that the page shows.
+
+    Where architectures are compared, learning rates are tuned for each and no question.
+    """
+    several = _several(frame)
+    asked = [one for one in found if not (several and one.key in RATES)]
     at_l0: list[Comparison] = []
     refusals: list[str] = []
-    for labelled, by, reference in _questions(frame, found):
+    for labelled, by, reference in _questions(frame, asked, several=several):
         try:
             at_l0.append(compare(labelled, by=by, reference=reference))
         except TableError as refusal:
             refusals.append(str(refusal))
-    return Compared(name, frame, found, at_l0, refusals)
+    return Compared(name, frame, asked, at_l0, refusals)
+
+
+def _several(frame: pd.DataFrame) -> bool:
+    """Whether runs in use are of several architectures."""
+    used = frame.loc[frame["excluded"] == ""]
+    return ARCHITECTURE in used and len(set(used[ARCHITECTURE])) > 1
 
 
 def _questions(
-    frame: pd.DataFrame, found: list[Ablation]
+    frame: pd.DataFrame, found: list[Ablation], *, several: bool
 ) -> Iterator[tuple[pd.DataFrame, tuple[str, ...], str | None]]:
     """Runs, the columns to compare at equal L0 and the reference: where a key is the question and
     sparsity is an outcome, its levels with the usual one; else architectures."""
     used = frame.loc[frame["excluded"] == ""]
-    several = used[ARCHITECTURE].nunique() > 1 if ARCHITECTURE in used else False
     for one in found:
         if one.outcome:
             levels = [one.level_of.get(str(run), "") for run in used["run_id"]]
             labelled = used.assign(**{one.key: levels})
             known = labelled.loc[[level != "" for level in levels]]
-            yield (
-                (known, (ARCHITECTURE, one.key), None)
-                if several
-                else (
-                    *(known, (one.key,)),
-                    one.usual,
-                )
-            )
+            if several:
+                yield known, (ARCHITECTURE, one.key), None
+            else:
+                yield known, (one.key,), one.usual
     if not found:
         yield frame, (ARCHITECTURE,), None
 

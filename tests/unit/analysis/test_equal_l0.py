@@ -13,6 +13,7 @@ from analysis.equal_l0 import equal_l0_command
 from analysis.errors import TableError
 from analysis.records.load import load_runs
 from analysis.report.plots.sparsity import frontiers, loss_at_l0
+from analysis.report.write import main as report
 from analysis.sparsity.comparison import Comparison, compare, comparison_json
 from analysis.sparsity.curve import Curve, falling
 from analysis.sparsity.equal import interval, readings, to_reference
@@ -224,3 +225,15 @@ def test_figures_have_every_run_and_a_line_for_each_arm(found: Comparison) -> No
     against_n = loss_at_l0(found)
     assert against_n is not None
     assert len(against_n.axes[0].containers) == 9
+
+
+def test_a_page_of_architectures_tunes_rates_and_does_not_ask_of_them(tmp_path: Path) -> None:
+    rates = {1e-3: 1.1, 2e-3: 1.0}
+    plant(tmp_path, ("topk", "relu"), (512,), seeds=(0, 1), rates=rates)
+    assert report([str(tmp_path)]) == 2  # unless allowed
+    assert report([str(tmp_path), "--allow", "autoencoder"]) == 0
+    found = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert found["ablations"] == []
+    (at_l0,) = found["equal_l0"]
+    assert (at_l0["by"], at_l0["reference"]) == (["autoencoder"], "topk")
+    assert {loss["lr"] for target in at_l0["at"] for loss in target["losses"]} == {2e-3}
