@@ -34,11 +34,13 @@ def ablate(
     seeds: Sequence[int] = (0, 1, 2),
     results: Mapping[float, Mapping[str, Any]] | None = None,
     noise: float = 0.001,
+    first: int = 0,
 ) -> Path:
     """A run for each n, seed and level: (changed words, factor on the loss). Seeds err together by
-    1% and alone by `noise`; `results` are changed result fields, by the level's factor."""
+    1% and alone by `noise`; `results` are changed result fields, by the level's factor, `first` the
+    number that run ids follow."""
     rng = np.random.default_rng(5)
-    count = 0
+    count = first
     for n in sizes:
         for seed in seeds:
             together = 0.01 * rng.standard_normal()
