@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from scaling.activations.planted import PlantedSource, planted_spec
+from scaling.autoencoder_config import TopKConfig
 from scaling.choices import LrRule
-from scaling.config import PlantedConfig, RunConfig, TopKConfig, TrainConfig
+from scaling.config import PlantedConfig, RunConfig, TrainConfig
 from scaling.launcher_config import LocalLauncherConfig
 from scaling.plan import RunPlan
 from scaling.schedule import lr_at

@@ -16,6 +16,14 @@ class EncoderInit(StrEnum):
     independent = auto()
 
 
+class DeadTreatment(StrEnum):
+    """What is done for latents that have been silent for `autoencoder.dead_after_tokens`."""
+
+    none = auto()
+    auxk = auto()
+    """They model the residual, by a loss of their own (Gao et al. 2024)."""
+
+
 class LrRule(StrEnum):
     inverse_sqrt_n = auto()
     step_limited = auto()

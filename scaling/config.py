@@ -18,10 +18,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from scaling.autoencoder_config import ARCHITECTURES, AutoencoderConfig
 from scaling.choices import (
-    BPreInit,
     DeviceName,
-    EncoderInit,
     EngineName,
     ExchangeName,
     KernelsName,
@@ -40,31 +39,6 @@ from scaling.launcher_config import (
 )
 from scaling.sweep_config import SweepConfig, register_resolvers, with_points
 from scaling.train_config import TrainConfig
-
-
-@dataclass(kw_only=True)
-class AutoencoderConfig:
-    """What is trained. Every field is part of the run's identity."""
-
-    n_latents: int = MISSING
-    k: int = MISSING
-    """Active latents per token."""
-
-
-@dataclass(kw_only=True)
-class TopKConfig(AutoencoderConfig):
-    """TopK autoencoder with a pre-bias, a latent bias and the AuxK loss (Gao et al. 2024)."""
-
-    k_aux: int | None = None
-    """Dead latents that model the residual; null = the power of two nearest to d_model / 2."""
-    aux_coef: float = 1 / 32
-    """Weight of the AuxK loss; 0 turns it off."""
-    dead_after_tokens: int = 10_000_000
-    """A latent silent for this many tokens (counted globally) is dead. One value per sweep."""
-    b_pre_init: BPreInit = BPreInit.geometric_median
-    encoder_init: EncoderInit = EncoderInit.tied
-    scale_encoder: bool = True
-    """Scale the encoder at init so that the reconstruction's norm is the input's."""
 
 
 @dataclass(kw_only=True)
@@ -226,7 +200,8 @@ def register() -> None:
     """Put the schemas into Hydra's store, where conf/*.yaml name them in their defaults."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
-    store.store(group="autoencoder", name="topk_schema", node=TopKConfig)
+    for name, node in ARCHITECTURES.items():
+        store.store(group="autoencoder", name=f"{name}_schema", node=node)
     store.store(group="activations", name="planted_schema", node=PlantedConfig)
     store.store(group="activations", name="harvest_schema", node=HarvestConfig)
     store.store(group="activations", name="store_schema", node=StoreConfig)

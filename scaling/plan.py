@@ -8,7 +8,7 @@ computed on this machine, fixed at the first launch so that a resume repeats the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from scaling.activations.source import SourceSpec
@@ -24,13 +24,38 @@ RUN_ID_DIGITS = 12
 class AutoencoderPlan:
     name: str
     n_latents: int
-    k: int
+    k: int | None
+    """None where sparsity is an outcome."""
     k_aux: int
     aux_coef: float
     dead_after_tokens: int
     b_pre_init: str
     encoder_init: str
     scale_encoder: bool
+    dead_treatment: str = "auxk"
+    b_enc: bool = True
+    decoder_norm: bool = True
+    gradient_projection: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    """What this architecture alone has: {penalty, warmup_steps} of a ReLU's."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it determines the result; older run ids stay what they are."""
+        values = _but_defaults(asdict(self), _LATER_AUTOENCODER_KEYS)
+        if self.name == "topk" and not self.aux_coef:
+            values.pop("dead_treatment", None)  # aux_coef says it, and said it before
+        return values
+
+    @property
+    def widest_code(self) -> int:
+        """Latents that may be active for a token."""
+        return self.n_latents if self.k is None else self.k
+
+    @property
+    def penalty(self) -> float | None:
+        """Lambda, where sparsity is paid for."""
+        return self.options.get("penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +169,7 @@ class RunPlan:
     def identity(self) -> dict[str, Any]:
         """All that determines the result, and nothing else."""
         return {
-            "autoencoder": asdict(self.autoencoder),
+            "autoencoder": self.autoencoder.identity,
             "train": _but_defaults(asdict(self.train), _LATER_TRAIN_KEYS),
             "numerics": _but_defaults(asdict(self.numerics), _LATER_NUMERICS_KEYS),
             "activations": self.source.content_hash,
@@ -169,7 +194,10 @@ class RunPlan:
     @property
     def title(self) -> str:
         """For people: "n=4096 k=16 D=500k"."""
-        return f"n={self.autoencoder.n_latents} k={self.autoencoder.k} D={short(self.tokens)}"
+        ae = self.autoencoder
+        sparsity = f"k={ae.k}" if ae.k is not None else f"lambda={ae.penalty:g}"
+        named = "" if ae.name == "topk" else f"{ae.name} "
+        return f"{named}n={ae.n_latents} {sparsity} D={short(self.tokens)}"
 
     def with_estimate(self, seconds: float) -> RunPlan:
         return replace(self, estimated_s=seconds)
@@ -219,6 +247,13 @@ _PLAIN_FIELDS = (
 )
 
 
+_LATER_AUTOENCODER_KEYS = {
+    "dead_treatment": "auxk",
+    "b_enc": True,
+    "decoder_norm": True,
+    "gradient_projection": True,
+    "options": {},
+}
 _LATER_TRAIN_KEYS = {
     "on_bad_loss": "stop",
     "spike_factor": None,

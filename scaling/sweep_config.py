@@ -21,7 +21,9 @@ class SweepPoint:
     """One cell of `sweep.points`; what is null stays as the rest of the config says."""
 
     n_latents: int = MISSING
-    k: int = MISSING
+    k: int | None = None
+    """Of an architecture that fixes it; `penalty` of one that pays for activity."""
+    penalty: float | None = None
     tokens: int | None = None
     seed: int | None = None
     lr_scale: float | None = None
@@ -31,6 +33,7 @@ class SweepPoint:
 KEYS_OF_A_POINT = {
     "n_latents": "autoencoder.n_latents",
     "k": "autoencoder.k",
+    "penalty": "autoencoder.penalty",
     "tokens": "train.tokens",
     "seed": "train.seed",
     "lr_scale": "train.lr_scale",
@@ -94,9 +97,10 @@ def with_points(composed: DictConfig) -> Iterator[DictConfig]:
 
 
 def _of_cell(cell: DictConfig, name: str, number: int) -> float | None:
-    if OmegaConf.is_missing(cell, name):
+    if OmegaConf.is_missing(cell, name) or (name == "k" and cell.k is cell.penalty is None):
         raise UserError(
-            f"sweep.points: cell {number} has no {name}. Give each cell n_latents and k."
+            f"sweep.points: cell {number} has no {name}. Give each cell n_latents and k (or "
+            "penalty, where sparsity is an outcome)."
         )
     try:
         value = cell[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
+from scaling.autoencoder_config import ARCHITECTURES, PenalizedConfig, TopKConfig
 from scaling.config import RunConfig, register, to_run_configs
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,8 @@ TINY = [
     "train.tokens=10_240",
 ]
 """A planted run of 40 steps: a fraction of a second."""
+PENALTY = "autoencoder.penalty=0.02"
+"""What stands in the place of k where sparsity is an outcome."""
 
 
 def composed(*overrides: str) -> RunConfig:
@@ -41,4 +44,8 @@ def composed_points(*overrides: str) -> list[RunConfig]:
 
 
 def tiny(*overrides: str) -> RunConfig:
-    return composed(*TINY, *overrides)
+    """TINY with overrides; for an architecture without k, with a penalty in its place."""
+    chosen = [o.removeprefix("autoencoder=") for o in overrides if o.startswith("autoencoder=")]
+    penalized = any(issubclass(ARCHITECTURES.get(c, TopKConfig), PenalizedConfig) for c in chosen)
+    common = [PENALTY if penalized and key.startswith("autoencoder.k=") else key for key in TINY]
+    return composed(*common, *overrides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scaling.kernels import Active
+from scaling.autoencoder.code import Code, fired
 
 
 class DeadLatents:
@@ -15,11 +15,9 @@ class DeadLatents:
         self.dead_after_tokens = dead_after_tokens
         self.tokens_since_fired_N = torch.zeros(n_latents, dtype=torch.int64, device=device)
 
-    def fired(self, active: Active) -> Tensor:
+    def fired(self, code: Code) -> Tensor:
         """Which latents fired in this part of a batch, [N] uint8: 1 or 0."""
-        fired_N = torch.zeros_like(self.tokens_since_fired_N, dtype=torch.uint8)
-        fired_N[active.indices_BK[active.values_BK > 0]] = 1
-        return fired_N
+        return fired(code, len(self.tokens_since_fired_N))
 
     def update(self, fired_N: Tensor, batch_tokens: int) -> None:
         """Count one batch: of `batch_tokens` over all replicas, in which `fired_N` fired."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scaling.autoencoder.topk import TopKAutoencoder
+from scaling.autoencoder.base import Autoencoder
 
 ROWS_PER_DRAW = 4096
 """Latents drawn from one generator, so that a shard of rows can draw its own and no others."""
@@ -58,11 +58,12 @@ def initial_weights(
 
 
 @torch.no_grad()
-def scale_encoder_(model: TopKAutoencoder, *, seed: int) -> None:
+def scale_encoder_(model: Autoencoder, *, seed: int) -> None:
     """Scale w_enc so that reconstructions have their inputs' norm (about b_pre).
 
     Measured, as in the released code, on 256 random unit vectors around b_pre. TopK and the ReLU
-    commute with a positive factor, so one factor does it exactly.
+    commute with a positive factor, so one factor does it exactly (a threshold of its own, as
+    JumpReLU's, only nearly).
     """
     probe_BD = unit_rows(256, model.spec.d_model, seed=seed, stream=2).to(model.w_enc)
     recon_BD = model.decode(model.encode(probe_BD + model.b_pre)) - model.b_pre

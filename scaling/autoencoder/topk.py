@@ -4,8 +4,6 @@
     xhat = W_dec z + b_pre
 
 The paper's equation has neither b_enc nor the relu; its released code has both, as here.
-Both weights are stored [n_latents, d_model], so that a latent is a row in each, reads coalesce,
-and a shard of latents is a range of rows.
 
 Shape suffixes: B tokens, D d_model, N latents held here, K active, A auxiliary.
 """
@@ -13,52 +11,39 @@ Shape suffixes: B tokens, D d_model, N latents held here, K active, A auxiliary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from scaling.autoencoder.base import Autoencoder, Losses, Spec
+from scaling.autoencoder.code import Code
 from scaling.autoencoder.losses import auxiliary_loss, reconstruction_loss
-from scaling.autoencoder.shard import LatentShard, Unsharded
+from scaling.autoencoder.shard import LatentShard
 from scaling.kernels import Active, Kernels
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKSpec:
-    """Everything that defines the model and its loss, with all numbers settled."""
+class TopKSpec(Spec):
+    """A model that keeps k latents per token, and its auxiliary loss."""
 
-    d_model: int
-    n_latents: int
     k: int
     k_aux: int
     aux_coef: float
     """Weight of the AuxK loss; 0 = off."""
-    mean_predictor_mse: float
-    """Mean over tokens and d of the squared distance to the calibration mean: the loss's unit."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.k <= self.n_latents:
             raise ValueError(f"k={self.k} must lie in 1..n_latents={self.n_latents}")
         if self.aux_coef and self.k_aux < 1:
             raise ValueError(f"k_aux={self.k_aux} must be at least 1 when aux_coef is not 0")
-        if not self.mean_predictor_mse > 0:
-            raise ValueError(f"mean_predictor_mse={self.mean_predictor_mse} must be positive")
 
 
-class Losses(NamedTuple):
-    """Scalars; `total` is what the gradient is taken of."""
+class TopKAutoencoder(Autoencoder):
+    """See the module's equations."""
 
-    total: Tensor
-    normalized_mse: Tensor
-    """Reconstruction loss over the calibration mean predictor's; not the held-out metric."""
-    aux: Tensor
-    """AuxK loss before its weight; 0 when no latent is dead."""
-    n_dead: int
-    """Dead latents, of all shards."""
-
-
-class TopKAutoencoder(nn.Module):
-    """Weights and equations; no optimizer, no data, no knowledge of ranks."""
+    spec: TopKSpec
 
     def __init__(
         self,
@@ -67,26 +52,23 @@ class TopKAutoencoder(nn.Module):
         weights: dict[str, Tensor],
         shard: LatentShard | None = None,
     ) -> None:
-        """`weights`: w_enc [N, D], w_dec [N, D], b_enc [N], b_pre [D], of one float dtype."""
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, weights, shard)
         self.kernels = kernels
-        self.shard = shard or Unsharded()
-        self.w_enc = nn.Parameter(weights["w_enc"])
-        self.w_dec = nn.Parameter(weights["w_dec"])
-        self.b_enc = nn.Parameter(weights["b_enc"])
-        self.b_pre = nn.Parameter(weights["b_pre"])
+
+    def with_weights(self, weights: dict[str, Tensor]) -> Self:
+        return type(self)(self.spec, self.kernels, weights, self.shard)
 
     def encode(self, x_BD: Tensor) -> Active:
         """The k active latents of each token, values after the ReLU, ids local to this shard."""
         return self._encode(x_BD, self.shard.replicated(self.b_pre))
 
-    def decode(self, active: Active) -> Tensor:
-        """The reconstruction xhat, [B, D]."""
-        return self.shard.sum_over_shards(self.kernels.decode(active, self.w_dec)) + self.b_pre
+    def decode(self, code: Code) -> Tensor:
+        assert isinstance(code, Active)
+        return self.shard.sum_over_shards(self.kernels.decode(code, self.w_dec)) + self.b_pre
 
-    def encode_with_losses(self, x_BD: Tensor, dead: Tensor) -> tuple[Active, Losses]:
-        """Code and loss of a batch, given the (local) ids of the dead latents ([A], int64)."""
+    def encode_with_losses(
+        self, x_BD: Tensor, dead: Tensor, step: int = 0
+    ) -> tuple[Active, Losses]:
         # Once for both encodings: its gradient is a collective, which every shard makes once.
         b_pre_D = self.shard.replicated(self.b_pre)
         active = self._encode(x_BD, b_pre_D)
@@ -133,6 +115,13 @@ class TopKAutoencoder(nn.Module):
         """The candidates (global ids `ids_BK`) that are selected, rectified."""
         kept_BK = self.shard.select(Active(candidates.values_BK, ids_BK), k, widest).values_BK
         return Active(torch.relu(kept_BK), candidates.indices_BK[:, : kept_BK.shape[1]])
+
+
+def is_plain_topk(model: Autoencoder) -> bool:
+    """Whether it is the model that the fused kernels step: unit rows, projected, with a bias."""
+    spec = model.spec
+    as_published = spec.b_enc and spec.decoder_norm and spec.gradient_projection
+    return type(model) is TopKAutoencoder and as_published
 
 
 def _no_candidates(x_BD: Tensor) -> Active:

@@ -21,14 +21,14 @@ def flops_per_token_dense(n_latents: int, d_model: int) -> int:
     return 12 * n_latents * d_model
 
 
-def flops_per_token_sparse(n_latents: int, d_model: int, k: int) -> int:
+def flops_per_token_sparse(n_latents: int, d_model: int, k: float) -> int:
     """Training FLOPs when only the encoder forward is dense: 2 n d + 8 k d.
 
     The sparse passes are the decoder forward and the gradients of code, decoder and encoder, 2 k d
     each. Not counted in either convention: the pre-bias (2 n d a batch), biases, the optimizer,
     and AuxK, whose cost depends on how many latents are dead.
     """
-    return 2 * n_latents * d_model + 8 * k * d_model
+    return round(2 * n_latents * d_model + 8 * k * d_model)
 
 
 def n_steps(tokens: int, batch_tokens: int) -> int:

@@ -26,6 +26,7 @@ def memory_parts(shape: Shape) -> dict[str, int]:
         "shadow copies": shadow_bytes(shape),
         "batch": 2 * _batch_bytes(shape),
         "residuals": 6 * _batch_bytes(shape),
+        "dense code": _dense_bytes(shape),
         "active pairs": _pair_bytes(shape, shape.local_k),
         "exchange": _exchange_bytes(shape, shape.k, shape.n_local),
         "AuxK": _auxiliary_bytes(shape),
@@ -113,9 +114,14 @@ def _pair_bytes(shape: Shape, k_local: int) -> int:
     return shape.local_tokens * k_local * (4 * shape.value_bytes + 2 * 8)
 
 
+def _dense_bytes(shape: Shape) -> int:
+    """Pre-activations, values, their gradients, and the masks and products in between."""
+    return 6 * shape.local_tokens * shape.n_local * shape.value_bytes * shape.dense
+
+
 def _exchange_bytes(shape: Shape, k: int, n_local: int) -> int:
     """What the other shards offer, for one batch."""
-    if shape.latent == 1:
+    if shape.latent == 1 or not k:
         return 0
     if shape.exchange == "butterfly" and shape.capacity_factor is None:
         return shape.local_tokens * 4 * k * (shape.value_bytes + 8)  # two lists, merged and sorted

@@ -23,6 +23,8 @@ class Shape:
     batch_tokens: int
     k_aux: int = 0
     """0 = AuxK is off."""
+    dense: bool = False
+    """Every latent has a value, and k is not counted: sparsity is an outcome."""
     dead_share: float = 0.0
     """Of the latents, expected dead at a time: what AuxK works on."""
     dp: int = 1

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaling.autoencoder.base import Losses
 from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.decoder_norm import remove_parallel_gradient_, renormalize_rows_
-from scaling.autoencoder.topk import Losses, TopKAutoencoder
+from scaling.autoencoder.topk import TopKAutoencoder, is_plain_topk
 from scaling.distributed.process_group import ProcessMesh
 from scaling.distributed.topology import Topology
 from scaling.kernels import Active
@@ -27,7 +28,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 SHARDED = ("w_enc", "w_dec", "b_enc")
 
 
-class DeepSpeedEngine(ModelHolder):
+class DeepSpeedEngine(ModelHolder[TopKAutoencoder]):
     """See `scaling.train.engine.Engine`. float32 weights; `zero_stage` is 1 or 2."""
 
     def __init__(
@@ -40,6 +41,9 @@ class DeepSpeedEngine(ModelHolder):
         microbatch_tokens: int,
         zero_stage: int = 1,
     ) -> None:
+        """ValueError where the model is not the plain TopK one."""
+        if not is_plain_topk(model):
+            raise ValueError(f"the DeepSpeed engine trains TopK as published, not {model.spec}")
         self.model = model
         self.spec = optimizer
         self.mesh, self.watch = mesh, mesh.watch

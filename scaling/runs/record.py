@@ -58,7 +58,11 @@ _INT_OR_NULL, _FLOAT_OR_NULL, _STR_OR_NULL = (int, _Null), (float, int, _Null), 
 RESULT_FIELDS: dict[str, Field] = {
     "autoencoder": Field(_STR, "", "architecture, as in the config group `autoencoder`"),
     "n_latents": Field(_INT, "latents", "width of the autoencoder"),
-    "k": Field(_INT, "latents", "active latents per token"),
+    "k": Field(_INT_OR_NULL, "latents", "active latents per token; null: an outcome, see l0"),
+    "penalty": Field(
+        _FLOAT_OR_NULL, "", "weight of the sparsity penalty; null where k fixes sparsity", True
+    ),
+    "dead_treatment": Field(_STR, "", "what is done for dead latents: auxk, none", True),
     "k_aux": Field(_INT, "latents", "dead latents that the AuxK loss lets model the residual"),
     "dead_after_tokens": Field(_INT, "tokens", "a latent silent for this long is dead"),
     "d_model": Field(_INT, "", "dimensions of an activation vector"),
@@ -97,7 +101,9 @@ RESULT_FIELDS: dict[str, Field] = {
         True,
     ),
     "flops_dense": Field(_FLOAT, "FLOPs", "of training, every latent counted"),
-    "flops_sparse": Field(_FLOAT, "FLOPs", "of training, k active latents counted in the decoder"),
+    "flops_sparse": Field(
+        _FLOAT, "FLOPs", "of training, k active latents counted in the decoder; l0 where k is null"
+    ),
     "epochs": Field(_FLOAT_OR_NULL, "", "passes over the data; null when it is unlimited"),
     "activations_id": Field(_STR, "", "first 12 hex digits of the training vectors' hash"),
     "eval_hash": Field(_STR, "", "hash of the held-out vectors: equal = comparable losses"),

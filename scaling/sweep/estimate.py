@@ -71,7 +71,7 @@ def makespan_s(plans: Iterable[RunPlan], workers: int, slots: int | None = None)
 def _shape(plan: RunPlan) -> Shape:
     mesh, ae = plan.mesh, plan.autoencoder
     n_local, part_tokens = ae.n_latents // mesh.latent, plan.train.batch_tokens // mesh.dp
-    return n_local, min(ae.k, n_local), part_tokens, plan.source.d_model
+    return n_local, min(ae.widest_code, n_local), part_tokens, plan.source.d_model
 
 
 def _can_be_timed(plan: RunPlan) -> bool:
@@ -140,6 +140,7 @@ def _median_step_s(engine: Engine, plan: RunPlan, batch_tokens: int) -> float:
 def _random_engine(plan: RunPlan) -> Engine:
     """An engine of one rank's share, which it trains as if it were all."""
     n_local, k, _, d_model = _shape(plan)
+    k = None if plan.autoencoder.k is None else k
     plan = replace(plan, autoencoder=replace(plan.autoencoder, n_latents=n_local, k=k))
     weights = initial_weights(
         n_local,

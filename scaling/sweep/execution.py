@@ -12,6 +12,7 @@ from functools import cache
 import torch
 
 from scaling.autoencoder.init import unit_rows
+from scaling.autoencoder_config import AutoencoderConfig, TopKConfig, k_of, name_of
 from scaling.budget import choose_exchange
 from scaling.choices import (
     DeviceName,
@@ -77,6 +78,12 @@ def check_execution(config: RunConfig) -> None:
 
 def _check_engine_on_mesh(config: RunConfig) -> None:
     dp, engine = config.mesh.dp, config.engine
+    others = (EngineName.fused, EngineName.deepspeed)
+    if engine in others and not is_plain_topk(config.autoencoder):
+        raise UserError(
+            f"engine={engine} with autoencoder={name_of(config.autoencoder)}: it trains TopK with "
+            "b_enc, decoder_norm and gradient_projection, nothing else. Use engine=auto."
+        )
     if engine is EngineName.fused and dp > 1:
         raise UserError(
             f"engine=fused with mesh.dp={dp}: it trains one replica, whose latents may be sharded. "
@@ -189,8 +196,8 @@ def planned_engine(config: RunConfig) -> str:
 def _kernels(config: RunConfig) -> str:
     if config.kernels is not KernelsName.auto:
         return str(config.kernels)
-    if config.numerics.precision is Precision.float64:
-        return "torch"
+    if config.numerics.precision is Precision.float64 or k_of(config.autoencoder) is None:
+        return "torch"  # a code with a value for each latent asks nothing of the kernels
     if planned_device(config) == "cuda":
         return "triton"
     return "torch" if native_problem() else "cpu"
@@ -200,9 +207,17 @@ def _engine(config: RunConfig, kernels: str) -> str:
     """The fastest engine that the mesh allows."""
     if config.engine is not EngineName.auto:
         return str(config.engine)
+    if not is_plain_topk(config.autoencoder):
+        return "torch"
     if config.mesh.dp > 1:
         return "torch" if config.numerics.precision is Precision.float64 else "deepspeed"
     return "fused" if kernels in FUSED else "torch"
+
+
+def is_plain_topk(ae: AutoencoderConfig) -> bool:
+    """Whether it is what the fused kernels and DeepSpeed's engine step: TopK as published."""
+    as_published = ae.b_enc and ae.decoder_norm and ae.gradient_projection
+    return type(ae) is TopKConfig and as_published
 
 
 def planned_exchange(config: RunConfig) -> str:
@@ -210,7 +225,9 @@ def planned_exchange(config: RunConfig) -> str:
     mesh, ae = config.mesh, config.autoencoder
     if mesh.exchange is not ExchangeName.auto:
         return str(mesh.exchange)
-    return choose_exchange(ae.k, ae.n_latents // mesh.latent, mesh.latent)
+    if (k := k_of(ae)) is None:
+        return str(ExchangeName.gather)  # nothing is selected among shards
+    return choose_exchange(k, ae.n_latents // mesh.latent, mesh.latent)
 
 
 def _check_native(device: str, precision: Precision) -> None:

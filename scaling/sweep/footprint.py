@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from scaling import budget, memory
-from scaling.config import RunConfig, TopKConfig
+from scaling.autoencoder_config import k_of
+from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.launcher_config import LocalLauncherConfig, SlurmLauncherConfig
 from scaling.plan import RunPlan
+from scaling.sweep.architectures import k_aux_of
 from scaling.sweep.execution import planned_device, planned_engine, planned_exchange
 
 
@@ -20,13 +22,14 @@ def cost_shape(config: RunConfig, d_model: int, *, n_latents: int | None = None)
     """
     ae, mesh, train = config.autoencoder, config.mesh, config.train
     engine, device = planned_engine(config), planned_device(config)
-    assert isinstance(ae, TopKConfig)
+    k, k_aux = k_of(ae), k_aux_of(ae, d_model)
     return budget.Shape(
         n_latents=n_latents or ae.n_latents,
         d_model=d_model,
-        k=ae.k,
+        k=k or 0,
         batch_tokens=max(train.batch_tokens, config.evaluation.batch_tokens * mesh.dp),
-        k_aux=k_aux_of(ae, d_model) if ae.aux_coef else 0,
+        k_aux=k_aux if getattr(ae, "aux_coef", 0) else 0,
+        dense=k is None,
         dp=mesh.dp,
         latent=mesh.latent,
         engine=engine,
@@ -47,9 +50,10 @@ def plan_shape(plan: RunPlan) -> budget.Shape:
     return budget.Shape(
         n_latents=ae.n_latents,
         d_model=plan.source.d_model,
-        k=ae.k,
+        k=ae.k or 0,
         batch_tokens=max(train.batch_tokens, plan.observe.eval_batch_tokens * plan.mesh.dp),
         k_aux=ae.k_aux if ae.aux_coef else 0,
+        dense=ae.k is None,
         dp=plan.mesh.dp,
         latent=plan.mesh.latent,
         engine=execution.engine,
@@ -166,8 +170,3 @@ def _largest_n_latents(config: RunConfig, d_model: int, estimate: _Estimate, ava
         fits = estimate(config, d_model, n_latents=middle * shards) <= available
         low, high = (middle, high) if fits else (low, middle)
     return low * shards
-
-
-def k_aux_of(ae: TopKConfig, d_model: int) -> int:
-    """Dead latents that AuxK lets act: as given, or the power of two near half of d_model."""
-    return budget.power_of_two_near(d_model / 2) if ae.k_aux is None else ae.k_aux

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from scaling.activations.build import Description, describe
 from scaling.activations.source import SourceSpec
-from scaling.choices import KernelsName, LauncherName, LoggerName, Precision
-from scaling.config import ActivationsConfig, RunConfig, TopKConfig
+from scaling.autoencoder_config import TopKConfig
+from scaling.choices import DeadTreatment, KernelsName, LauncherName, LoggerName, Precision
+from scaling.config import ActivationsConfig, RunConfig
 from scaling.errors import UserError
 from scaling.launchers.choice import Launcher, launcher_for, runs_elsewhere
 from scaling.plan import RunPlan
@@ -129,6 +130,7 @@ def _never_dead(point: RunConfig) -> bool:
     ae = point.autoencoder
     return (
         isinstance(ae, TopKConfig)
+        and ae.dead_treatment is DeadTreatment.auxk
         and ae.aux_coef > 0
         and point.train.tokens <= ae.dead_after_tokens
     )

@@ -8,9 +8,8 @@ from typing import Any
 from scaling import budget
 from scaling.activations.source import SourceSpec
 from scaling.choices import LrRule, Precision
-from scaling.config import RunConfig, TopKConfig
+from scaling.config import RunConfig
 from scaling.plan import (
-    AutoencoderPlan,
     MeshPlan,
     NumericsPlan,
     ObservePlan,
@@ -18,8 +17,9 @@ from scaling.plan import (
     TrainPlan,
 )
 from scaling.schedule import RULES, PowerRule
+from scaling.sweep.architectures import plan_autoencoder
 from scaling.sweep.execution import plan_execution
-from scaling.sweep.footprint import k_aux_of, local_ranks, memory_bytes
+from scaling.sweep.footprint import local_ranks, memory_bytes
 from scaling.train_config import TrainConfig
 
 BYTES_PER_VALUE = {"float32": 4, "float64": 8, "bf16": 4}
@@ -30,11 +30,12 @@ CHECKPOINTS_PER_RUN = 10
 
 def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
     """Settle every number of one validated point."""
+    train = _train(config)
     return RunPlan(
         sweep_name=config.sweep_name,
         tokens_requested=config.train.tokens,
-        autoencoder=_autoencoder(config, source.d_model),
-        train=_train(config),
+        autoencoder=plan_autoencoder(config.autoencoder, source.d_model, train.steps),
+        train=train,
         numerics=_numerics(config),
         source=source,
         execution=plan_execution(config, source.d_model),
@@ -46,22 +47,6 @@ def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
         + local_ranks(config) * source.memory_bytes,
         mesh=MeshPlan(dp=config.mesh.dp, latent=config.mesh.latent),
         collective_timeout_s=config.launcher.collective_timeout_s,
-    )
-
-
-def _autoencoder(config: RunConfig, d_model: int) -> AutoencoderPlan:
-    ae = config.autoencoder
-    assert isinstance(ae, TopKConfig)  # the only architecture that conf/autoencoder offers
-    return AutoencoderPlan(
-        name="topk",
-        n_latents=ae.n_latents,
-        k=ae.k,
-        k_aux=k_aux_of(ae, d_model),
-        aux_coef=ae.aux_coef,
-        dead_after_tokens=ae.dead_after_tokens,
-        b_pre_init=str(ae.b_pre_init),
-        encoder_init=str(ae.encoder_init),
-        scale_encoder=ae.scale_encoder,
     )
 
 

@@ -84,16 +84,23 @@ def _table(plans: Sequence[RunPlan]) -> Table:
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits 80 columns
     for name in ("run", "n", "k", "tokens", "steps", "lr", "FLOPs", "GiB", "s (est.)"):
         table.add_column(name, justify="left" if name == "run" else "right")
-    for plan in sorted(plans, key=lambda p: (p.autoencoder.n_latents, p.autoencoder.k, p.tokens)):
+    for plan in sorted(
+        plans, key=lambda p: (p.autoencoder.n_latents, p.autoencoder.widest_code, p.tokens)
+    ):
         table.add_row(*_cells(plan))
     return table
+
+
+def _by_size(plan: RunPlan) -> tuple[float, ...]:
+    ae = plan.autoencoder
+    return ae.n_latents, ae.widest_code, ae.penalty or 0.0, plan.tokens
 
 
 def _cells(plan: RunPlan) -> list[str]:
     return [
         plan.run_id if plan.source.content_hash else "-",
         str(plan.autoencoder.n_latents),
-        str(plan.autoencoder.k),
+        _sparsity(plan),
         f"{plan.tokens:,}",
         f"{plan.train.steps:,}",
         f"{plan.train.lr:.3g}",
@@ -105,7 +112,12 @@ def _cells(plan: RunPlan) -> list[str]:
 
 def _flops_sparse(plan: RunPlan) -> int:
     ae = plan.autoencoder
-    return flops_per_token_sparse(ae.n_latents, plan.source.d_model, ae.k)
+    return flops_per_token_sparse(ae.n_latents, plan.source.d_model, ae.widest_code)
+
+
+def _sparsity(plan: RunPlan) -> str:
+    ae = plan.autoencoder
+    return str(ae.k) if ae.k is not None else f"λ={ae.penalty:g}"
 
 
 def _checkpoints_bytes(plan: RunPlan) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from scaling import budget
+from scaling.autoencoder_config import k_of, name_of
 from scaling.choices import FlopsConvention
 from scaling.config import RunConfig
 from scaling.errors import UserError
@@ -52,7 +53,8 @@ def _settled(point: RunConfig, d_model_of: Callable[[RunConfig], int]) -> RunCon
         )
     positive("train.flops", train.flops)
     at_least("autoencoder.n_latents", point.autoencoder.n_latents, 1)
-    at_least("autoencoder.k", point.autoencoder.k, 1)
+    if (k := k_of(point.autoencoder)) is not None:
+        at_least("autoencoder.k", k, 1)
     tokens = int(train.flops / flops_per_token(point, d_model_of(point)))
     return replace(point, train=replace(train, tokens=tokens))
 
@@ -83,4 +85,10 @@ def flops_per_token(point: RunConfig, d_model: int) -> int:
         case FlopsConvention.dense:
             return budget.flops_per_token_dense(ae.n_latents, d_model)
         case FlopsConvention.sparse:
-            return budget.flops_per_token_sparse(ae.n_latents, d_model, ae.k)
+            if (k := k_of(ae)) is None:
+                raise UserError(
+                    f"train.flops_convention=sparse with autoencoder={name_of(ae)}: how many of "
+                    "its latents are active is not known beforehand. Use "
+                    "train.flops_convention=dense."
+                )
+            return budget.flops_per_token_sparse(ae.n_latents, d_model, k)

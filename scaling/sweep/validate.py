@@ -10,12 +10,13 @@ from operator import attrgetter
 from pathlib import Path
 
 from scaling.choices import ExchangeName
-from scaling.config import RunConfig, TopKConfig
+from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.launcher_config import DeepSpeedLauncherConfig, SlurmLauncherConfig
 from scaling.launchers.hostfile import hosts_for, read_hostfile
 from scaling.launchers.slurm_params import shape_of
 from scaling.plan import MeshPlan
+from scaling.sweep.architectures import check_autoencoder
 from scaling.sweep.ranges import at_least, positive, within
 from scaling.sweep.validate_train import check_train
 
@@ -26,8 +27,7 @@ def validate(config: RunConfig, *, n_train: int | None) -> None:
     Raises:
         UserError: naming the key, its value and the remedy.
     """
-    _check_present(config)
-    _check_autoencoder(config)
+    check_autoencoder(config.autoencoder)
     check_train(config)
     _check_data(config, n_train)
     _check_rest(config)
@@ -95,31 +95,6 @@ _OF_THE_LAUNCH = (
     "launcher",
     "sweep.max_hours",
 )
-
-
-def _check_present(config: RunConfig) -> None:
-    for key, value in (
-        ("autoencoder.n_latents", config.autoencoder.n_latents),
-        ("autoencoder.k", config.autoencoder.k),
-    ):
-        if not isinstance(value, int):
-            raise UserError(f"{key} is not set. Give it on the command line, e.g. {key}=1024.")
-
-
-def _check_autoencoder(config: RunConfig) -> None:
-    ae = config.autoencoder
-    at_least("autoencoder.n_latents", ae.n_latents, 1)
-    at_least("autoencoder.k", ae.k, 1)
-    if ae.k > ae.n_latents:
-        raise UserError(
-            f"autoencoder.k={ae.k} is larger than autoencoder.n_latents={ae.n_latents}: a token "
-            f"cannot have more active latents than there are. Set k to at most {ae.n_latents}."
-        )
-    if isinstance(ae, TopKConfig):
-        at_least("autoencoder.dead_after_tokens", ae.dead_after_tokens, 1)
-        at_least("autoencoder.aux_coef", ae.aux_coef, 0)
-        if ae.k_aux is not None:
-            at_least("autoencoder.k_aux", ae.k_aux, 1)
 
 
 def _check_data(config: RunConfig, n_train: int | None) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scaling.activations.source import ActivationSource
+from scaling.autoencoder.base import Autoencoder
 from scaling.autoencoder.init import geometric_median, initial_weights, scale_encoder_
 from scaling.autoencoder.shard import LatentShard
-from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
 from scaling.budget import INIT_SAMPLE_TOKENS
 from scaling.kernels import load_kernels
 from scaling.plan import RunPlan
+from scaling.train.architectures import build_autoencoder
 from scaling.train.engine import Engine
 from scaling.train.engine_parts import OptimizerSpec
 from scaling.train.fused_engine import FusedEngine
@@ -24,7 +26,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.floa
 """Of weights, optimizer state and batches, by numerics.precision."""
 
 
-ENGINES: dict[str, Callable[[TopKAutoencoder, OptimizerSpec, int, Mesh], Engine]] = {
+ENGINES: dict[str, Callable[[Any, OptimizerSpec, int, Mesh], Engine]] = {
     "torch": TorchEngine,
     "fused": FusedEngine,
 }
@@ -61,23 +63,11 @@ def build_model(
     weights: dict[str, Tensor],
     mean_predictor_mse: float,
     shard: LatentShard | None = None,
-) -> TopKAutoencoder:
+) -> Autoencoder:
     """The planned autoencoder with these weights, on the planned device."""
     kernels = load_kernels(plan.execution.kernels, plan.execution.matmul)
     on_device = {name: tensor.to(plan.execution.device) for name, tensor in weights.items()}
-    return TopKAutoencoder(topk_spec(plan, mean_predictor_mse), kernels, on_device, shard)
-
-
-def topk_spec(plan: RunPlan, mean_predictor_mse: float) -> TopKSpec:
-    ae = plan.autoencoder
-    return TopKSpec(
-        d_model=plan.source.d_model,
-        n_latents=ae.n_latents,
-        k=ae.k,
-        k_aux=ae.k_aux,
-        aux_coef=ae.aux_coef,
-        mean_predictor_mse=mean_predictor_mse,
-    )
+    return build_autoencoder(plan, kernels, on_device, mean_predictor_mse, shard)
 
 
 def optimizer_spec(plan: RunPlan) -> OptimizerSpec:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from scaling.kernels import Active
+from scaling.autoencoder.code import Code
 
 
 class StepStats(NamedTuple):
@@ -31,6 +31,8 @@ class StepStats(NamedTuple):
     """Global norm before clipping; None where it was not asked for."""
     skipped: bool = False
     """The loss was refused: nothing was updated."""
+    sparsity: Tensor | None = None
+    """The sparsity penalty before its weight, where there is one."""
 
 
 Accept = Callable[[float], bool]
@@ -40,7 +42,7 @@ Accept = Callable[[float], bool]
 class Reconstructor(Protocol):
     """Anything that can be scored."""
 
-    def reconstruct(self, x_BD: Tensor) -> tuple[Active, Tensor]:
+    def reconstruct(self, x_BD: Tensor) -> tuple[Code, Tensor]:
         """Code and reconstruction of x, wherever x is."""
         ...
 
@@ -85,5 +87,6 @@ class Engine(Protocol):
         ...
 
     def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
-        """w_enc, w_dec [N, d_model], b_enc [N] of the latents held here, b_pre [d_model]."""
+        """w_enc, w_dec [N, d_model], b_enc [N] of the latents held here, b_pre [d_model], and what
+        else the architecture has."""
         ...

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from scaling.autoencoder.base import Autoencoder, Losses
+from scaling.autoencoder.code import Code
 from scaling.autoencoder.dead import DeadLatents
-from scaling.autoencoder.topk import Losses, TopKAutoencoder
-from scaling.kernels import Active
 from scaling.train.engine import StepStats
 from scaling.train.mesh import Mesh
 from scaling.train.weight_average import WeightAverage
@@ -36,19 +37,22 @@ SUMMED_VALUES = 2**22
 class ModelScorer:
     """See `scaling.train.engine.Reconstructor`."""
 
-    def __init__(self, model: TopKAutoencoder) -> None:
+    def __init__(self, model: Autoencoder) -> None:
         self.model = model
 
     @torch.no_grad()
-    def reconstruct(self, x_BD: Tensor) -> tuple[Active, Tensor]:
-        active = self.model.encode(x_BD.to(self.model.w_enc))
-        return active, self.model.decode(active)
+    def reconstruct(self, x_BD: Tensor) -> tuple[Code, Tensor]:
+        code = self.model.encode(x_BD.to(self.model.w_enc))
+        return code, self.model.decode(code)
 
 
-class ModelHolder:
+M = TypeVar("M", bound=Autoencoder)
+
+
+class ModelHolder(Generic[M]):
     """What `scaling.train.engine.Engine` asks of the model, however it is trained."""
 
-    model: TopKAutoencoder
+    model: M
     params: dict[str, nn.Parameter]
     dead: DeadLatents
     average: WeightAverage
@@ -58,17 +62,16 @@ class ModelHolder:
         model = self.model
         model.shard.measures = False  # what is measured are steps
         if averaged:
-            weights = self.weights(averaged=True)
-            model = TopKAutoencoder(model.spec, model.kernels, weights, model.shard)
+            model = model.with_weights(self.weights(averaged=True))
         return ModelScorer(model)
 
     def tokens_since_fired(self) -> Tensor:
         return self.dead.tokens_since_fired_N
 
     def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
-        if averaged:
-            return self.average.corrected()
-        return {name: param.detach().clone() for name, param in self.params.items()}
+        held = self.average.corrected() if averaged else self.params
+        statistics = self.model.named_buffers()
+        return {name: tensor.detach().clone() for name, tensor in (*held.items(), *statistics)}
 
     def report(self) -> dict[str, float]:
         return self.model.shard.report()
@@ -92,12 +95,16 @@ class ModelHolder:
 
     def stats(self, losses: Losses, *, measured: bool) -> StepStats:
         """Of a step's losses: the global batch's if measured, else this replica's."""
-        scalars = torch.stack([losses.total.detach(), losses.normalized_mse, losses.aux])
+        parts = [losses.total.detach(), losses.normalized_mse, losses.aux]
+        if losses.sparsity is not None:
+            parts.append(losses.sparsity)
+        scalars = torch.stack(parts)
         if measured:
             scalars = self.mesh.dp.sum_(scalars, "losses") / self.mesh.dp.size
-        loss, mse, aux = scalars
+        loss, mse, aux, *rest = scalars
         dead_fraction = losses.n_dead / self.model.spec.n_latents
-        return StepStats(loss, mse, aux, dead_fraction, grad_norm=None)
+        sparsity = rest[0] if rest else None
+        return StepStats(loss, mse, aux, dead_fraction, grad_norm=None, sparsity=sparsity)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scaling.kernels import Active
+from scaling.autoencoder.code import Code, fired, n_active
 from scaling.train.engine import Reconstructor
 from scaling.train.mesh import ALONE, Mesh
 
@@ -58,12 +58,11 @@ class _Totals:
         self.n_tokens = self.n_active = 0
         self.fired_N = torch.zeros(n_local, dtype=torch.uint8)
 
-    def add(self, x_BD: Tensor, active: Active, recon_BD: Tensor, mean_D: Tensor) -> None:
+    def add(self, x_BD: Tensor, code: Code, recon_BD: Tensor, mean_D: Tensor) -> None:
         self.squared_error += _sum_of_squares(x_BD.to(recon_BD) - recon_BD)
         self.squared_distance += _sum_of_squares(x_BD - mean_D)
-        on_BK = active.values_BK > 0
-        self.n_active += int(on_BK.sum())
-        self.fired_N[active.indices_BK[on_BK].cpu()] = 1
+        self.n_active += n_active(code)
+        self.fired_N |= fired(code, len(self.fired_N)).cpu()
         self.n_tokens += len(x_BD)
 
     def over(self, mesh: Mesh, n_latents: int) -> Evaluation:

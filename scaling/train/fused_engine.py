@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scaling.autoencoder.base import Losses
 from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.losses import auxiliary_scale
-from scaling.autoencoder.topk import Losses, TopKAutoencoder
+from scaling.autoencoder.topk import TopKAutoencoder, is_plain_topk
 from scaling.kernels import Active
 from scaling.kernels.fused import (
     AdamStep,
@@ -53,7 +54,7 @@ class Auxiliary(NamedTuple):
     gradients: RowGradients | None
 
 
-class FusedEngine(ModelHolder):
+class FusedEngine(ModelHolder[TopKAutoencoder]):
     """See `scaling.train.engine.Engine`."""
 
     def __init__(
@@ -63,9 +64,15 @@ class FusedEngine(ModelHolder):
         dead_after_tokens: int,
         mesh: Mesh = ALONE,
     ) -> None:
-        """`model.kernels` must be `FusedKernels`; ValueError where `mesh` has several replicas."""
+        """`model.kernels` must be `FusedKernels`.
+
+        Raises:
+            ValueError: `mesh` has several replicas, or the model is not the plain TopK one.
+        """
         if mesh.dp.size > 1:
             raise ValueError(f"the fused engine trains one replica, not {mesh.dp.size}")
+        if not is_plain_topk(model):
+            raise ValueError(f"the fused engine trains TopK as published, not {model.spec}")
         self.mesh = mesh
         self.model = model.requires_grad_(False)
         self.kernels: ShardedKernels = model.kernels  # type: ignore[assignment]

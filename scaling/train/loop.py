@@ -145,6 +145,8 @@ def _row(train: TrainPlan, done: int, stats: StepStats, guard: LossGuard | None)
         "train/dead_fraction": stats.dead_fraction,
         "train/lr": _lr(train, done - 1),
     }
+    if stats.sparsity is not None:
+        row["train/sparsity_penalty"] = float(stats.sparsity)
     if guard is not None and guard.skips:
         row["train/skipped_steps"] = guard.n_skipped
     return row

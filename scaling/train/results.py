@@ -71,11 +71,13 @@ def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
     """The result fields that need no weights: sizes, settings, and what `steps_done` steps cost."""
     ae, train, source = plan.autoencoder, plan.train, plan.source
     tokens = steps_done * train.batch_tokens
-    n, d, k = ae.n_latents, source.d_model, ae.k
+    n, d, k = ae.n_latents, source.d_model, ae.widest_code
     return {
         "autoencoder": ae.name,
+        "penalty": ae.penalty,
+        "dead_treatment": ae.dead_treatment,
         "n_latents": n,
-        "k": k,
+        "k": ae.k,
         "k_aux": ae.k_aux,
         "dead_after_tokens": ae.dead_after_tokens,
         "d_model": d,
@@ -112,6 +114,7 @@ def measured_results(
 ) -> dict[str, Any]:
     """The result fields of a finished run that its weights decide, and its stopping rule."""
     return {
+        **_flops_of_active(plan, scores.raw.l0, steps_done),
         "normalized_mse": scores.raw.normalized_mse,
         "normalized_mse_ema": scores.averaged.normalized_mse if scores.averaged else None,
         "l0": scores.raw.l0,
@@ -121,6 +124,15 @@ def measured_results(
         "converged": rule.met if rule else None,
         "last_doubling_fall": rule.last_fall if rule else None,
     }
+
+
+def _flops_of_active(plan: RunPlan, l0: float, steps_done: int) -> dict[str, Any]:
+    """Training FLOPs with the measured L0 in the place of k, where there is no k."""
+    ae, tokens = plan.autoencoder, steps_done * plan.train.batch_tokens
+    if ae.k is not None:
+        return {}
+    d_model = plan.source.d_model
+    return {"flops_sparse": tokens * budget.flops_per_token_sparse(ae.n_latents, d_model, l0)}
 
 
 UNMEASURED: dict[str, Any] = dict.fromkeys(

@@ -21,6 +21,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from scaling.autoencoder.registry import PER_LATENT
 from scaling.storage.hashing import file_sha256
 from scaling.storage.sealed import read_sealed
 from scaling.train.mesh import Mesh
@@ -30,7 +31,7 @@ SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 _ONE_FILE_SCHEMA, _ONE_FILE = 1, "state.safetensors"
 _BLOCK_BYTES = 64 * 2**20
-_PER_LATENT = {"w_enc", "w_dec", "b_enc", "tokens_since_fired"}
+_PER_LATENT = {*PER_LATENT, "tokens_since_fired"}
 
 
 def part_name(rank: int) -> str:

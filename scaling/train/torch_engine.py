@@ -14,21 +14,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scaling.autoencoder.base import Autoencoder
+from scaling.autoencoder.code import Code
 from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.decoder_norm import remove_parallel_gradient_, renormalize_rows_
-from scaling.autoencoder.topk import TopKAutoencoder
 from scaling.train.engine import Accept, StepStats
 from scaling.train.engine_parts import ModelHolder, OptimizerSpec, copy_all_checked
 from scaling.train.mesh import ALONE, Mesh
 from scaling.train.weight_average import WeightAverage
 
 
-class TorchEngine(ModelHolder):
-    """See `scaling.train.engine.Engine`."""
+class TorchEngine(ModelHolder[Autoencoder]):
+    """See `scaling.train.engine.Engine`. Trains every architecture."""
 
     def __init__(
         self,
-        model: TopKAutoencoder,
+        model: Autoencoder,
         optimizer: OptimizerSpec,
         dead_after_tokens: int,
         mesh: Mesh = ALONE,
@@ -46,13 +47,15 @@ class TorchEngine(ModelHolder):
         )
         self.dead = DeadLatents(len(model.w_enc), dead_after_tokens, model.w_enc.device)
         self.average = WeightAverage(self.params, optimizer.ema_decay)
+        self.n_updates = 0
 
     def step(
         self, batch_BD: Tensor, lr: float, *, measure: bool = False, accept: Accept | None = None
     ) -> StepStats:
         self.model.shard.measures = measure
-        active, losses = self.model.encode_with_losses(batch_BD, self.dead.ids())
-        fired = self.mesh.dp.begin_max_(self.dead.fired(active), "fired latents")
+        dead_ids = self.dead.ids()
+        code, losses = self.model.encode_with_losses(batch_BD, dead_ids, self.n_updates)
+        fired = self.mesh.dp.begin_max_(self.dead.fired(code), "fired latents")
         stats = self.stats(losses, measured=measure or accept is not None)
         if accept is not None and not accept(float(stats.loss)):
             fired.wait()
@@ -60,7 +63,7 @@ class TorchEngine(ModelHolder):
         self.adam.zero_grad(set_to_none=True)
         losses.total.backward()
         grad_norm = self._finish_gradients(measure)
-        self._update(lr)
+        self._update(lr, code)
         self.dead.update(fired.wait(), len(batch_BD) * self.mesh.dp.size)
         return stats._replace(grad_norm=grad_norm)
 
@@ -74,8 +77,9 @@ class TorchEngine(ModelHolder):
         }
         for pending in under_way.values():
             pending.wait().div_(self.mesh.dp.size)
-        assert grads["w_dec"] is not None
-        remove_parallel_gradient_(grads["w_dec"], self.model.w_dec)
+        if self.model.spec.gradient_projection:
+            assert grads["w_dec"] is not None
+            remove_parallel_gradient_(grads["w_dec"], self.model.w_dec)
         if self.spec.clip_norm is None:
             return self._global_norm() if measure else None
         norm = self._global_norm()
@@ -93,10 +97,13 @@ class TorchEngine(ModelHolder):
         local = torch.stack(list(squares.values())).sum()
         return (self.mesh.latent.sum_(local, "gradient norm") + replicated).sqrt()
 
-    def _update(self, lr: float) -> None:
+    def _update(self, lr: float, code: Code) -> None:
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
-        renormalize_rows_(self.model.w_dec)
+        if self.model.spec.decoder_norm:
+            renormalize_rows_(self.model.w_dec)
+        self.n_updates += 1
+        self.model.after_step(code)
         self.average.update()
 
     def state(self) -> dict[str, Tensor]:
@@ -112,12 +119,14 @@ class TorchEngine(ModelHolder):
     def load_state(self, state: dict[str, Tensor]) -> None:
         targets: dict[str, Tensor] = dict(self.params)
         targets["tokens_since_fired"] = self.dead.tokens_since_fired_N
+        targets |= dict(self.model.named_buffers())
         copy_all_checked(targets | self.average.targets(), state)
         for name, param in self.params.items():
             self.adam.state[param] = {
                 part: state[f"{name}.{part}"].clone().to(param.device)
                 for part in ("exp_avg", "exp_avg_sq", "step")
             }
+        self.n_updates = int(state["w_enc.step"])
         self.average.n_updates = int(state["ema_updates"])
 
 

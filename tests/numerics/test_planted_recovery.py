@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from scaling.activations.planted import PlantedSource, planted_spec
+from scaling.autoencoder_config import TopKConfig
 from scaling.choices import LrRule
-from scaling.config import PlantedConfig, RunConfig, TopKConfig, TrainConfig
+from scaling.config import PlantedConfig, RunConfig, TrainConfig
 from scaling.launcher_config import LocalLauncherConfig
 from scaling.sweep.planner import make_plan
 from scaling.train.build import build_engine

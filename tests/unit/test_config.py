@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
+from scaling.autoencoder_config import TopKConfig
 from scaling.command_line import explain
-from scaling.config import HarvestConfig, PlantedConfig, TopKConfig
+from scaling.config import HarvestConfig, PlantedConfig
 from scaling.errors import UserError
 from scaling.sweep.footprint import check_memory
 from scaling.sweep.grid import evaluate, keep_wanted
@@ -141,7 +142,7 @@ def test_keys_added_with_a_plus_are_refused_too() -> None:
         (["autoencoder.n_latent=3"], "Did you mean autoencoder.n_latents"),
         (["activations.layer=3"], "another option of the group activations"),
         (["train.tokens=1e6"], "could not be converted to Integer"),
-        (["autoencoder=moe"], "Available options in 'autoencoder': topk. "),
+        (["autoencoder=moe"], "Available options in 'autoencoder': relu topk. "),
         (["train.lr_rule=fast"], "expected one of [inverse_sqrt_n, step_limited, power]"),
     ],
 )

@@ -22,6 +22,7 @@ OWNERS = {
     "triton": ["scaling/kernels/"],
     "hydra": ["scaling/command_line.py", "scaling/config.py"],
     "omegaconf": [
+        "scaling/autoencoder_config.py",
         "scaling/command_line.py",
         "scaling/config.py",
         "scaling/launcher_config.py",

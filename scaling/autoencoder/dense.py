@@ -1,0 +1,84 @@
+"""What architectures share that have a value for every latent: sparsity is their outcome.
+
+    z    = f(W_enc (x - b_pre) + b_enc)      f by latent: a latent asks nobody else
+    xhat = W_dec z + b_pre
+
+Shape suffixes: B tokens, D d_model, N latents held here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from scaling.autoencoder.base import Autoencoder, Losses, Spec
+from scaling.autoencoder.code import Code, Dense
+from scaling.autoencoder.losses import reconstruction_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenalizedSpec(Spec):
+    """A model that pays for activity instead of having a fixed number of active latents."""
+
+    penalty: float
+    """Lambda, the weight of the sparsity penalty in |x - xhat|^2 + lambda * S."""
+    warmup_steps: int = 0
+    """Updates over which the weight rises linearly to `penalty`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty={self.penalty} must be at least 0")
+
+    def penalty_at(self, step: int) -> float:
+        """The weight after `step` updates."""
+        return self.penalty * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+    @property
+    def unit(self) -> float:
+        """What |x - xhat|^2 of a token is divided by in the loss, and its penalty with it."""
+        return self.d_model * self.mean_predictor_mse
+
+
+class DenseAutoencoder(Autoencoder):
+    """One activation per latent; a subclass says which, and what it pays."""
+
+    spec: PenalizedSpec
+
+    @abstractmethod
+    def activations(self, pre_BN: Tensor) -> Tensor:
+        """z from W_enc (x - b_pre), [B, N]; the bias is the activation function's business."""
+
+    @abstractmethod
+    def sparsity(self, pre_BN: Tensor, z_BN: Tensor) -> Tensor:
+        """The penalty S before its weight: mean over tokens, of the latents held here, 0-d."""
+
+    def encode(self, x_BD: Tensor) -> Dense:
+        return Dense(self.activations(self.projected(x_BD)))
+
+    def decode(self, code: Code) -> Tensor:
+        assert isinstance(code, Dense)
+        return self.shard.sum_over_shards(code.values_BN @ self.w_dec) + self.b_pre
+
+    def projected(self, x_BD: Tensor) -> Tensor:
+        """W_enc (x - b_pre), [B, N]. Once a step: b_pre's gradient is summed over shards."""
+        return linear(x_BD - self.shard.replicated(self.b_pre), self.w_enc)
+
+    def encode_with_losses(self, x_BD: Tensor, dead: Tensor, step: int = 0) -> tuple[Dense, Losses]:
+        pre_BN = self.projected(x_BD)
+        code = Dense(self.activations(pre_BN))
+        mse = reconstruction_loss(x_BD - self.decode(code), self.spec.mean_predictor_mse)
+        more = self.more_loss(x_BD, pre_BN)
+        sparsity = self.shard.sum_over_shards(self.sparsity(pre_BN, code.values_BN))
+        total = mse + more + self.spec.penalty_at(step) / self.spec.unit * sparsity
+        n_dead = sum(self.shard.gather_counts(len(dead)))
+        zero = torch.zeros_like(mse).detach()
+        return code, Losses(total, mse.detach(), zero, n_dead, sparsity.detach())
+
+    def more_loss(self, x_BD: Tensor, pre_BN: Tensor) -> Tensor | float:
+        """A further term of the loss, in its unit; none by default."""
+        return 0.0

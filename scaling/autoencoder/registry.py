@@ -1,0 +1,17 @@
+"""The architectures by name, and what their weights are called."""
+
+from __future__ import annotations
+
+from scaling.autoencoder.base import Autoencoder
+from scaling.autoencoder.relu import ReLUAutoencoder
+from scaling.autoencoder.topk import TopKAutoencoder
+
+ARCHITECTURES: dict[str, type[Autoencoder]] = {
+    "topk": TopKAutoencoder,
+    "relu": ReLUAutoencoder,
+}
+
+PER_LATENT = {"w_enc", "w_dec", "b_enc"}.union(
+    *(architecture.MORE_PER_LATENT for architecture in ARCHITECTURES.values())
+)
+"""Parameters that have a row for each latent, of any architecture."""

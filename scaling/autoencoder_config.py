@@ -1,0 +1,77 @@
+"""The keys of `autoencoder`: the architectures, what they share, and what each has of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from scaling.choices import BPreInit, DeadTreatment, EncoderInit
+
+
+@dataclass(kw_only=True)
+class AutoencoderConfig:
+    """What is trained. Every field is part of the run's identity."""
+
+    n_latents: int = MISSING
+    dead_treatment: DeadTreatment = DeadTreatment.none
+    dead_after_tokens: int = 10_000_000
+    """A latent silent for this many tokens (counted globally) is dead. One value per sweep."""
+    b_pre_init: BPreInit = BPreInit.geometric_median
+    encoder_init: EncoderInit = EncoderInit.tied
+    scale_encoder: bool = True
+    """Scale the encoder at init so that the reconstruction's norm is the input's."""
+    b_enc: bool = True
+    """Train a bias per latent; false = it stays 0."""
+    decoder_norm: bool = True
+    """Bring decoder rows back to unit norm after each step."""
+    gradient_projection: bool = True
+    """Remove the decoder gradient's component along each row first."""
+
+
+@dataclass(kw_only=True)
+class TopKConfig(AutoencoderConfig):
+    """TopK autoencoder with a pre-bias, a latent bias and the AuxK loss (Gao et al. 2024)."""
+
+    k: int = MISSING
+    """Active latents per token."""
+    dead_treatment: DeadTreatment = DeadTreatment.auxk
+    k_aux: int | None = None
+    """Dead latents that model the residual; null = the power of two nearest to d_model / 2."""
+    aux_coef: float = 1 / 32
+    """Weight of the AuxK loss; 0 turns it off."""
+
+
+@dataclass(kw_only=True)
+class PenalizedConfig(AutoencoderConfig):
+    """Architectures whose sparsity is an outcome: they pay for activity."""
+
+    penalty: float = MISSING
+    """Lambda: weight of the sparsity penalty beside |x - xhat|^2, for x as it is normalized."""
+    penalty_warmup: float = 0.05
+    """First share of training over which the weight rises linearly from 0."""
+
+
+@dataclass(kw_only=True)
+class ReLUConfig(PenalizedConfig):
+    """ReLU with an L1 penalty weighted by decoder norms, which are free (Conerly et al. 2024)."""
+
+    decoder_norm: bool = False
+    gradient_projection: bool = False
+
+
+ARCHITECTURES: dict[str, type[AutoencoderConfig]] = {
+    "topk": TopKConfig,
+    "relu": ReLUConfig,
+}
+"""By the name in `autoencoder=NAME`."""
+
+
+def name_of(config: AutoencoderConfig) -> str:
+    """What `autoencoder=` was set to."""
+    return next(name for name, node in ARCHITECTURES.items() if type(config) is node)
+
+
+def k_of(config: AutoencoderConfig) -> int | None:
+    """Active latents per token; None where sparsity is an outcome."""
+    return getattr(config, "k", None)

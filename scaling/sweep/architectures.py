@@ -1,0 +1,115 @@
+"""From the keys of `autoencoder` to a settled plan, and the checks of these keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scaling import budget
+from scaling.autoencoder_config import (
+    AutoencoderConfig,
+    PenalizedConfig,
+    TopKConfig,
+    k_of,
+    name_of,
+)
+from scaling.choices import DeadTreatment
+from scaling.errors import UserError
+from scaling.plan import AutoencoderPlan
+from scaling.sweep.ranges import at_least, within
+
+
+def plan_autoencoder(ae: AutoencoderConfig, d_model: int, steps: int) -> AutoencoderPlan:
+    """Settle every number of an architecture that trains for `steps`."""
+    treatment, aux_coef = _treatment(ae)
+    return AutoencoderPlan(
+        name=name_of(ae),
+        n_latents=ae.n_latents,
+        k=k_of(ae),
+        k_aux=k_aux_of(ae, d_model),
+        aux_coef=aux_coef,
+        dead_after_tokens=ae.dead_after_tokens,
+        b_pre_init=str(ae.b_pre_init),
+        encoder_init=str(ae.encoder_init),
+        scale_encoder=ae.scale_encoder,
+        dead_treatment=str(treatment),
+        b_enc=ae.b_enc,
+        decoder_norm=ae.decoder_norm,
+        gradient_projection=ae.gradient_projection,
+        options=_options(ae, steps),
+    )
+
+
+def _treatment(ae: AutoencoderConfig) -> tuple[DeadTreatment, float]:
+    """What is done for dead latents, and the weight of its loss: AuxK of weight 0 is none."""
+    aux_coef = ae.aux_coef if isinstance(ae, TopKConfig) else 0.0
+    if ae.dead_treatment is DeadTreatment.auxk and aux_coef:
+        return DeadTreatment.auxk, aux_coef
+    return DeadTreatment.none, 0.0
+
+
+def _options(ae: AutoencoderConfig, steps: int) -> dict[str, Any]:
+    if isinstance(ae, PenalizedConfig):
+        return {"penalty": ae.penalty, "warmup_steps": round(ae.penalty_warmup * steps)}
+    return {}
+
+
+def k_aux_of(ae: AutoencoderConfig, d_model: int) -> int:
+    """Dead latents that AuxK lets act: as given, or the power of two near half of d_model; 0 where
+    there is no AuxK."""
+    if not isinstance(ae, TopKConfig):
+        return 0
+    return budget.power_of_two_near(d_model / 2) if ae.k_aux is None else ae.k_aux
+
+
+def check_autoencoder(ae: AutoencoderConfig) -> None:
+    """Check the keys of `autoencoder` against each other.
+
+    Raises:
+        UserError: naming the key, its value and the remedy.
+    """
+    _check_present("n_latents", ae.n_latents, "1024")
+    at_least("autoencoder.n_latents", ae.n_latents, 1)
+    at_least("autoencoder.dead_after_tokens", ae.dead_after_tokens, 1)
+    if isinstance(ae, TopKConfig):
+        _check_topk(ae)
+    if isinstance(ae, PenalizedConfig):
+        _check_present("penalty", ae.penalty, "0.01")
+        at_least("autoencoder.penalty", ae.penalty, 0)
+        share = ae.penalty_warmup
+        within("autoencoder.penalty_warmup", share, lambda v: 0 <= v <= 1, "0..1")
+    _check_treatment(ae)
+    if ae.gradient_projection and not ae.decoder_norm:
+        raise UserError(
+            "autoencoder.gradient_projection=true with autoencoder.decoder_norm=false: only where "
+            "rows keep unit norm has the gradient along them no effect. Set "
+            "autoencoder.gradient_projection=false."
+        )
+
+
+def _check_present(key: str, value: object, example: str) -> None:
+    if not isinstance(value, int | float):
+        raise UserError(
+            f"autoencoder.{key} is not set. Give it on the command line, e.g. "
+            f"autoencoder.{key}={example}."
+        )
+
+
+def _check_topk(ae: TopKConfig) -> None:
+    _check_present("k", ae.k, "32")
+    at_least("autoencoder.k", ae.k, 1)
+    if ae.k > ae.n_latents:
+        raise UserError(
+            f"autoencoder.k={ae.k} is larger than autoencoder.n_latents={ae.n_latents}: a token "
+            f"cannot have more active latents than there are. Set k to at most {ae.n_latents}."
+        )
+    at_least("autoencoder.aux_coef", ae.aux_coef, 0)
+    if ae.k_aux is not None:
+        at_least("autoencoder.k_aux", ae.k_aux, 1)
+
+
+def _check_treatment(ae: AutoencoderConfig) -> None:
+    if ae.dead_treatment is DeadTreatment.auxk and not isinstance(ae, TopKConfig):
+        raise UserError(
+            f"autoencoder.dead_treatment=auxk is not defined for autoencoder={name_of(ae)}: AuxK "
+            "selects among pre-activations as TopK does. Set autoencoder.dead_treatment=none."
+        )

@@ -1,0 +1,50 @@
+"""From a plan to the autoencoder it names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from scaling.autoencoder.base import Autoencoder
+from scaling.autoencoder.dense import PenalizedSpec
+from scaling.autoencoder.relu import ReLUAutoencoder
+from scaling.autoencoder.shard import LatentShard
+from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
+from scaling.kernels import Kernels
+from scaling.plan import RunPlan
+
+
+def build_autoencoder(
+    plan: RunPlan,
+    kernels: Kernels,
+    weights: dict[str, Tensor],
+    mean_predictor_mse: float,
+    shard: LatentShard | None = None,
+) -> Autoencoder:
+    """The planned architecture with these weights.
+
+    Raises:
+        ValueError: the plan names none.
+    """
+    ae, shared = plan.autoencoder, _shared(plan, mean_predictor_mse)
+    match ae.name:
+        case "topk":
+            assert ae.k is not None
+            spec = TopKSpec(**shared, k=ae.k, k_aux=ae.k_aux, aux_coef=ae.aux_coef)
+            return TopKAutoencoder(spec, kernels, weights, shard)
+        case "relu":
+            return ReLUAutoencoder(PenalizedSpec(**shared, **ae.options), weights, shard)
+    raise ValueError(f"autoencoder={ae.name} is unknown")
+
+
+def _shared(plan: RunPlan, mean_predictor_mse: float) -> dict[str, Any]:
+    ae = plan.autoencoder
+    return {
+        "d_model": plan.source.d_model,
+        "n_latents": ae.n_latents,
+        "mean_predictor_mse": mean_predictor_mse,
+        "b_enc": ae.b_enc,
+        "decoder_norm": ae.decoder_norm,
+        "gradient_projection": ae.gradient_projection,
+    }
