@@ -22,7 +22,7 @@ from scaling.errors import UserError
 if TYPE_CHECKING:
     from scaling.config import ActivationsConfig, StoreConfig
 
-__all__ = ["Description", "Progress", "describe", "open_source", "prepare"]
+__all__ = ["Description", "Progress", "describe", "made_live", "open_source", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,17 @@ def open_source(spec: SourceSpec) -> ActivationSource:
             raise UserError(
                 f"activations kind {spec.kind!r} is unknown: use planted, store or stream."
             )
+
+
+def made_live(source: ActivationSource) -> dict[str, int] | None:
+    """Vectors that a live stream has made in this process, and left out by reason; None for other
+    sources."""
+    if source.spec.kind != "stream":
+        return None
+    from scaling.activations.stream import StreamSource
+
+    assert isinstance(source, StreamSource)
+    return source.counts.to_json()
 
 
 def _ready(spec: SourceSpec) -> Description:

@@ -45,10 +45,15 @@ class StreamSource:
         assert manifest is not None
         check_same(spec, Recipe(**manifest.recipe))
         self.calibration = self._head.calibration
-        self.counts = StreamCounts()
         self._manifest = manifest
         self._shape = shape_of(spec)
+        self._maker: BlockMaker | None = None
         self._blocks: Ahead[BlockKey, Block] | None = None
+
+    @property
+    def counts(self) -> StreamCounts:
+        """What was made so far, for all runs that share this source."""
+        return StreamCounts() if self._maker is None else self._maker.counts
 
     def train_batch(
         self,
@@ -92,7 +97,7 @@ class StreamSource:
 
     def _begin(self) -> Ahead[BlockKey, Block]:
         """Load the model, here: loading sets torch's default dtype for all threads meanwhile."""
-        maker = _maker(self.spec, self._manifest, self.counts)
+        self._maker = _maker(self.spec, self._manifest)
         background = Background("activations")
         weakref.finalize(self, background.close)  # also when the process ends
         # One thread, as in a harvest: bits depend on the number, and training has the other cores.
@@ -100,10 +105,10 @@ class StreamSource:
         threads = torch.get_num_threads()
         background.submit(torch.set_num_threads, 1).result()
         torch.set_num_threads(threads)
-        return Ahead(background, maker.make, KEPT_BLOCKS)
+        return Ahead(background, self._maker.make, KEPT_BLOCKS)
 
 
-def _maker(spec: SourceSpec, manifest: Manifest, counts: StreamCounts) -> BlockMaker:
+def _maker(spec: SourceSpec, manifest: Manifest) -> BlockMaker:
     from scaling.activations.subject import ModelLocation, Subject, local_folder
 
     recipe = Recipe(**manifest.recipe)
@@ -121,7 +126,6 @@ def _maker(spec: SourceSpec, manifest: Manifest, counts: StreamCounts) -> BlockM
         shape=shape_of(spec),
         layer=manifest.layer,
         max_norm=recipe.outlier_factor * manifest.median_norm,
-        counts=counts,
         d_model=spec.d_model,
     )
 

@@ -46,7 +46,7 @@ class Block(NamedTuple):
         return self.rows_RD[self.order_V[start:stop]].float()
 
 
-@dataclass
+@dataclass(frozen=True)
 class StreamCounts:
     """What became of the positions of all blocks made so far."""
 
@@ -74,8 +74,9 @@ class BlockMaker:
     shape: StreamShape
     layer: int
     max_norm: float
-    counts: StreamCounts
     d_model: int
+    counts: StreamCounts = StreamCounts()
+    """Replaced as a whole, so that another thread may read it at any time."""
 
     def make(self, key: BlockKey, stopping: Stopping = lambda: False) -> Block:
         """Compute a block; may be called from one thread at a time.
@@ -130,13 +131,16 @@ class BlockMaker:
             )
 
     def _count(self, n_good: int, n_rows: int, n_vectors: int) -> None:
-        counts, shape = self.counts, self.shape
-        counts.blocks += 1
-        counts.vectors += n_vectors
-        counts.dropped_position += shape.block_contexts * self.recipe.drop_positions
-        counts.dropped_outlier += n_rows - n_good
-        counts.dropped_cut += max(0, n_good - n_vectors)
-        counts.repeated += max(0, n_vectors - n_good)
+        before = self.counts
+        dropped_position = self.shape.block_contexts * self.recipe.drop_positions
+        self.counts = StreamCounts(
+            blocks=before.blocks + 1,
+            vectors=before.vectors + n_vectors,
+            dropped_position=before.dropped_position + dropped_position,
+            dropped_outlier=before.dropped_outlier + n_rows - n_good,
+            dropped_cut=before.dropped_cut + max(0, n_good - n_vectors),
+            repeated=before.repeated + max(0, n_vectors - n_good),
+        )
 
 
 def block_order(key: BlockKey, good_R: NDArray[np.bool_], n_vectors: int) -> NDArray[np.int64]:

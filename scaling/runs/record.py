@@ -151,6 +151,12 @@ COST_FIELDS: dict[str, Field] = {
     "mesh": Field((list,), "processes", "data-parallel replicas and latent shards, [dp, latent]"),
     "attempts": Field(_INT, "", "times the run was begun or gone on with"),
     "resumed_at_step": Field(_INT, "steps", "where the last attempt went on; 0 = from the start"),
+    "live": Field(
+        (dict, _Null),
+        "vectors",
+        "of a live stream, what its process made and dropped, by reason; null: from a store",
+        True,
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scaling.activations.build import open_source
+from scaling.activations.build import made_live, open_source
 from scaling.activations.source import ActivationSource
 from scaling.hardware import (
     device_name,
@@ -240,6 +240,7 @@ class Attempt:
             "threads": execution.threads,
             "mesh": [self.mesh.dp.size, self.mesh.latent.size],
             "resumed_at_step": self.first_step,
+            "live": made_live(self.source),
         }
 
     def _resume(self) -> int:
