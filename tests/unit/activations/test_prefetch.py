@@ -100,6 +100,7 @@ def test_closing_ends_what_is_being_made() -> None:
         ahead.get(0, 1)
     with pytest.raises(RuntimeError, match="stopped"):
         ahead.get(2, 3)
+    background.close()  # again: waits for the end
     assert "to be closed" not in [thread.name for thread in threading.enumerate()]
 
 
