@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scaling.activations.crew import device_of
 from scaling.activations.manifest import load_manifest
 from scaling.activations.prefetch import Ahead, Background
 from scaling.activations.recipe import Recipe
@@ -117,7 +116,7 @@ def _maker(spec: SourceSpec, manifest: Manifest) -> BlockMaker:
         local_folder(location),
         layers=(manifest.layer,),
         dtype=recipe.model_dtype,
-        device=device_of(0),
+        device=_device(),
     )
     return BlockMaker(
         subject=subject,
@@ -128,6 +127,11 @@ def _maker(spec: SourceSpec, manifest: Manifest) -> BlockMaker:
         max_norm=recipe.outlier_factor * manifest.median_norm,
         d_model=spec.d_model,
     )
+
+
+def _device() -> str:
+    """This rank's GPU, or where there is none the processor."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 _open: weakref.WeakValueDictionary[str, StreamSource] = weakref.WeakValueDictionary()

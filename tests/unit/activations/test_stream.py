@@ -48,6 +48,10 @@ def opened(config: HarvestConfig, data_dir: Path) -> ActivationSource:
     return open_source(prepare(config, data_dir, progress=silent))
 
 
+def streams() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "activations"]
+
+
 def rows(source: ActivationSource, start: int, stop: int, *, seed: int = 0) -> torch.Tensor:
     """Vectors [start, stop) of the stream, asked for one by one."""
     batches = [
@@ -281,9 +285,9 @@ def test_runs_of_a_process_share_a_stream_which_ends_with_them(
     assert open_source(SourceSpec.from_json(spec.to_json())) is source
     batch(source, 0, 100)
     assert torch.get_num_threads() == threads
-    assert [thread.name for thread in threading.enumerate()].count("activations") == 1
+    assert len(streams()) == 1
     del source
-    assert "activations" not in [thread.name for thread in threading.enumerate()]
+    assert not streams()
 
 
 def test_its_memory_is_planned_for(harvest_config: ConfigMaker, tmp_path: Path) -> None:
@@ -316,6 +320,7 @@ def test_a_run_on_a_stream_resumes_to_the_bit(harvest_config: ConfigMaker, tmp_p
     assert found.result["activations_id"] == spec.activations_id
     assert found.result["epochs"] == pytest.approx(10_200 / 1200)
     assert found.cost["live"]["blocks"] < expected.cost["live"]["blocks"]
+    assert not streams()  # model and thread went with the run
 
 
 def test_files_that_changed_are_named(harvest_config: ConfigMaker, tmp_path: Path) -> None:
