@@ -97,7 +97,8 @@ class ActivationSource(Protocol):
         ...
 
     def sample(self, n: int) -> Tensor:
-        """The first min(n, n_train) training vectors, float32 [., D], for initialization."""
+        """The first min(n, n_train) training vectors, float32 [., D], for initialization; of a
+        live stream no more than its head holds."""
         ...
 
 

@@ -49,7 +49,10 @@ def contexts_sha256(folder: Path) -> str:
     """
     if not has_contexts(folder):
         raise _corrupt(folder, "there are none")
-    return read_sealed(folder / FACTS)["array_sha256"]
+    try:
+        return read_sealed(folder / FACTS)["array_sha256"]
+    except UserError as error:
+        raise _corrupt(folder, str(error).rstrip(".")) from error
 
 
 def verify_contexts(folder: Path) -> None:

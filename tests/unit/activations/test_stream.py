@@ -245,7 +245,10 @@ def test_too_little_text_is_refused_with_what_would_do(
         prepare(config, tmp_path, progress=silent)
     assert list(tmp_path.glob("activations/*-head*")) == []  # told before anything was computed
     largest = int(str(caught.value).split("lower it to ")[1].split(" ")[0])
-    assert prepare(replace(config, max_tokens=largest), tmp_path, progress=silent).n_train > 3000
+    assert largest > 3000
+    assert (
+        prepare(replace(config, max_tokens=largest), tmp_path, progress=silent).n_train == largest
+    )
 
 
 def test_the_largest_epoch_fits_its_contexts() -> None:
@@ -332,6 +335,9 @@ def test_files_that_changed_are_named(harvest_config: ConfigMaker, tmp_path: Pat
     flip_byte(ids / "contexts.npy", -1)
     with pytest.raises(UserError, match=r"contexts\.npy does not match"):
         prepare(config, tmp_path, progress=silent)
+    flip_byte(ids / "contexts.json", 20)
+    with pytest.raises(UserError, match=r"token ids of a live stream.*Remove the folder"):
+        open_source(spec)
     shutil.rmtree(ids)
     with pytest.raises(UserError, match=r"token ids of a live stream.*there are none"):
         open_source(spec)
