@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from scaling.activations.source import SourceSpec
+from scaling.budget.counts import decoded_pairs
 from scaling.storage.hashing import canonical_json, sha256_hex
 
 SCHEMA_VERSION = 1
@@ -36,6 +37,10 @@ class AutoencoderPlan:
     b_enc: bool = True
     decoder_norm: bool = True
     gradient_projection: bool = True
+    resample_every_steps: int = 0
+    """Updates between resamplings of dead latents; 0 = none."""
+    resample_until_step: int = 0
+    """The last update after which one may be."""
     options: dict[str, Any] = field(default_factory=dict)
     """What this architecture alone has: {penalty, warmup_steps} of a ReLU's."""
 
@@ -43,7 +48,7 @@ class AutoencoderPlan:
     def identity(self) -> dict[str, Any]:
         """What of it determines the result; older run ids stay what they are."""
         values = _but_defaults(asdict(self), _LATER_AUTOENCODER_KEYS)
-        if self.name == "topk" and not self.aux_coef:
+        if self.name == "topk" and self.dead_treatment == "none":
             values.pop("dead_treatment", None)  # aux_coef says it, and said it before
         return values
 
@@ -51,6 +56,16 @@ class AutoencoderPlan:
     def widest_code(self) -> int:
         """Latents that may be active for a token."""
         return self.n_latents if self.k is None else self.k
+
+    @property
+    def has_dense_code(self) -> bool:
+        """Whether a code has a value for each latent."""
+        return self.k is None or self.name == "batch_topk"
+
+    @property
+    def counted_k(self) -> float:
+        """Latents per token that the sparse convention of FLOPs counts."""
+        return decoded_pairs(self.widest_code, self.options.get("wide_k"))
 
     @property
     def penalty(self) -> float | None:
@@ -252,6 +267,8 @@ _LATER_AUTOENCODER_KEYS = {
     "b_enc": True,
     "decoder_norm": True,
     "gradient_projection": True,
+    "resample_every_steps": 0,
+    "resample_until_step": 0,
     "options": {},
 }
 _LATER_TRAIN_KEYS = {

@@ -66,7 +66,7 @@ def scale_encoder_(model: Autoencoder, *, seed: int) -> None:
     JumpReLU's, only nearly).
     """
     probe_BD = unit_rows(256, model.spec.d_model, seed=seed, stream=2).to(model.w_enc)
-    recon_BD = model.decode(model.encode(probe_BD + model.b_pre)) - model.b_pre
+    recon_BD = model.decode(model.encode_at_start(probe_BD + model.b_pre)) - model.b_pre
     model.w_enc.mul_(probe_BD.norm() / recon_BD.norm())
 
 

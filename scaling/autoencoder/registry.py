@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from scaling.autoencoder.base import Autoencoder
+from scaling.autoencoder.batch_topk import BatchTopKAutoencoder
+from scaling.autoencoder.matryoshka import MatryoshkaAutoencoder
+from scaling.autoencoder.multi_topk import MultiTopKAutoencoder
 from scaling.autoencoder.relu import ReLUAutoencoder
 from scaling.autoencoder.topk import TopKAutoencoder
 
 ARCHITECTURES: dict[str, type[Autoencoder]] = {
     "topk": TopKAutoencoder,
     "relu": ReLUAutoencoder,
+    "multi_topk": MultiTopKAutoencoder,
+    "matryoshka": MatryoshkaAutoencoder,
+    "batch_topk": BatchTopKAutoencoder,
 }
 
 PER_LATENT = {"w_enc", "w_dec", "b_enc"}.union(

@@ -7,6 +7,7 @@ from scaling.budget.communication import Transfer, sent_bytes, transfers
 from scaling.budget.counts import (
     GIB,
     INIT_SAMPLE_TOKENS,
+    decoded_pairs,
     flops_per_token_dense,
     flops_per_token_sparse,
     n_params,
@@ -37,6 +38,7 @@ __all__ = [
     "candidate_width",
     "capacity_width",
     "choose_exchange",
+    "decoded_pairs",
     "exchange_bytes_per_token",
     "flops_per_token_dense",
     "flops_per_token_sparse",

@@ -31,6 +31,15 @@ def flops_per_token_sparse(n_latents: int, d_model: int, k: float) -> int:
     return round(2 * n_latents * d_model + 8 * k * d_model)
 
 
+def decoded_pairs(k: int, wide_k: int | None = None) -> float:
+    """What stands for k above where a token is also reconstructed from `wide_k` latents.
+
+    The decoder forward and the gradients of code and decoder are of k and of wide_k pairs, 2 d
+    FLOPs each; the encoder's gradient is of the wide_k, which hold the k.
+    """
+    return k if wide_k is None else wide_k + 0.75 * k
+
+
 def n_steps(tokens: int, batch_tokens: int) -> int:
     """Whole batches in a token budget; the remainder is not trained on."""
     return tokens // batch_tokens

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from scaling.autoencoder.init import initial_weights
-from scaling.plan import RunPlan
+from scaling.plan import AutoencoderPlan, RunPlan
 from scaling.train.build import DTYPES, ENGINES, build_model, optimizer_spec
 from scaling.train.engine import Engine
 from scaling.train.mesh import ALONE
@@ -141,7 +141,7 @@ def _random_engine(plan: RunPlan) -> Engine:
     """An engine of one rank's share, which it trains as if it were all."""
     n_local, k, _, d_model = _shape(plan)
     k = None if plan.autoencoder.k is None else k
-    plan = replace(plan, autoencoder=replace(plan.autoencoder, n_latents=n_local, k=k))
+    plan = replace(plan, autoencoder=_share(plan.autoencoder, n_local, k))
     weights = initial_weights(
         n_local,
         torch.zeros(d_model),
@@ -152,6 +152,16 @@ def _random_engine(plan: RunPlan) -> Engine:
     model = build_model(plan, weights, mean_predictor_mse=1.0)
     engine = ENGINES.get(plan.execution.engine, TorchEngine)
     return engine(model, optimizer_spec(plan), 2**62, ALONE)
+
+
+def _share(ae: AutoencoderPlan, n_local: int, k: int | None) -> AutoencoderPlan:
+    """An autoencoder as large as a rank's share of this one."""
+    options = dict(ae.options)
+    if "wide_k" in options:
+        options["wide_k"] = min(options["wide_k"], n_local)
+    if "prefixes" in options:
+        options["prefixes"] = sorted({-(-m * n_local // ae.n_latents) for m in options["prefixes"]})
+    return replace(ae, n_latents=n_local, k=k, options=options)
 
 
 def _timed(engine: Engine, batch_BD: torch.Tensor) -> float:

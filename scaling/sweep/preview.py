@@ -110,7 +110,7 @@ def _cells(plan: RunPlan) -> list[str]:
 
 def _flops_sparse(plan: RunPlan) -> int:
     ae = plan.autoencoder
-    return flops_per_token_sparse(ae.n_latents, plan.source.d_model, ae.widest_code)
+    return flops_per_token_sparse(ae.n_latents, plan.source.d_model, ae.counted_k)
 
 
 def _sparsity(plan: RunPlan) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from scaling import budget
-from scaling.autoencoder_config import k_of, name_of
+from scaling.autoencoder_config import MultiTopKConfig, k_of, name_of, widest_k
 from scaling.choices import FlopsConvention
 from scaling.config import RunConfig
 from scaling.errors import UserError
@@ -91,4 +91,6 @@ def flops_per_token(point: RunConfig, d_model: int) -> int:
                     "its latents are active is not known beforehand. Use "
                     "train.flops_convention=dense."
                 )
-            return budget.flops_per_token_sparse(ae.n_latents, d_model, k)
+            wide_k = widest_k(ae) if isinstance(ae, MultiTopKConfig) else None
+            pairs = budget.decoded_pairs(k, wide_k)
+            return budget.flops_per_token_sparse(ae.n_latents, d_model, pairs)

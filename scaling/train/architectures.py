@@ -7,7 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from scaling.autoencoder.base import Autoencoder
+from scaling.autoencoder.batch_topk import BatchTopKAutoencoder, BatchTopKSpec
 from scaling.autoencoder.dense import PenalizedSpec
+from scaling.autoencoder.matryoshka import MatryoshkaAutoencoder, MatryoshkaSpec
+from scaling.autoencoder.multi_topk import MultiTopKAutoencoder, MultiTopKSpec
 from scaling.autoencoder.relu import ReLUAutoencoder
 from scaling.autoencoder.shard import LatentShard
 from scaling.autoencoder.topk import TopKAutoencoder, TopKSpec
@@ -28,11 +31,17 @@ def build_autoencoder(
         ValueError: the plan names none.
     """
     ae, shared = plan.autoencoder, _shared(plan, mean_predictor_mse)
+    selected = {**shared, **ae.options, "k": ae.k, "k_aux": ae.k_aux, "aux_coef": ae.aux_coef}
     match ae.name:
         case "topk":
-            assert ae.k is not None
-            spec = TopKSpec(**shared, k=ae.k, k_aux=ae.k_aux, aux_coef=ae.aux_coef)
-            return TopKAutoencoder(spec, kernels, weights, shard)
+            return TopKAutoencoder(TopKSpec(**selected), kernels, weights, shard)
+        case "multi_topk":
+            return MultiTopKAutoencoder(MultiTopKSpec(**selected), kernels, weights, shard)
+        case "matryoshka":
+            selected["prefixes"] = tuple(selected["prefixes"])
+            return MatryoshkaAutoencoder(MatryoshkaSpec(**selected), kernels, weights, shard)
+        case "batch_topk":
+            return BatchTopKAutoencoder(BatchTopKSpec(**selected), kernels, weights, shard)
         case "relu":
             return ReLUAutoencoder(PenalizedSpec(**shared, **ae.options), weights, shard)
     raise ValueError(f"autoencoder={ae.name} is unknown")
@@ -47,4 +56,5 @@ def _shared(plan: RunPlan, mean_predictor_mse: float) -> dict[str, Any]:
         "b_enc": ae.b_enc,
         "decoder_norm": ae.decoder_norm,
         "gradient_projection": ae.gradient_projection,
+        "ghost_grads": ae.dead_treatment == "ghost_grads",
     }

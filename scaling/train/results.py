@@ -71,7 +71,7 @@ def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
     """The result fields that need no weights: sizes, settings, and what `steps_done` steps cost."""
     ae, train, source = plan.autoencoder, plan.train, plan.source
     tokens = steps_done * train.batch_tokens
-    n, d, k = ae.n_latents, source.d_model, ae.widest_code
+    n, d, k = ae.n_latents, source.d_model, ae.counted_k
     return {
         "autoencoder": ae.name,
         "penalty": ae.penalty,

@@ -19,6 +19,21 @@ SETTINGS = {
         "autoencoder.decoder_norm=false",
         "autoencoder.gradient_projection=false",
     ],
+    "multi_topk": ["autoencoder=multi_topk"],
+    "matryoshka": ["autoencoder=matryoshka"],
+    "batch_topk": ["autoencoder=batch_topk"],
+    "batch_topk with ghosts": ["autoencoder=batch_topk", "autoencoder.dead_treatment=ghost_grads"],
+    "ghosts": ["autoencoder.dead_treatment=ghost_grads"],
+    "relu with ghosts": [
+        "autoencoder=relu",
+        "autoencoder.penalty=0.1",
+        "autoencoder.dead_treatment=ghost_grads",
+    ],
+    "resampled": [
+        "autoencoder.dead_treatment=resample",
+        "autoencoder.resample_every_tokens=2_560",
+        "autoencoder.dead_after_tokens=512",
+    ],
     "topk unprojected": ["autoencoder.gradient_projection=false"],
 }
 MEASURED = ("normalized_mse", "normalized_mse_ema", "l0", "dead_fraction", "train_normalized_mse")
