@@ -69,7 +69,7 @@ class MatryoshkaConfig(TopKConfig):
 class BatchTopKConfig(TopKConfig):
     """The B k largest of a batch in training, a threshold at inference (Bussmann et al. 2024)."""
 
-    threshold_decay: float = 0.99
+    threshold_decay: float = 0.9
     """Share that a step keeps of the running mean which is the threshold."""
 
 

@@ -12,6 +12,8 @@ from tests.distributed.test_resume_on_a_mesh import attempt_on
 from tests.integration.test_resume import planned
 from tests.ranks import run_threads
 
+DEAD = ["autoencoder.k=1", "autoencoder.dead_after_tokens=256"]
+"""Some latents always are: silent for one batch."""
 SETTINGS = {
     "relu": ["autoencoder=relu", "autoencoder.penalty=0.02"],
     "topk without b_enc": ["autoencoder.b_enc=false"],
@@ -22,17 +24,18 @@ SETTINGS = {
     "multi_topk": ["autoencoder=multi_topk"],
     "matryoshka": ["autoencoder=matryoshka"],
     "batch_topk": ["autoencoder=batch_topk"],
-    "batch_topk with ghosts": ["autoencoder=batch_topk", "autoencoder.dead_treatment=ghost_grads"],
-    "ghosts": ["autoencoder.dead_treatment=ghost_grads"],
+    "ghosts": ["autoencoder.dead_treatment=ghost_grads", *DEAD],
     "relu with ghosts": [
         "autoencoder=relu",
-        "autoencoder.penalty=0.1",
+        "autoencoder.penalty=0.8",
         "autoencoder.dead_treatment=ghost_grads",
+        "autoencoder.dead_after_tokens=256",
     ],
     "resampled": [
+        "autoencoder=batch_topk",
         "autoencoder.dead_treatment=resample",
         "autoencoder.resample_every_tokens=2_560",
-        "autoencoder.dead_after_tokens=512",
+        *DEAD,
     ],
     "topk unprojected": ["autoencoder.gradient_projection=false"],
 }
