@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from scaling import budget
 from scaling.activations.source import SourceSpec
 from scaling.storage.hashing import canonical_json, sha256_hex
 
@@ -51,6 +52,16 @@ class AutoencoderPlan:
     def widest_code(self) -> int:
         """Latents that may be active for a token."""
         return self.n_latents if self.k is None else self.k
+
+    def flops_dense(self, d_model: int) -> int:
+        """Training FLOPs of a token with every product dense, this architecture's own counted."""
+        more = budget.more_products(self.name)
+        return budget.flops_per_token_dense(self.n_latents, d_model, more=more)
+
+    def flops_sparse(self, d_model: int, active: float | None = None) -> int:
+        """The same where only active latents are multiplied; `active` of them a token, or k."""
+        more, k = budget.more_products(self.name), self.widest_code if active is None else active
+        return budget.flops_per_token_sparse(self.n_latents, d_model, k, more=more)
 
     @property
     def penalty(self) -> float | None:
@@ -197,6 +208,8 @@ class RunPlan:
         ae = self.autoencoder
         sparsity = f"k={ae.k}" if ae.k is not None else f"lambda={ae.penalty:g}"
         named = "" if ae.name == "topk" else f"{ae.name} "
+        if (target := ae.options.get("target_l0")) is not None:
+            sparsity += f" L0={target:g}"
         return f"{named}n={ae.n_latents} {sparsity} D={short(self.tokens)}"
 
     def with_estimate(self, seconds: float) -> RunPlan:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,10 +45,13 @@ class PenalizedSpec(Spec):
         return self.d_model * self.mean_predictor_mse
 
 
-class DenseAutoencoder(Autoencoder):
+S = TypeVar("S", bound=PenalizedSpec)
+
+
+class DenseAutoencoder(Autoencoder, Generic[S]):
     """One activation per latent; a subclass says which, and what it pays."""
 
-    spec: PenalizedSpec
+    spec: S
 
     @abstractmethod
     def activations(self, pre_BN: Tensor) -> Tensor:
@@ -74,11 +78,21 @@ class DenseAutoencoder(Autoencoder):
         mse = reconstruction_loss(x_BD - self.decode(code), self.spec.mean_predictor_mse)
         more = self.more_loss(x_BD, pre_BN)
         sparsity = self.shard.sum_over_shards(self.sparsity(pre_BN, code.values_BN))
-        total = mse + more + self.spec.penalty_at(step) / self.spec.unit * sparsity
+        weight = self.spec.penalty_at(step) / self.spec.unit
+        total = mse + more + weight * self.penalized(sparsity)
         n_dead = sum(self.shard.gather_counts(len(dead)))
         zero = torch.zeros_like(mse).detach()
         return code, Losses(total, mse.detach(), zero, n_dead, sparsity.detach())
 
+    def penalized(self, sparsity: Tensor) -> Tensor:
+        """What lambda weighs, of the sparsity of all shards; itself by default."""
+        return sparsity
+
     def more_loss(self, x_BD: Tensor, pre_BN: Tensor) -> Tensor | float:
         """A further term of the loss, in its unit; none by default."""
         return 0.0
+
+
+def weighted_l1(z_BN: Tensor, w_dec_ND: Tensor) -> Tensor:
+    """Sum over latents of value times decoder norm, mean over tokens, 0-d."""
+    return (z_BN @ torch.linalg.vector_norm(w_dec_ND, dim=1)).mean()
