@@ -64,7 +64,7 @@ class ReLUConfig(PenalizedConfig):
 class ProLUConfig(PenalizedConfig):
     """A bias that gates without shifting, with an L1 penalty (Taggart 2024)."""
 
-    gradient: ProLUGradient = ProLUGradient.ste
+    gradient: ProLUGradient = ProLUGradient.relu
     """Which of the two published synthetic gradients."""
     weighted_l1: bool = False
     """Weigh the penalty by decoder norms; false = the plain L1 norm, as published."""

@@ -76,8 +76,8 @@ class DenseAutoencoder(Autoencoder, Generic[S]):
         pre_BN = self.projected(x_BD)
         code = Dense(self.activations(pre_BN))
         mse = reconstruction_loss(x_BD - self.decode(code), self.spec.mean_predictor_mse)
-        more = self.more_loss(x_BD, pre_BN)
-        sparsity = self.shard.sum_over_shards(self.sparsity(pre_BN, code.values_BN))
+        partial, more = self.priced(x_BD, pre_BN, code.values_BN)
+        sparsity = self.shard.sum_over_shards(partial)
         weight = self.spec.penalty_at(step) / self.spec.unit
         total = mse + more + weight * self.penalized(sparsity)
         n_dead = sum(self.shard.gather_counts(len(dead)))
@@ -88,9 +88,9 @@ class DenseAutoencoder(Autoencoder, Generic[S]):
         """What lambda weighs, of the sparsity of all shards; itself by default."""
         return sparsity
 
-    def more_loss(self, x_BD: Tensor, pre_BN: Tensor) -> Tensor | float:
-        """A further term of the loss, in its unit; none by default."""
-        return 0.0
+    def priced(self, x_BD: Tensor, pre_BN: Tensor, z_BN: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The sparsity of the latents here, and a further term of the loss; none by default."""
+        return self.sparsity(pre_BN, z_BN), 0.0
 
 
 def weighted_l1(z_BN: Tensor, w_dec_ND: Tensor) -> Tensor:

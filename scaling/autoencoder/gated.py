@@ -38,9 +38,13 @@ class GatedAutoencoder(DenseAutoencoder[PenalizedSpec]):
     def sparsity(self, pre_BN: Tensor, z_BN: Tensor) -> Tensor:
         return self.gate(pre_BN).sum(dim=1).mean()
 
-    def more_loss(self, x_BD: Tensor, pre_BN: Tensor) -> Tensor:
+    def priced(self, x_BD: Tensor, pre_BN: Tensor, z_BN: Tensor) -> tuple[Tensor, Tensor]:
+        gate_BN = self.gate(pre_BN)  # once for both: it is as large as the code
+        return gate_BN.sum(dim=1).mean(), self.auxiliary(x_BD, gate_BN)
+
+    def auxiliary(self, x_BD: Tensor, gate_BN: Tensor) -> Tensor:
         """How well the gate's own values reconstruct, through a decoder that does not learn."""
-        partial_BD = self.gate(pre_BN) @ self.w_dec.detach()
+        partial_BD = gate_BN @ self.w_dec.detach()
         recon_BD = self.shard.sum_over_shards(partial_BD) + self.b_pre.detach()
         return reconstruction_loss(x_BD - recon_BD, self.spec.mean_predictor_mse)
 

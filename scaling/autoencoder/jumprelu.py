@@ -78,9 +78,12 @@ class JumpReLUAutoencoder(DenseAutoencoder[JumpReLUSpec]):
         return _Jump.apply(pre_BN + self.b_enc, threshold_N, self.spec.width)  # type: ignore[return-value]
 
     def sparsity(self, pre_BN: Tensor, z_BN: Tensor) -> Tensor:
-        threshold_N = self.log_threshold.exp()
-        active_BN = _Step.apply((pre_BN + self.b_enc).detach(), threshold_N, self.spec.width)
-        return active_BN.sum(dim=1).mean()  # type: ignore[attr-defined]
+        """L0, whose only derivative is by theta: the kernel's count of each latent."""
+        threshold_N, n_tokens = self.log_threshold.exp(), len(z_BN)
+        near_BN = _near(pre_BN + self.b_enc, threshold_N, self.spec.width)
+        slope_N = near_BN.sum(dim=0).to(z_BN) / (-self.spec.width * n_tokens)
+        l0 = (z_BN > 0).sum().to(z_BN) / n_tokens
+        return l0 + slope_N @ (threshold_N - threshold_N.detach())
 
     def penalized(self, sparsity: Tensor) -> Tensor:
         """Of L0, of all shards: itself, or its squared distance from the target."""
@@ -96,7 +99,7 @@ class JumpReLUAutoencoder(DenseAutoencoder[JumpReLUSpec]):
 
 def _near(pre_BN: Tensor, threshold_N: Tensor, width: float) -> Tensor:
     """K((pre - theta) / width), [B, N] bool."""
-    return (pre_BN - threshold_N).abs() < width / 2
+    return (pre_BN.detach() - threshold_N.detach()).abs() < width / 2
 
 
 class _Jump(torch.autograd.Function):
@@ -104,29 +107,13 @@ class _Jump(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pre_BN: Tensor, threshold_N: Tensor, width: float) -> Tensor:
-        ctx.save_for_backward(pre_BN, threshold_N)
+        z_BN = torch.where(pre_BN > threshold_N, pre_BN, 0)
+        ctx.save_for_backward(z_BN, _near(pre_BN, threshold_N, width), threshold_N)
         ctx.width = width
-        return torch.where(pre_BN > threshold_N, pre_BN, 0)
+        return z_BN
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor, None]:
-        pre_BN, threshold_N = ctx.saved_tensors
-        near_BN = _near(pre_BN, threshold_N, ctx.width)
+        z_BN, near_BN, threshold_N = ctx.saved_tensors
         by_threshold_N = (grad_outputs[0] * near_BN).sum(dim=0) * (-threshold_N / ctx.width)
-        return grad_outputs[0] * (pre_BN > threshold_N), by_threshold_N, None
-
-
-class _Step(torch.autograd.Function):
-    """Which latents are active, 1 or 0, as a function of theta."""
-
-    @staticmethod
-    def forward(ctx: Any, pre_BN: Tensor, threshold_N: Tensor, width: float) -> Tensor:
-        ctx.save_for_backward(pre_BN, threshold_N)
-        ctx.width = width
-        return (pre_BN > threshold_N).to(pre_BN)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[None, Tensor, None]:
-        pre_BN, threshold_N = ctx.saved_tensors
-        near_BN = _near(pre_BN, threshold_N, ctx.width)
-        return None, (grad_outputs[0] * near_BN).sum(dim=0) / -ctx.width, None
+        return grad_outputs[0] * (z_BN > 0), by_threshold_N, None

@@ -29,7 +29,7 @@ GRADIENTS = ("relu", "ste")
 
 @dataclass(frozen=True, kw_only=True)
 class ProLUSpec(PenalizedSpec):
-    gradient: str = "ste"
+    gradient: str = "relu"
     """Synthetic gradient: relu or ste."""
     weighted_l1: bool = False
     """Whether the penalty weighs each latent by its decoder row's norm."""

@@ -45,14 +45,14 @@ def test_loss_and_every_gradient_follow_the_equations() -> None:
 class DecoderLearns(GatedAutoencoder):
     """The auxiliary term through a decoder that is not held fixed."""
 
-    def more_loss(self, x_BD: Tensor, pre_BN: Tensor) -> Tensor:
-        recon_BD = self.gate(pre_BN) @ self.w_dec + self.b_pre
+    def auxiliary(self, x_BD: Tensor, gate_BN: Tensor) -> Tensor:
+        recon_BD = gate_BN @ self.w_dec + self.b_pre
         return reconstruction_loss(x_BD - recon_BD, self.spec.mean_predictor_mse)
 
 
 class PenaltyOnMagnitudes(GatedAutoencoder):
-    def sparsity(self, pre_BN: Tensor, z_BN: Tensor) -> Tensor:
-        return z_BN.sum(dim=1).mean()
+    def priced(self, x_BD: Tensor, pre_BN: Tensor, z_BN: Tensor) -> tuple[Tensor, Tensor]:
+        return z_BN.sum(dim=1).mean(), super().priced(x_BD, pre_BN, z_BN)[1]
 
 
 @pytest.mark.parametrize("broken", [DecoderLearns, PenaltyOnMagnitudes])
@@ -70,7 +70,7 @@ def test_no_gradient_of_the_auxiliary_term_comes_through_its_decode(
     """With the pre-activations held fixed, nothing is left that could move W_dec and b_pre."""
     model, x = architecture(SPEC, weights()), batch()
     pre_BN = model.projected(x).detach()
-    model.more_loss(x, pre_BN).backward()
+    model.auxiliary(x, model.gate(pre_BN)).backward()
     assert model.b_enc.grad is not None
     untouched = model.w_dec.grad is None and model.b_pre.grad is None
     assert untouched == (architecture is GatedAutoencoder)
