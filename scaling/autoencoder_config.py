@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from scaling.choices import BPreInit, DeadTreatment, EncoderInit
+from scaling.choices import BPreInit, DeadTreatment, EncoderInit, ProLUGradient
 
 
 @dataclass(kw_only=True)
@@ -91,9 +91,42 @@ class ReLUConfig(PenalizedConfig):
     gradient_projection: bool = False
 
 
+@dataclass(kw_only=True)
+class ProLUConfig(PenalizedConfig):
+    """A bias that gates without shifting, with an L1 penalty (Taggart 2024)."""
+
+    gradient: ProLUGradient = ProLUGradient.relu
+    """Which of the two published synthetic gradients."""
+    weighted_l1: bool = False
+    """Weigh the penalty by decoder norms; false = the plain L1 norm, as published."""
+
+
+@dataclass(kw_only=True)
+class GatedConfig(PenalizedConfig):
+    """One path decides which latents are active, another how much; the penalty is on the first
+    (Rajamanoharan et al. 2024, arXiv 2404.16014). b_enc is the gate's bias."""
+
+
+@dataclass(kw_only=True)
+class JumpReLUConfig(PenalizedConfig):
+    """A trained threshold per latent and an L0 penalty (Rajamanoharan et al. 2024, arXiv
+    2407.14435)."""
+
+    bandwidth: float = 0.001
+    """Width of the kernel that estimates the threshold's gradient, in units of x's root mean
+    squared distance from its mean."""
+    initial_threshold: float = 0.001
+    """In the same unit."""
+    target_l0: float | None = None
+    """Penalize (L0 / this - 1)^2 of the batch's mean L0; null = L0 itself."""
+
+
 ARCHITECTURES: dict[str, type[AutoencoderConfig]] = {
     "topk": TopKConfig,
     "relu": ReLUConfig,
+    "prolu": ProLUConfig,
+    "gated": GatedConfig,
+    "jumprelu": JumpReLUConfig,
     "multi_topk": MultiTopKConfig,
     "matryoshka": MatryoshkaConfig,
     "batch_topk": BatchTopKConfig,

@@ -30,6 +30,15 @@ class DeadTreatment(StrEnum):
     2023)."""
 
 
+class ProLUGradient(StrEnum):
+    """What stands in for the derivative of ProLU (Taggart 2024)."""
+
+    relu = auto()
+    """As if the bias were ReLU's."""
+    ste = auto()
+    """The gate differentiated as if it were a ReLU."""
+
+
 class LrRule(StrEnum):
     inverse_sqrt_n = auto()
     step_limited = auto()

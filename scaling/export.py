@@ -63,6 +63,7 @@ def export(
         UserError: not a run, no weights, no such average, `out` is there, the disk is full.
     """
     plan = _plan(folder)
+    _check_written(plan)
     final = out or Path("exports") / f"{plan.run_id}{'-averaged' if averaged else ''}"
     if final.exists():
         raise UserError(f"--out={final} exists already: name another folder, or remove it.")
@@ -92,6 +93,15 @@ def _plan(folder: RunFolder) -> RunPlan:
         return RunPlan.from_json(folder.read_plan())
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder.plan_path} cannot be read: {error}") from error
+
+
+def _check_written(plan: RunPlan) -> None:
+    """The file has these four tensors and one activation; another architecture's would be lost."""
+    if (name := plan.autoencoder.name) != "topk":
+        raise UserError(
+            f"run {plan.run_id} is of autoencoder={name}, and only topk can be exported. Read its "
+            "tensors from the run's folder weights/ instead."
+        )
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,10 @@ class Autoencoder(nn.Module, ABC):
     def after_step(self, code: Code) -> None:
         """Take in the code of the batch just trained on. Collective. Nothing, by default."""
 
+    def homogeneous(self) -> Self:
+        """This model without what does not scale with its input; such a threshold is 0 there."""
+        return self
+
     def with_weights(self, weights: dict[str, Tensor]) -> Self:
         """The same model with other weights, which it shares."""
         return type(self)(self.spec, weights, self.shard)

@@ -8,18 +8,21 @@ from scaling import budget
 from scaling.autoencoder_config import (
     AutoencoderConfig,
     BatchTopKConfig,
+    GatedConfig,
+    JumpReLUConfig,
     MatryoshkaConfig,
     MultiTopKConfig,
     PenalizedConfig,
+    ProLUConfig,
     TopKConfig,
     k_of,
     name_of,
     widest_k,
 )
+from scaling.autoencoder_plan import AutoencoderPlan
 from scaling.errors import UserError
-from scaling.plan import AutoencoderPlan
 from scaling.sweep.dead_latents import check_treatment, settled_resampling, settled_treatment
-from scaling.sweep.ranges import at_least, within
+from scaling.sweep.ranges import at_least, positive, within
 
 
 def plan_autoencoder(
@@ -47,15 +50,21 @@ def plan_autoencoder(
 
 
 def _options(ae: AutoencoderConfig, steps: int) -> dict[str, Any]:
-    if isinstance(ae, PenalizedConfig):
-        return {"penalty": ae.penalty, "warmup_steps": round(ae.penalty_warmup * steps)}
     if isinstance(ae, MultiTopKConfig):
         return {"wide_k": widest_k(ae), "wide_weight": ae.wide_weight}
     if isinstance(ae, MatryoshkaConfig):
         return {"prefixes": prefix_counts(ae)}
     if isinstance(ae, BatchTopKConfig):
         return {"threshold_decay": ae.threshold_decay}
-    return {}
+    if not isinstance(ae, PenalizedConfig):
+        return {}
+    common = {"penalty": ae.penalty, "warmup_steps": round(ae.penalty_warmup * steps)}
+    if isinstance(ae, ProLUConfig):
+        return {**common, "gradient": str(ae.gradient), "weighted_l1": ae.weighted_l1}
+    if isinstance(ae, JumpReLUConfig):
+        own = ("bandwidth", "initial_threshold", "target_l0")
+        return {**common, **{key: getattr(ae, key) for key in own}}
+    return common
 
 
 def prefix_counts(ae: MatryoshkaConfig) -> list[int]:
@@ -91,10 +100,7 @@ def check_autoencoder(ae: AutoencoderConfig) -> None:
         decay = ae.threshold_decay
         within("autoencoder.threshold_decay", decay, lambda v: 0 <= v < 1, "0 up to below 1")
     if isinstance(ae, PenalizedConfig):
-        _check_present("penalty", ae.penalty, "0.01")
-        at_least("autoencoder.penalty", ae.penalty, 0)
-        share = ae.penalty_warmup
-        within("autoencoder.penalty_warmup", share, lambda v: 0 <= v <= 1, "0..1")
+        _check_penalized(ae)
     check_treatment(ae)
     if ae.gradient_projection and not ae.decoder_norm:
         raise UserError(
@@ -133,4 +139,38 @@ def _check_prefixes(ae: MatryoshkaConfig) -> None:
             f"autoencoder.n_latents={ae.n_latents}: nested dictionaries ascend from at least one "
             "latent, and the last is all of them. Give other prefixes, e.g. "
             "autoencoder.prefixes=[0.25,0.5,1]."
+        )
+
+
+def _check_penalized(ae: PenalizedConfig) -> None:
+    _check_present("penalty", ae.penalty, "0.01")
+    at_least("autoencoder.penalty", ae.penalty, 0)
+    share = ae.penalty_warmup
+    within("autoencoder.penalty_warmup", share, lambda v: 0 <= v <= 1, "0..1")
+    if isinstance(ae, ProLUConfig | GatedConfig):
+        _check_gated(ae)
+    if isinstance(ae, JumpReLUConfig):
+        for key in ("bandwidth", "initial_threshold", "target_l0"):
+            positive(f"autoencoder.{key}", getattr(ae, key))
+        if ae.target_l0 is not None and ae.target_l0 > ae.n_latents:
+            raise UserError(
+                f"autoencoder.target_l0={ae.target_l0:g} is more than autoencoder.n_latents="
+                f"{ae.n_latents}. Set it to the active latents a token that are wanted, e.g. 32."
+            )
+
+
+def _check_gated(ae: ProLUConfig | GatedConfig) -> None:
+    """Their L1 norm needs unit rows, and their bias is what they are about."""
+    name, weighted = name_of(ae), isinstance(ae, ProLUConfig) and ae.weighted_l1
+    if not ae.decoder_norm and not weighted:
+        remedy = " or autoencoder.weighted_l1=true" if isinstance(ae, ProLUConfig) else ""
+        raise UserError(
+            f"autoencoder.decoder_norm=false with autoencoder={name}: its penalty is a plain L1 "
+            "norm, which small values and long decoder rows would evade. Set "
+            f"autoencoder.decoder_norm=true{remedy}."
+        )
+    if not ae.b_enc:
+        raise UserError(
+            f"autoencoder.b_enc=false with autoencoder={name}: the bias is its gate, without which "
+            "it is another architecture. Leave autoencoder.b_enc=true, or take autoencoder=relu."
         )

@@ -11,7 +11,8 @@ import psutil
 import torch
 
 from scaling.autoencoder.init import initial_weights
-from scaling.plan import AutoencoderPlan, RunPlan
+from scaling.autoencoder_plan import AutoencoderPlan
+from scaling.plan import RunPlan
 from scaling.train.build import DTYPES, ENGINES, build_model, optimizer_spec
 from scaling.train.engine import Engine
 from scaling.train.mesh import ALONE

@@ -12,10 +12,15 @@ from tests.distributed.test_resume_on_a_mesh import attempt_on
 from tests.integration.test_resume import planned
 from tests.ranks import run_threads
 
+WIDE = ["autoencoder.bandwidth=0.1", "autoencoder.initial_threshold=0.05"]
+"""So that thresholds move in a short run."""
 DEAD = ["autoencoder.k=1", "autoencoder.dead_after_tokens=256"]
 """Some latents always are: silent for one batch."""
 SETTINGS = {
     "relu": ["autoencoder=relu", "autoencoder.penalty=0.02"],
+    "prolu": ["autoencoder=prolu", "autoencoder.penalty=0.02"],
+    "gated": ["autoencoder=gated", "autoencoder.penalty=0.02"],
+    "jumprelu to a target": ["autoencoder=jumprelu", *WIDE, "autoencoder.target_l0=4"],
     "topk without b_enc": ["autoencoder.b_enc=false"],
     "topk with free rows": [
         "autoencoder.decoder_norm=false",
@@ -43,7 +48,7 @@ MEASURED = ("normalized_mse", "normalized_mse_ema", "l0", "dead_fraction", "trai
 
 
 def results(tmp_path: Path, name: str, dp: int, latent: int) -> dict[str, float]:
-    mesh = [f"mesh.dp={dp}", f"mesh.latent={latent}", "engine=torch"]
+    mesh = [f"mesh.dp={dp}", f"mesh.latent={latent}", "engine=torch", "train.tokens=5_120"]
     _, folder = planned(tmp_path / f"{dp}{latent}", *SETTINGS[name], *mesh)
     outcomes = run_threads(lambda mesh: attempt_on(mesh, folder.path), dp, latent)
     assert {outcome.status for outcome in outcomes} == {Status.done}

@@ -144,7 +144,8 @@ def test_keys_added_with_a_plus_are_refused_too() -> None:
         (["train.tokens=1e6"], "could not be converted to Integer"),
         (
             ["autoencoder=moe"],
-            "Available options in 'autoencoder': batch_topk matryoshka multi_topk relu topk. ",
+            "Available options in 'autoencoder': batch_topk gated jumprelu matryoshka multi_topk "
+            "prolu relu topk. ",
         ),
         (["train.lr_rule=fast"], "expected one of [inverse_sqrt_n, step_limited, power]"),
     ],
