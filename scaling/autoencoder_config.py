@@ -18,7 +18,8 @@ class AutoencoderConfig:
     dead_after_tokens: int = 10_000_000
     """A latent silent for this many tokens (counted globally) is dead. One value per sweep."""
     resample_every_tokens: int | None = None
-    """Training tokens between resamplings of dead latents, with dead_treatment=resample."""
+    """Training tokens between resamplings of dead latents, with dead_treatment=resample; null = an
+    eighth of training."""
     resample_until: float = 0.5
     """Share of training after which no latent is resampled."""
     b_pre_init: BPreInit = BPreInit.geometric_median

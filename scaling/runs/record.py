@@ -62,7 +62,9 @@ RESULT_FIELDS: dict[str, Field] = {
     "penalty": Field(
         _FLOAT_OR_NULL, "", "weight of the sparsity penalty; null where k fixes sparsity", True
     ),
-    "dead_treatment": Field(_STR, "", "what is done for dead latents: auxk, none", True),
+    "dead_treatment": Field(
+        _STR, "", "what is done for dead latents: auxk, ghost_grads, resample, none", True
+    ),
     "k_aux": Field(_INT, "latents", "dead latents that the AuxK loss lets model the residual"),
     "dead_after_tokens": Field(_INT, "tokens", "a latent silent for this long is dead"),
     "d_model": Field(_INT, "", "dimensions of an activation vector"),

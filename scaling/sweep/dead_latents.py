@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scaling import budget
 from scaling.autoencoder_config import AutoencoderConfig, ReLUConfig, TopKConfig, name_of
 from scaling.choices import DeadTreatment
 from scaling.config import RunConfig
@@ -20,13 +21,18 @@ def settled_treatment(ae: AutoencoderConfig) -> tuple[DeadTreatment, float]:
     return (DeadTreatment.auxk, aux_coef) if aux_coef else (DeadTreatment.none, 0.0)
 
 
+def resampled_every(ae: AutoencoderConfig, tokens: int, batch_tokens: int) -> int:
+    """Updates between resamplings, of a run of so many training tokens."""
+    every = tokens // 8 if ae.resample_every_tokens is None else ae.resample_every_tokens
+    return max(1, every // batch_tokens)
+
+
 def settled_resampling(ae: AutoencoderConfig, steps: int, batch_tokens: int) -> dict[str, int]:
     """After how many updates dead latents are resampled, and until which; nothing where not."""
     if ae.dead_treatment is not DeadTreatment.resample:
         return {}
-    assert ae.resample_every_tokens is not None
     return {
-        "resample_every_steps": ae.resample_every_tokens // batch_tokens,
+        "resample_every_steps": resampled_every(ae, steps * batch_tokens, batch_tokens),
         "resample_until_step": int(ae.resample_until * steps),
     }
 
@@ -63,20 +69,17 @@ def check_resampling(config: RunConfig) -> None:
         _check_unread(ae)
         return
     every = ae.resample_every_tokens
-    if every is None:
-        raise UserError(
-            "autoencoder.resample_every_tokens is not set, after which "
-            "autoencoder.dead_treatment=resample draws dead latents anew. Give it, e.g. "
-            f"autoencoder.resample_every_tokens={max(train.batch_tokens, train.tokens // 8)}."
-        )
-    at_least("autoencoder.resample_every_tokens", every, train.batch_tokens)
     within("autoencoder.resample_until", ae.resample_until, lambda v: 0 < v <= 1, "above 0, to 1")
-    last = ae.resample_until * train.tokens
-    if every > last:
+    steps = budget.n_steps(train.tokens, train.batch_tokens)
+    last = int(ae.resample_until * steps)
+    if every is not None:
+        at_least("autoencoder.resample_every_tokens", every, train.batch_tokens)
+    if settled_resampling(ae, steps, train.batch_tokens)["resample_every_steps"] > last:
         raise UserError(
-            f"autoencoder.resample_every_tokens={every} with autoencoder.resample_until="
-            f"{ae.resample_until} and train.tokens={train.tokens}: no latent would ever be "
-            f"resampled. Lower the first to at most {int(last)}."
+            f"autoencoder.resample_every_tokens={every} (null: an eighth of training) with "
+            f"autoencoder.resample_until={ae.resample_until} and train.tokens={train.tokens}: no "
+            "latent would ever be resampled. Set the first to at most "
+            f"{last * train.batch_tokens}, or raise the second."
         )
 
 

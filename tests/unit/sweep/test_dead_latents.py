@@ -47,6 +47,8 @@ def test_auxk_of_no_weight_is_no_treatment(tmp_path: Path) -> None:
 def test_resampling_is_settled_in_steps(tmp_path: Path) -> None:
     ae = plan_of(tmp_path, *RESAMPLED, "train.batch_tokens=256", "train.tokens=10_240").autoencoder
     assert (ae.resample_every_steps, ae.resample_until_step) == (8, 20)
+    ae = plan_of(tmp_path, RESAMPLED[0], "train.tokens=20_600").autoencoder
+    assert (ae.resample_every_steps, ae.resample_until_step) == (10, 40)
 
 
 def test_only_the_torch_engine_does_these(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_only_the_torch_engine_does_these(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["autoencoder.dead_treatment=resample"], "resample_every_tokens is not set"),
+        ([*RESAMPLED[:1], "autoencoder.resample_until=0.1"], "=None .null: an eighth"),
         (["autoencoder.resample_every_tokens=4096"], "is not read with .*=auxk"),
         ([*RESAMPLED, "autoencoder.resample_every_tokens=100"], "resample_every_tokens=100 is out"),
         ([*RESAMPLED, "autoencoder.resample_every_tokens=6_000"], "at most 5120"),
