@@ -25,6 +25,8 @@ MAX_CALIBRATION_FLOPS = 2e11
 
 Shape = tuple[int, int, int, int]
 """n_latents, k, batch_tokens, d_model, of one rank."""
+Kind = tuple[str, str]
+"""Architecture and engine: runs of one kind are timed together."""
 
 
 def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
@@ -37,9 +39,23 @@ def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
     """
     if not all(_can_be_timed(plan) for plan in plans):
         return list(plans)
+    groups: dict[Kind, list[RunPlan]] = {}
+    for plan in plans:
+        groups.setdefault(_kind(plan), []).append(plan)
+    times_s = {kind: _timed_shapes(group) for kind, group in groups.items()}
+    return [
+        plan.with_estimate(OVERHEAD_S + _training_s(plan, times_s[_kind(plan)])) for plan in plans
+    ]
+
+
+def _kind(plan: RunPlan) -> Kind:
+    return plan.autoencoder.name, plan.execution.engine
+
+
+def _timed_shapes(plans: Sequence[RunPlan]) -> dict[Shape, float]:
+    """Seconds per step of the smallest and the largest shape of each n."""
     shapes = sorted({_shape(plan) for plan in plans})
-    times_s = {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
-    return [plan.with_estimate(OVERHEAD_S + _training_s(plan, times_s)) for plan in plans]
+    return {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
 
 
 def _training_s(plan: RunPlan, times_s: dict[Shape, float]) -> float:
