@@ -6,6 +6,7 @@ import heapq
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import psutil
 import torch
@@ -62,17 +63,26 @@ def _training_s(plan: RunPlan, times_s: dict[Shape, float]) -> float:
     return plan.train.steps * _crowding(plan) * _between(_shape(plan), times_s)
 
 
-def makespan_s(plans: Iterable[RunPlan], workers: int, slots: int | None = None) -> float:
-    """Wall seconds for the runs, longest first, each when a worker and its slots are free.
+class Task(Protocol):
+    """A run, or a group of runs that one process trains by turns."""
 
-    A run takes a slot for each of its processes, `slots` of them at the most (by default as many as
-    there are workers).
+    @property
+    def estimated_s(self) -> float | None: ...
+    @property
+    def world_size(self) -> int: ...
+
+
+def makespan_s(tasks: Iterable[Task], workers: int, slots: int | None = None) -> float:
+    """Wall seconds for the tasks, longest first, each when a worker and its slots are free.
+
+    A task takes a slot for each of its processes, `slots` of them at the most (by default as many
+    as there are workers).
     """
     n_slots = slots or workers
     now_s, free, running = 0.0, n_slots, []
-    waiting = sorted(plans, key=lambda plan: plan.estimated_s or 0.0, reverse=True)
+    waiting = sorted(tasks, key=lambda task: task.estimated_s or 0.0, reverse=True)
     while waiting:
-        wanted = [min(plan.world_size, n_slots) for plan in waiting]
+        wanted = [min(task.world_size, n_slots) for task in waiting]
         starts = next((i for i, n in enumerate(wanted) if n <= free), None)
         if starts is not None and len(running) < workers:
             free -= wanted[starts]
