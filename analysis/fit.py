@@ -38,9 +38,11 @@ def fit_command(argv: Sequence[str] | None = None) -> None:
     check_seed(options.seed)
     law = LAWS[options.law]
     allow = [word.strip() for text in options.allow for word in text.split(",")]
-    table = read_runs(options.table, loss=options.loss, response=law.response, allow=allow)
+    sparsity = "l0" if options.k == "l0" else "k"
+    how = {"loss": options.loss, "response": law.response, "sparsity": sparsity}
+    table = read_runs(options.table, allow=allow, **how)
     table = select_converged(table).table if options.converged else table
-    table = table if options.k is None else _of_k(table, options.k)
+    table = _of_k(table, options.k) if isinstance(options.k, float) else table
     held_out = None if options.holdout is None else rows_matching(options.holdout, table)
     fitted = fit_table(
         law,
@@ -85,8 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow", action="append", default=[], metavar="COLUMN", help="may mix, or: rejected"
     )
-    parser.add_argument("--k", type=float, help="fit the runs of this k alone")
+    parser.add_argument(
+        "--k", type=_k_or_l0, help="fit the runs of this k alone; l0: take measured L0 as k"
+    )
     return parser
+
+
+def _k_or_l0(text: str) -> float | str:
+    return text if text == "l0" else float(text)
 
 
 if __name__ == "__main__":

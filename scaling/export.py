@@ -1,10 +1,14 @@
-"""A run's weights in one file for other programs: `python -m scaling.export RUN_FOLDER`.
+"""A run's weights for other programs: `python -m scaling.export RUN_FOLDER [--format NAME]`.
 
-    DIR/weights.safetensors    w_enc, w_dec [n_latents, d_model], b_enc [n_latents], b_pre [d_model]
-        config.json            what they are of, and how good
+    native     DIR/weights.safetensors, config.json    the default: names and shapes of training
+    sae_lens   DIR/sae_weights.safetensors, cfg.json   the sae-lens library
+    sparsify   DIR/sae.safetensors, cfg.json           the eai-sparsify library
+    openai     DIR/autoencoder.pt, facts.json          the state dicts released with Gao et al. 2024
 
-Of a finished run's weights, or with `--checkpoint` of the newest sound checkpoint. Rows are copied
-a few at a time, so the machine needs memory for none of the tensors, however many ranks wrote them.
+Of a finished run's weights, or with `--checkpoint` of the newest sound checkpoint. A native export
+copies rows a few at a time, so the machine needs memory for none of the tensors, however many ranks
+wrote them; the other formats are laid out otherwise, and take memory for about twice the weights.
+`--push` puts the folder on the Hugging Face hub. What each format can hold: docs/interchange.md.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scaling.errors import UserError
+from scaling.interchange import hub, native, openai, ours, sae_lens, sparsify
 from scaling.plan import RunPlan
 from scaling.runs.store import RunFolder
 from scaling.storage.atomic import atomic_folder, write_json
@@ -26,45 +32,68 @@ from scaling.train.checkpoint import checkpoint_steps, open_checkpoint
 from scaling.train.shard_files import TensorFolder
 from scaling.train.tensor_file import write_blocks
 
-WEIGHTS = ("w_enc", "w_dec", "b_enc", "b_pre")
-FILE, CONFIG = "weights.safetensors", "config.json"
-SCHEMA_VERSION = 1
+FORMATS = ("native", "sae_lens", "sparsify", "openai")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run_folder", type=Path, help="RUNS_DIR/SWEEP/RUN_ID")
-    parser.add_argument("--out", type=Path, help="a new folder (default: exports/RUN_ID)")
-    parser.add_argument("--averaged", action="store_true", help="the averaged weights")
-    parser.add_argument(
-        "--checkpoint", action="store_true", help="of an unfinished run: its newest checkpoint"
-    )
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
+        if options.push:
+            hub.checked_target(options.push)
         out = export(
             RunFolder(options.run_folder.absolute()),
             options.out,
             averaged=options.averaged,
             from_checkpoint=options.checkpoint,
+            format_name=options.format,
+            normalized_inputs=options.normalized_inputs,
         )
+        print(out)
+        if options.push:
+            print(hub.push(out, options.push, public=options.public))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(out)
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("run_folder", type=Path, help="RUNS_DIR/SWEEP/RUN_ID")
+    add("--out", type=Path, help="a new folder (default: exports/RUN_ID[-averaged][-FORMAT])")
+    add("--averaged", action="store_true", help="the averaged weights")
+    add("--checkpoint", action="store_true", help="of an unfinished run: its newest checkpoint")
+    add("--format", choices=FORMATS, default="native", help="whose layout (default: native)")
+    add(
+        "--normalized-inputs",
+        action="store_true",
+        help="sparsify: write it though the library will have to be given normalized activations",
+    )
+    add("--push", metavar="REPO", help="upload the folder to OWNER/NAME[/FOLDER] on the hub")
+    add("--public", action="store_true", help="make REPO public where it is new")
+    return parser
+
+
 def export(
-    folder: RunFolder, out: Path | None, *, averaged: bool = False, from_checkpoint: bool = False
+    folder: RunFolder,
+    out: Path | None,
+    *,
+    averaged: bool = False,
+    from_checkpoint: bool = False,
+    format_name: str = "native",
+    normalized_inputs: bool = False,
 ) -> Path:
     """Write the folder `out` whole, or nothing; returns it.
 
     Raises:
-        UserError: not a run, no weights, no such average, `out` is there, the disk is full.
+        UserError: not a run, no weights, no such average, `out` is there, the disk is full, the
+            format cannot hold it.
     """
     plan = _plan(folder)
-    _check_written(plan)
-    final = out or Path("exports") / f"{plan.run_id}{'-averaged' if averaged else ''}"
+    final = out or _default_out(plan, format_name, averaged=averaged)
     if final.exists():
         raise UserError(f"--out={final} exists already: name another folder, or remove it.")
     if averaged and not plan.train.ema_decay:
@@ -72,15 +101,57 @@ def export(
             f"--averaged: run {plan.run_id} kept no average (train.ema_decay=0): leave it out."
         )
     weights = _from_checkpoint(folder, plan) if from_checkpoint else _of_done_run(folder, plan)
+    config = _config(folder, plan, weights, averaged=averaged)
     try:
         with atomic_folder(final.absolute()) as temp:
-            weights.write(temp / FILE, averaged=averaged)
-            write_json(temp / CONFIG, _config(folder, plan, weights, averaged=averaged))
+            if format_name == "native":
+                weights.write(temp / native.WEIGHTS, averaged=averaged)
+                write_json(temp / native.CONFIG, config)
+            else:
+                _write_foreign(
+                    format_name, weights.read(averaged=averaged), config, temp, normalized_inputs
+                )
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{error}: it changed while it was read; try again.") from error
     return final
+
+
+def _default_out(plan: RunPlan, format_name: str, *, averaged: bool) -> Path:
+    weights = "-averaged" if averaged else ""
+    layout = "" if format_name == "native" else f"-{format_name}"
+    return Path("exports") / f"{plan.run_id}{weights}{layout}"
+
+
+def _write_foreign(
+    format_name: str,
+    weights: dict[str, Tensor],
+    config: dict[str, Any],
+    folder: Path,
+    normalized_inputs: bool,
+) -> None:
+    """The same weights in another library's layout, with what is known of them beside."""
+    made = ours.portable(
+        config["architecture"],
+        {name: tensor.to(torch.float32) for name, tensor in weights.items()},
+        k=config["k"],
+        normalization=config["normalization"],
+        facts={name: config[name] for name in _FACTS},
+    )
+    match format_name:
+        case "sae_lens":
+            sae_lens.write(made, folder)
+        case "sparsify":
+            sparsify.write(made, folder, normalized_inputs=normalized_inputs)
+        case "openai":
+            openai.write(made, folder)
+        case _:
+            raise UserError(f"--format {format_name} is not one of {', '.join(FORMATS)}.")
+
+
+_FACTS = ("run_id", "weights", "step", "tokens", "normalized_mse", "activations")
+"""Of config.json what goes along into other formats."""
 
 
 def _plan(folder: RunFolder) -> RunPlan:
@@ -95,39 +166,51 @@ def _plan(folder: RunFolder) -> RunPlan:
         raise UserError(f"{folder.plan_path} cannot be read: {error}") from error
 
 
-def _check_written(plan: RunPlan) -> None:
-    """The file has these four tensors and one activation; another architecture's would be lost."""
-    if (name := plan.autoencoder.name) != "topk":
-        raise UserError(
-            f"run {plan.run_id} is of autoencoder={name}, and only topk can be exported. Read its "
-            "tensors from the run's folder weights/ instead."
-        )
-
-
 @dataclass(frozen=True)
 class Weights:
     """Where the tensors come from."""
 
     there: TensorFolder
+    architecture: str
     step: int
     correction: float
     """What an average is divided by: a checkpoint has it as it accumulates from zero."""
 
     def write(self, path: Path, *, averaged: bool) -> None:
-        layouts = self.there.layouts()
-        suffix = ".ema" if averaged else ""
-        layout = {name: layouts[f"{name}{suffix}"] for name in WEIGHTS}
-        divisor = self.correction if averaged else 1.0
+        """One safetensors file of them, a few rows at a time."""
+        there = self.there.layouts()
+        layout = {
+            name: there[self._stored_as(name, averaged)]
+            for name in ours.tensor_names(self.architecture)
+        }
+        write_blocks(path, layout, lambda name: self._blocks(name, averaged))
+
+    def read(self, *, averaged: bool) -> dict[str, Tensor]:
+        """All of them, in memory."""
+        return {
+            name: _joined(self._blocks(name, averaged))
+            for name in ours.tensor_names(self.architecture)
+        }
+
+    def _stored_as(self, name: str, averaged: bool) -> str:
+        return f"{name}.ema" if self._is_averaged(name, averaged) else name
+
+    def _is_averaged(self, name: str, averaged: bool) -> bool:
+        return averaged and not ours.is_statistic(self.architecture, name)
+
+    def _blocks(self, name: str, averaged: bool) -> Iterator[Tensor]:
+        divisor = self.correction if self._is_averaged(name, averaged) else 1.0
         if not divisor:
             raise UserError(
                 "--averaged: no update has been averaged by then. Leave --averaged out."
             )
+        for block in self.there.blocks(self._stored_as(name, averaged)):
+            yield block if divisor == 1.0 else block / divisor
 
-        def blocks(name: str) -> Iterator[Tensor]:
-            for block in self.there.blocks(f"{name}{suffix}"):
-                yield block if divisor == 1.0 else block / divisor
 
-        write_blocks(path, layout, blocks)
+def _joined(blocks: Iterator[Tensor]) -> Tensor:
+    first, *rest = blocks
+    return torch.cat([first, *rest]) if rest else first
 
 
 def _of_done_run(folder: RunFolder, plan: RunPlan) -> Weights:
@@ -145,7 +228,7 @@ def _of_done_run(folder: RunFolder, plan: RunPlan) -> Weights:
             f"{error}. The weights of {plan.run_id} are damaged: restore them, or remove the "
             "folder of the run to have it done again."
         ) from error
-    return Weights(there, plan.train.steps, correction=1.0)
+    return Weights(there, plan.autoencoder.name, plan.train.steps, correction=1.0)
 
 
 def _from_checkpoint(folder: RunFolder, plan: RunPlan) -> Weights:
@@ -160,7 +243,8 @@ def _from_checkpoint(folder: RunFolder, plan: RunPlan) -> Weights:
             passed_over.append(f"checkpoint passed over: {error}")
             continue
         print("".join(f"{line}\n" for line in passed_over), end="", file=sys.stderr)
-        return Weights(there, step, correction=1 - plan.train.ema_decay ** int(n_updates))
+        correction = 1 - plan.train.ema_decay ** int(n_updates)
+        return Weights(there, plan.autoencoder.name, step, correction)
     raise UserError(
         f"{folder.path} has no sound checkpoint (its status is {folder.status()}; checkpoints go "
         f"when a run is final).{''.join(f' {line}.' for line in passed_over)}"
@@ -173,9 +257,9 @@ def _config(
     autoencoder, source = plan.autoencoder, plan.source
     result = folder.read_record().result if weights.step == plan.train.steps else {}
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": native.SCHEMA_VERSION,
         "architecture": autoencoder.name,
-        "activation": "topk of the pre-activations, then relu",
+        "activation": ours.ACTIVATION[autoencoder.name],
         "d_model": source.d_model,
         "n_latents": autoencoder.n_latents,
         "k": autoencoder.k,

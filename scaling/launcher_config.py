@@ -24,6 +24,9 @@ class LauncherConfig:
     """A run whose holder gave no sign of life for this long may be taken over."""
     collective_timeout_s: float = 600.0
     """A run of several processes ends when one of its collectives takes longer."""
+    multiplex: bool = False
+    """Train runs with the same batches by turns in one process, which reads each batch once. Only
+    launcher=local. It changes no result: see docs/multiplex.md."""
 
 
 @dataclass(kw_only=True)

@@ -149,7 +149,7 @@ def _of_architecture(present: DictConfig, name: str, number: int) -> DictConfig:
     usual = OmegaConf.structured(schema)
     for key in wanted:
         if key in present and not OmegaConf.is_missing(present, key):
-            value = OmegaConf.to_container(present, resolve=False)[key]
+            value = present[key]
             if OmegaConf.is_missing(usual, key) or value != usual[key]:
                 wanted[key] = value
     return wanted

@@ -97,6 +97,7 @@ def read_cells(sources: Sequence[str | Path], loss: str) -> list[Cell]:
     killed = (frame["dead"] > MOST_DEAD) & (frame["loss"] < 1)
     usable = frame.loc[(frame["excluded"] == "") | killed].drop_duplicates("run_id")
     refuse_mixtures(usable)
+    _refuse_outcomes(usable)
     if usable.empty:
         reasons = sorted({str(reason) for reason in frame["excluded"]})
         raise TableError(
@@ -105,6 +106,17 @@ def read_cells(sources: Sequence[str | Path], loss: str) -> list[Cell]:
         )
     _refuse_incomplete(usable)
     return cells_of(usable)
+
+
+def _refuse_outcomes(usable: pd.DataFrame) -> None:
+    """At one penalty a rate moves L0 too, and the lowest loss is that of the largest L0."""
+    without = np.isnan(numbers(usable, "k")).sum()
+    if without:
+        raise TableError(
+            f"{without} of {len(usable)} runs have no k: their sparsity is an outcome, and at one "
+            "penalty a rate changes their L0 as well as their loss. Compare rates at equal L0: "
+            "python -m analysis.equal_l0 RUNS --l0 32 --by lr."
+        )
 
 
 def _refuse_incomplete(usable: pd.DataFrame) -> None:

@@ -27,8 +27,14 @@ class Cell:
 
     run_id: str
     n: int
-    k: int
+    k: int | None  # None where sparsity is an outcome
     tokens: int
+    penalty: float | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """A level that rises with the latents active: k, or the inverse of the penalty."""
+        return self.k or 1.0 / (self.penalty or 1.0)
 
 
 @dataclass(frozen=True)
@@ -127,12 +133,24 @@ def _cell(folder: RunFolder, plan: dict[str, Any]) -> Cell:
     try:
         shape = plan["autoencoder"]
         n, k, tokens = shape["n_latents"], shape["k"], plan["tokens_requested"]
-    except (KeyError, TypeError) as error:
+        penalty = None if k is not None else _penalty(shape)
+    except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
-    for name, value in (("n_latents", n), ("k", k), ("tokens_requested", tokens)):
+    whole = [("n_latents", n), ("tokens_requested", tokens), *([] if k is None else [("k", k)])]
+    for name, value in whole:
         if not (isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST):
             raise _damaged(folder, f"{name} = {str(value)[:40]} is not a whole number above 0")
-    return Cell(folder.run_id, n, k, tokens)
+    return Cell(folder.run_id, n, k, tokens, penalty)
+
+
+def _penalty(shape: dict[str, Any]) -> float | None:
+    """Of a run without k; None where another key sets its sparsity. ValueError for no weight."""
+    penalty = (shape.get("options") or {}).get("penalty")
+    if penalty is None:
+        return None
+    if not (isinstance(penalty, int | float) and 0 < penalty < _MOST):
+        raise ValueError(f"penalty = {str(penalty)[:40]} is not above 0")
+    return float(penalty)
 
 
 def _damaged(folder: RunFolder, why: str) -> TableError:

@@ -1,4 +1,4 @@
-"""One color per run: the hue tells k, the shade n, so that a line is known by its looks alone."""
+"""One color per run: the hue tells k or the penalty, the shade n: looks alone tell a line."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _PALEST = 0.55
 
 def run_colors(cells: Sequence[Cell]) -> dict[str, str]:
     """Color of each run id, as #rrggbb. Levels are ranked, not scaled: they are powers of two."""
-    hue, shade = _ranks(cell.k for cell in cells), _ranks(cell.n for cell in cells)
-    return {cell.run_id: _color(hue[cell.k], shade[cell.n]) for cell in cells}
+    hue, shade = _ranks(cell.sparsity for cell in cells), _ranks(cell.n for cell in cells)
+    return {cell.run_id: _color(hue[cell.sparsity], shade[cell.n]) for cell in cells}
 
 
-def _ranks(levels: Iterable[int]) -> dict[int, float]:
+def _ranks(levels: Iterable[float]) -> dict[float, float]:
     """Levels spread evenly over 0 to 1; a single one is 1, the full color."""
     unique = sorted(set(levels), reverse=True)
     last = max(len(unique) - 1, 1)

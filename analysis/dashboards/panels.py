@@ -35,6 +35,7 @@ def _law(loss: str) -> ws.Section:
             _scatter("L(n, k): held-out loss against latents", "n_latents", loss, "k"),
             _scatter("L(n, D): held-out loss against tokens", "tokens", loss, "n_latents"),
             _scatter("L(C): held-out loss against dense FLOPs", "flops_dense", loss, "k"),
+            _scatter("Frontier: held-out loss against measured L0", "l0", loss, "n_latents"),
         ],
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.records.columns import is_number, numbers
+from analysis.records.columns import LOSSES, is_number, numbers
+from analysis.records.sparsity import COORDINATES, coordinates
 from analysis.records.table import Dropped
 from scaling.runs.record import Status
 
@@ -17,8 +18,8 @@ from scaling.runs.record import Status
 # is not enough: dead_fraction depends on its window, and a rare latent may be silent on the few
 # held-out tokens without being dead.
 MOST_DEAD = 0.5
+DEAD = "its latents are dead"
 DEATH_MEASURES = ("dead_fraction", "silent_fraction_eval")
-COORDINATES = ("n_latents", "k", "tokens", "seed")
 
 
 def exclusions(frame: pd.DataFrame) -> tuple[Dropped, ...]:
@@ -28,11 +29,21 @@ def exclusions(frame: pd.DataFrame) -> tuple[Dropped, ...]:
     return tuple(Dropped(str(run), str(reason)) for run, reason in pairs)
 
 
+def with_dead(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` of `load_runs` with runs whose latents are mostly dead in use.
+
+    For comparisons: there a dead latent is what a treatment or an architecture came to.
+    """
+    revived = ["" if str(reason).startswith(DEAD) else reason for reason in frame["excluded"]]
+    return frame.assign(excluded=revived)
+
+
 def reasons(frame: pd.DataFrame, loss: str) -> list[str]:
     """Why each row is not fitted, "" for a usable run. `frame` has the column `loss` already."""
     dead = np.minimum(*(numbers(frame, name) for name in DEATH_MEASURES))  # NaN: not known dead
     columns = ("run_id", "status", "folder", "source", "error", "loss", *COORDINATES)
-    names = [name for name in (*columns, *DEATH_MEASURES) if name in frame]
+    kind = ("autoencoder", "l0", *LOSSES)
+    names = [name for name in (*columns, *kind, *DEATH_MEASURES) if name in frame]
     rows = zip(*(frame[name].tolist() for name in names), strict=True)
     found: list[str] = []
     seen: dict[object, str] = {}
@@ -46,10 +57,11 @@ def reasons(frame: pd.DataFrame, loss: str) -> list[str]:
 def _reason(row: dict[str, Any], loss: str, dead_share: float) -> str:
     if row["status"] != Status.done:
         return f"status is {row['status']}" + (f" ({row['error']})" if row["error"] else "")
-    missing = [name for name in COORDINATES if not is_number(row.get(name))]
+    needed = coordinates(row)
+    missing = [name for name in needed if not is_number(row.get(name))]
     if missing:
         return f"the record lacks {', '.join(missing)}"
-    below = [name for name in ("n_latents", "k", "tokens") if not 0 < row[name] < 2**62]
+    below = [name for name in needed if name != "seed" and not 0 < row[name] < 2**62]
     if below:
         return f"{below[0]} is {row[below[0]]}, which no run can have"
     return _loss_reason(row["loss"], loss) or _death_reason(row, dead_share)
@@ -69,12 +81,14 @@ def _death_reason(row: dict[str, Any], dead_share: float) -> str:
     if not dead_share > MOST_DEAD:
         return ""
     shares = " and ".join(f"{name} {row[name]:.0%}" for name in DEATH_MEASURES)
-    return f"its latents are dead: {shares}, both above {MOST_DEAD:.0%}"
+    return f"{DEAD}: {shares}, both above {MOST_DEAD:.0%}"
 
 
 def _copy_of(row: dict[str, Any], seen: dict[object, str]) -> str:
-    """One run_id twice, or two runs equal to the last digit: counted once."""
-    result = tuple(row[name] for name in (*COORDINATES, "loss"))
+    """One run_id twice, or two runs equal to the last digit, in both losses: counted once."""
+    # A null k is a NaN in a column of numbers, and no NaN equals another.
+    values = [row.get(name) for name in (*COORDINATES, "l0", "loss", *LOSSES)]
+    result = tuple(value if is_number(value) else None for value in values)
     identities: Sequence[object] = (row["run_id"], result)
     first = next((seen[identity] for identity in identities if identity in seen), "")
     for identity in identities:

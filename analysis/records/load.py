@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -23,6 +24,7 @@ from analysis.records.mixtures import allowed, refuse_mixtures
 from analysis.records.rejected import REJECTED, Judged, refuse_rejected
 from analysis.records.rows import LEADING, Row, frame_of
 from analysis.records.sources import Source, origins
+from analysis.records.sparsity import Sparsity
 from analysis.records.table import (
     CONVERGENCE_COLUMNS,
     RunTable,
@@ -32,7 +34,9 @@ from analysis.records.table import (
 )
 from scaling.runs.record import Status
 
-_OF_A_TABLE = ("run_id", "n_latents", "k", "seed", "flops_dense", "subject_params", "converged")
+_OF_A_TABLE = (
+    *("run_id", "n_latents", "k", "l0", "seed", "flops_dense", "subject_params", "converged"),
+)
 
 
 def load_runs(
@@ -62,11 +66,17 @@ def _judged(rows: Sequence[Row], loss: str, allow: Collection[str]) -> pd.DataFr
     refuse_repeated_runs(frame)
     frame["loss"] = _loss_of(frame, loss)
     frame["excluded"] = reasons(frame, loss)
+    check_runs(frame, allow)
+    return frame
+
+
+def check_runs(frame: pd.DataFrame, allow: Collection[str]) -> None:
+    """TableError where too many runs are excluded, or those in use mix what `allow` does not
+    name; columns as in `load_runs`."""
     if REJECTED not in allow:
         judged = zip(frame["run_id"], frame["status"], frame["excluded"], strict=True)
         refuse_rejected(Judged(*map(str, run)) for run in judged)
     refuse_mixtures(frame.loc[frame["excluded"] == ""], allow)
-    return frame
 
 
 def read_runs(
@@ -75,25 +85,28 @@ def read_runs(
     loss: str | None = None,
     response: str = "loss",
     allow: str | Iterable[str] = (),
+    sparsity: Sparsity = "k",
 ) -> RunTable:
     """A CSV table of any origin, as fits take it.
 
     A table of records (made by `python -m analysis.collect`, known by its first columns) is read as
     `load_runs` and `runs_table` read the runs themselves, refusals included; any other by
-    `read_table`, which can check only what its columns tell.
+    `read_table`, which can check only what its columns tell. With `sparsity` "l0", measured L0
+    is taken as k.
 
     Raises:
         TableError: as those.
     """
     words = allowed(allow)
     if not {*LEADING} <= columns_of_file(path):
-        return read_table(path, loss=loss, response=response, allow=words)
+        how: dict[str, Any] = {"loss": loss, "response": response, "sparsity": sparsity}
+        return read_table(path, allow=words, **how)
     # Tokens to convergence are of runs whose loss is sound.
     of_loss = loss if loss is not None and response == "loss" else DEFAULT_LOSS
     frame = _judged(read_rows(path), of_loss, words)
     value = of_loss if response == "loss" else loss
     value = value or next(name for name in CONVERGENCE_COLUMNS if name in {*frame, "tokens"})
-    return runs_table(frame, value, response, source=str(path))
+    return runs_table(frame, value, response, source=str(path), sparsity=sparsity)
 
 
 def runs_table(
@@ -102,6 +115,7 @@ def runs_table(
     response: str = "loss",
     *,
     source: str = "the sweep",
+    sparsity: Sparsity = "k",
 ) -> RunTable:
     """The usable runs of `load_runs`. TableError where none is left.
 
@@ -121,7 +135,8 @@ def runs_table(
         columns |= {"tokens": budgets(usable), loss: usable["loss"]}
     elif loss in usable:
         columns[loss] = usable[loss]
-    table = table_from_frame(pd.DataFrame(columns), source=source, loss=loss, response=response)
+    how: dict[str, Any] = {"source": source, "response": response, "sparsity": sparsity}
+    table = table_from_frame(pd.DataFrame(columns), loss=loss, **how)
     return replace(table, dropped=(*dropped, *table.dropped))
 
 

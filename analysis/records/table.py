@@ -24,6 +24,7 @@ from analysis.files import checked_path
 from analysis.laws.forms import Array
 from analysis.records.csv_file import read_csv
 from analysis.records.frame_checks import check_frame
+from analysis.records.sparsity import Sparsity, with_sparsity
 from analysis.records.stopped import not_converged, refuse_budgets, stopped_by_rule
 
 LOSS_COLUMNS = ("normalized_mse", "loss")
@@ -88,14 +89,15 @@ def read_table(
     loss: str | None = None,
     response: str = "loss",
     allow: Collection[str] = (),
+    sparsity: Sparsity = "k",
 ) -> RunTable:
     """Read a CSV file. TableError where it is missing, not a table, or not usable.
 
     `loss` names the column of the value fitted; `response` says whether that is a "loss" or the
-    "tokens" to convergence; `allow` is as in `check_frame`.
+    "tokens" to convergence; `allow` is as in `check_frame`; `sparsity` is the column taken as k.
     """
-    frame = _frame_of_file(path)
-    return table_from_frame(frame, source=str(path), loss=loss, response=response, allow=allow)
+    how: dict[str, Any] = {"loss": loss, "response": response, "allow": allow}
+    return table_from_frame(_frame_of_file(path), source=str(path), sparsity=sparsity, **how)
 
 
 def columns_of_file(path: Path) -> frozenset[str]:
@@ -120,6 +122,7 @@ def table_from_frame(
     loss: str | None = None,
     response: str = "loss",
     allow: Collection[str] = (),
+    sparsity: Sparsity = "k",
 ) -> RunTable:
     """Check and convert. Rows with a status other than done are dropped, with the reason.
 
@@ -130,6 +133,7 @@ def table_from_frame(
     if frame.empty:
         raise TableError(f"{source} has no rows; a fit needs at least one run per row.")
     check_frame(frame, source=source, allow=allow)
+    frame = with_sparsity(frame, sparsity, source)
     names = LOSS_COLUMNS if response == "loss" else CONVERGENCE_COLUMNS
     loss_name = _column(frame, names if loss is None else (loss,), source, optional=False)
     axes = _axis_columns(frame, source, response)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.errors import TableError
-from analysis.records.exclusions import COORDINATES
 from analysis.records.rows import (
     FIELDS,
     UNREADABLE,
@@ -20,6 +19,7 @@ from analysis.records.rows import (
     flat_type_problem,
     unreadable,
 )
+from analysis.records.sparsity import COORDINATES, is_outcome
 from scaling.runs.record import FINAL, RESULT_FIELDS, Status
 from scaling.runs.store import EVALUATION_IN_SUMMARY
 
@@ -113,9 +113,10 @@ def refuse_foreign(rows: Sequence[Row], source: str, keys: Sequence[str]) -> Non
     """
     done = [row for row in rows if row["status"] == Status.done]
     judged = done or [row for row in rows if row["status"] != UNREADABLE]
-    missing = [name for name in COORDINATES if all(row.get(name) is None for row in judged)]
-    # Without a result, ours are known by these two: their config has them.
-    if not judged or not (missing if done else {"n_latents", "k"} & {*missing}):
+    needed = [name for name in COORDINATES if name != "k" or not any(map(is_outcome, judged))]
+    missing = [name for name in needed if all(row.get(name) is None for row in judged)]
+    # Without a result, ours are known by this one: their config has it.
+    if not judged or not (missing if done else {"n_latents"} & {*missing}):
         return
     found = ", ".join([*keys][:20]) or "nothing"
     raise TableError(

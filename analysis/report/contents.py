@@ -15,7 +15,7 @@ from analysis.planning.frontier_table import frontier_json
 from analysis.planning.stored import of_fitted
 from analysis.planning.variants import resampled
 from analysis.records.load import runs_table
-from analysis.study.facts import costs, provenance, trained_tokens
+from analysis.study.facts import costs, provenance, subject, trained_tokens
 from analysis.study.fitted import FitOptions
 from analysis.study.run_cautions import run_cautions
 from analysis.study.study import Study, study_runs
@@ -51,10 +51,7 @@ class Contents:
 
     @property
     def subject(self) -> str:
-        facts = self.facts
-        models = ", ".join(map(str, facts["subject_model"])) or "planted data"
-        layers = ", ".join(map(str, facts["layer"]))
-        return f"Activations of {models}" + (f", after block {layers}" if layers else "")
+        return subject(self.frame)
 
     def frontier_json(self) -> dict[str, Any] | None:
         return frontier_json(self.frontier) if self.frontier else None

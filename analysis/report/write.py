@@ -1,15 +1,19 @@
 """One command from a sweep's records to its laws: `python -m analysis.report SOURCE`.
 
 Writes index.html (self-contained), fits.json, parameters.csv and the figures as PNG into
-SOURCE/report, or into `--out`.
+SOURCE/report, or into `--out`. Of runs that are compared and not fitted (several architectures,
+levels of a key, no k) it writes comparison.json in place of the fits.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from analysis.command import (
     check_paths,
@@ -17,22 +21,33 @@ from analysis.command import (
     check_seed,
     command_line,
     parse_clusters,
+    print_lines,
     write_json,
 )
 from analysis.errors import TableError
 from analysis.files import checked_path
 from analysis.fitting.fit import METHODS
 from analysis.records.columns import DEFAULT_LOSS, LOSSES
-from analysis.records.load import load_runs
 from analysis.report import page
-from analysis.report.body import Drawings, body, drawings
+from analysis.report.body import body, drawings
+from analysis.report.compared import Compared, compared
+from analysis.report.compared import body as comparison_body
+from analysis.report.compared import drawings as comparison_drawings
+from analysis.report.compared import text as comparison_text
 from analysis.report.contents import Contents, contents
 from analysis.report.fits_file import fits_json, parameters_csv
+from analysis.report.plots.style import DPI
+from analysis.report.read import read_sweep
 from analysis.study.fitted import FitOptions
 from analysis.study.study import Study
 from analysis.study.words import describe
 
-_DPI = 160  # 1,180 pixels wide: sharp where a README shows it at 800
+_OURS = (
+    *("fits.json", "parameters.csv", "comparison.json", "loss_against_n.png"),
+    *("loss_against_tokens.png", "residuals.png", "residual_maps.png", "frontier.png"),
+    *("frontiers*.png", "loss_at_l0*.png", "ablation_*.png"),
+)
+"""All that reports ever write beside their page."""
 
 
 @command_line
@@ -42,15 +57,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     fit_options = _fit_options(options)
     checked_path(Path(options.source))
     folder = options.out or _default_folder(options.source)
-    frame = load_runs(options.source, loss=options.loss, allow=options.allow)
+    read = read_sweep(options.source, loss=options.loss, allow=options.allow)
     _check_folder(folder)
     name = options.name or _name_of(options.source)
-    found = contents(frame, name=name, loss=options.loss, options=fit_options)
-    write_report(found, folder)
+    if read.is_compared:
+        _write_comparison(compared(read.frame, name, read.ablations), folder)
+    else:
+        _write_laws(contents(read.frame, name=name, loss=options.loss, options=fit_options), folder)
+    print(f"report: {folder / 'index.html'}")
+
+
+def _write_laws(found: Contents, folder: Path) -> None:
+    figures = drawings(found)
+    html = page.page(f"Scaling laws: {found.name}", body(found, figures))
+    texts = {"index.html": html, "parameters.csv": parameters_csv(found)}
+    write_report(texts, figures, {"fits.json": fits_json(found)}, folder)
     print(result_text(found.study))
     for code, message in found.cautions.items():
         print(f"  caution {code}: {message}")
-    print(f"report: {folder / 'index.html'}")
+
+
+def _write_comparison(found: Compared, folder: Path) -> None:
+    figures = comparison_drawings(found)
+    html = page.page(f"Autoencoders compared: {found.name}", comparison_body(found, figures))
+    write_report({"index.html": html}, figures, {"comparison.json": found.json()}, folder)
+    print_lines(comparison_text(found))
 
 
 def _fit_options(options: argparse.Namespace) -> FitOptions:
@@ -110,30 +141,42 @@ def result_text(study: Study) -> str:
     return "\n".join([*lines, f"fitted on {fitted.rows}", describe(fitted)])
 
 
-def write_report(found: Contents, folder: Path) -> None:
-    """Page, figures and fits.json into `folder`, all of them or none; figures of an earlier report
-    that these runs do not have are removed. TableError where it cannot be written."""
-    figures = drawings(found)
+def write_report(
+    texts: Mapping[str, str],
+    figures: Mapping[str, Figure | None],
+    objects: Mapping[str, dict[str, Any]],
+    folder: Path,
+) -> None:
+    """Page, figures and JSON into `folder`, all of them or none; what an earlier report had that
+    these runs do not is removed. TableError where it cannot be written."""
     try:
         folder.mkdir(exist_ok=True, parents=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as beside:
-            _write_all(found, figures, Path(beside))
-            for file in sorted(Path(beside).iterdir()):  # renamed: takes no space, cannot fill up
+            _write_all(texts, figures, objects, Path(beside))
+            written = sorted(Path(beside).iterdir())
+            for file in written:  # renamed: takes no space, cannot fill up
                 file.replace(folder / file.name)
-        for name in (name for name, drawing in figures.items() if drawing is None):
-            (folder / f"{name}.png").unlink(missing_ok=True)
+        kept = {file.name for file in written}
+        for file in (file for pattern in _OURS for file in folder.glob(pattern)):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
 
-def _write_all(found: Contents, figures: Drawings, folder: Path) -> None:
-    html = page.page(f"Scaling laws: {found.name}", body(found, figures))
-    (folder / "index.html").write_text(html)
-    (folder / "parameters.csv").write_text(parameters_csv(found))
+def _write_all(
+    texts: Mapping[str, str],
+    figures: Mapping[str, Figure | None],
+    objects: Mapping[str, dict[str, Any]],
+    folder: Path,
+) -> None:
+    for name, text in texts.items():
+        (folder / name).write_text(text)
     for name, drawing in figures.items():
         if drawing is not None:
-            drawing.savefig(folder / f"{name}.png", dpi=_DPI, facecolor="white")
-    write_json(folder / "fits.json", fits_json(found))
+            drawing.savefig(folder / f"{name}.png", dpi=DPI, facecolor="white")
+    for name, value in objects.items():
+        write_json(folder / name, value)
 
 
 def _check_folder(folder: Path) -> None:

@@ -40,6 +40,14 @@ def provenance(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def subject(frame: pd.DataFrame) -> str:
+    """Of which activations the runs in use are, in words."""
+    facts = provenance(frame)
+    models = ", ".join(map(str, facts["subject_model"])) or "planted data"
+    layers = ", ".join(map(str, facts["layer"]))
+    return f"Activations of {models}" + (f", after block {layers}" if layers else "")
+
+
 def costs(frame: pd.DataFrame) -> dict[str, float | int | None]:
     """Seconds, tokens and FLOPs of the runs in use; None where no record says it.
 

@@ -92,13 +92,20 @@ def _dying_latents(used: pd.DataFrame) -> str:
     many = dead > _MUCH_DEAD
     if not many.any():
         return ""
-    worst = used.loc[dead == dead[many].max()].iloc[0]
+    place = int(np.nanargmax(dead))
+    worst, sparsity = used.iloc[place], _sparsity(used.iloc[[place]])
     return (
         f"{int(many.sum())} of {len(used)} runs have more than {_MUCH_DEAD:.0%} dead latents "
-        f"(worst {dead[many].max():.0%}: n = {worst['n_latents']:.0f}, k = {worst['k']:.0f}, "
+        f"(worst {dead[many].max():.0%}: n = {worst['n_latents']:.0f}, {sparsity}, "
         f"{worst['tokens']:,.0f} tokens), by their own window: such a run is narrower than "
         "its n says, and the law takes that for the effect of n."
     )
+
+
+def _sparsity(run: pd.DataFrame) -> str:
+    """Of the only row."""
+    (k,), (l0,) = numbers(run, "k"), numbers(run, "l0")
+    return f"k = {k:.0f}" if np.isfinite(k) else f"L0 = {l0:.3g}"
 
 
 CHECKS: dict[str, Callable[[pd.DataFrame], str]] = {

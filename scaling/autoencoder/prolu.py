@@ -10,8 +10,11 @@ almost everywhere, so training uses one of two published synthetic gradients, bo
     relu    dz/dm = 1         dz/db = 1      as if z were relu(m + b)
     ste     dz/dm = 1 + m     dz/db = m      the gate H(m + b) differentiated as if it were a ReLU
 
-The second depends on the scale of x. The penalty is the published plain L1 norm; weighted by
-decoder norms (`weighted_l1`) it is that of `scaling.autoencoder.relu`, the same for unit rows.
+The second depends on the scale of x. With neither does a lower bias lower what is active, so that
+nothing pulls it back: at a rate that is good for ReLU nearly all latents may fall silent.
+
+The penalty is the published plain L1 norm; weighted by decoder norms (`weighted_l1`) it is that of
+`scaling.autoencoder.relu`, the same for unit rows.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from scaling.budget.exchange import (
 )
 from scaling.budget.memory import PROCESS_BYTES, host_bytes, memory_parts, rank_bytes
 from scaling.budget.shape import Shape
+from scaling.budget.together import together_bytes, together_host_bytes
 
 __all__ = [
     "EXCHANGES",
@@ -52,6 +53,8 @@ __all__ = [
     "rank_bytes",
     "redone_share",
     "sent_bytes",
+    "together_bytes",
+    "together_host_bytes",
     "transfers",
     "truncated_share",
 ]

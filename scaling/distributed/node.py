@@ -32,7 +32,7 @@ from scaling.plan import RunPlan
 from scaling.runs.record import FINAL, RunOutcome, Status
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease
-from scaling.worker import StopWish, take_up
+from scaling.take_up import StopWish, take_up
 
 NOT_DONE = 3
 _PART_WITHIN_S = 5.0

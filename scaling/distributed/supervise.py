@@ -36,7 +36,7 @@ _TAIL_BYTES = 1 << 16
 def supervise(
     folder: RunFolder, lease: Witness, report: Report, stop: Callable[[], bool]
 ) -> RunOutcome:
-    """Carry the run in `folder` out by ranks on this machine: a `scaling.worker.Runner`.
+    """Carry the run in `folder` out by ranks on this machine: a `scaling.take_up.Runner`.
 
     Raises:
         LeaseLost: another process has taken the run over.

@@ -36,8 +36,8 @@ from submitit.helpers import DelayedSubmission
 from scaling.runs.record import FINAL
 from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.process import how_it_ended
+from scaling.sweep.deaths import record_death
 from scaling.sweep.pool import Event, Worker
-from scaling.sweep.schedule import record_death
 from scaling.sweep.stop import last_wish
 from scaling.worker import DEFAULT_RUNNER
 

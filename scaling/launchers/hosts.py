@@ -49,7 +49,7 @@ def supervise_on_hosts(
     *,
     body: str = DEFAULT_BODY,
 ) -> RunOutcome:
-    """A `scaling.worker.Runner`."""
+    """A `scaling.take_up.Runner`."""
     from scaling.distributed.supervise import Supervisor
 
     plan = RunPlan.from_json(folder.read_plan())

@@ -12,9 +12,10 @@ from scaling.launchers.slurm_queue import QueuedJob, QueueUnknown, SlurmJobs
 from scaling.plan import RunPlan
 from scaling.runs.record import FINAL, Status
 from scaling.runs.store import RunFolder, SweepStore
+from scaling.sweep.deaths import record_death
 from scaling.sweep.interrupt import Interrupts
 from scaling.sweep.progress import Tally, display_on
-from scaling.sweep.schedule import ExecuteOptions, record_death
+from scaling.sweep.schedule import ExecuteOptions
 from scaling.sweep.stop import last_wish
 from scaling.sweep.table import RunRow
 

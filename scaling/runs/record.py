@@ -131,9 +131,16 @@ RESULT_FIELDS: dict[str, Field] = {
 }
 
 COST_FIELDS: dict[str, Field] = {
-    "wall_s": Field(_FLOAT, "s", "of all attempts but those whose process died"),
+    "wall_s": Field(
+        _FLOAT,
+        "s",
+        "of all attempts but those whose process died; of a process that trains several runs by "
+        "turns, the run's own part",
+    ),
     "train_s": Field(
-        _FLOAT, "s", "in the training loop with its evaluations and checkpoints, last attempt"
+        _FLOAT,
+        "s",
+        "of it in the training loop with its evaluations and checkpoints, last attempt",
     ),
     "tokens_per_s": Field(_FLOAT, "tokens/s", "tokens of the last attempt / train_s"),
     "peak_memory_bytes": Field(
@@ -161,6 +168,9 @@ COST_FIELDS: dict[str, Field] = {
     "mesh": Field((list,), "processes", "data-parallel replicas and latent shards, [dp, latent]"),
     "attempts": Field(_INT, "", "times the run was begun or gone on with"),
     "resumed_at_step": Field(_INT, "steps", "where the last attempt went on; 0 = from the start"),
+    "multiplexed": Field(
+        _INT, "runs", "that its process trained by turns, on the same batches; 1 = alone", True
+    ),
 }
 
 

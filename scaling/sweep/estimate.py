@@ -6,6 +6,7 @@ import heapq
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import psutil
 import torch
@@ -26,6 +27,8 @@ MAX_CALIBRATION_FLOPS = 2e11
 
 Shape = tuple[int, int, int, int]
 """n_latents, k, batch_tokens, d_model, of one rank."""
+Kind = tuple[str, str]
+"""Architecture and engine: runs of one kind are timed together."""
 
 
 def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
@@ -38,26 +41,49 @@ def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
     """
     if not all(_can_be_timed(plan) for plan in plans):
         return list(plans)
+    groups: dict[Kind, list[RunPlan]] = {}
+    for plan in plans:
+        groups.setdefault(_kind(plan), []).append(plan)
+    times_s = {kind: _timed_shapes(group) for kind, group in groups.items()}
+    return [
+        plan.with_estimate(OVERHEAD_S + _training_s(plan, times_s[_kind(plan)])) for plan in plans
+    ]
+
+
+def _kind(plan: RunPlan) -> Kind:
+    return plan.autoencoder.name, plan.execution.engine
+
+
+def _timed_shapes(plans: Sequence[RunPlan]) -> dict[Shape, float]:
+    """Seconds per step of the smallest and the largest shape of each n."""
     shapes = sorted({_shape(plan) for plan in plans})
-    times_s = {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
-    return [plan.with_estimate(OVERHEAD_S + _training_s(plan, times_s)) for plan in plans]
+    return {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
 
 
 def _training_s(plan: RunPlan, times_s: dict[Shape, float]) -> float:
     return plan.train.steps * _crowding(plan) * _between(_shape(plan), times_s)
 
 
-def makespan_s(plans: Iterable[RunPlan], workers: int, slots: int | None = None) -> float:
-    """Wall seconds for the runs, longest first, each when a worker and its slots are free.
+class Task(Protocol):
+    """A run, or a group of runs that one process trains by turns."""
 
-    A run takes a slot for each of its processes, `slots` of them at the most (by default as many as
-    there are workers).
+    @property
+    def estimated_s(self) -> float | None: ...
+    @property
+    def world_size(self) -> int: ...
+
+
+def makespan_s(tasks: Iterable[Task], workers: int, slots: int | None = None) -> float:
+    """Wall seconds for the tasks, longest first, each when a worker and its slots are free.
+
+    A task takes a slot for each of its processes, `slots` of them at the most (by default as many
+    as there are workers).
     """
     n_slots = slots or workers
     now_s, free, running = 0.0, n_slots, []
-    waiting = sorted(plans, key=lambda plan: plan.estimated_s or 0.0, reverse=True)
+    waiting = sorted(tasks, key=lambda task: task.estimated_s or 0.0, reverse=True)
     while waiting:
-        wanted = [min(plan.world_size, n_slots) for plan in waiting]
+        wanted = [min(task.world_size, n_slots) for task in waiting]
         starts = next((i for i, n in enumerate(wanted) if n <= free), None)
         if starts is not None and len(running) < workers:
             free -= wanted[starts]

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from scaling.runs.record import FINAL
 from scaling.runs.store import SweepStore
+from scaling.sweep.groups import Plan
 from scaling.sweep.interrupt import Interrupts
 from scaling.sweep.mirror import Mirror
-from scaling.sweep.schedule import ExecuteOptions, Plan, Schedule
+from scaling.sweep.schedule import ExecuteOptions, Schedule
 from scaling.sweep.stop import heeding
 from scaling.sweep.table import RunRow, print_table
 

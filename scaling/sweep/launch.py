@@ -37,6 +37,7 @@ from scaling.sweep.execution import (
 )
 from scaling.sweep.footprint import check_memory
 from scaling.sweep.mirror import WandbOptions
+from scaling.sweep.packing import grouping_for
 from scaling.sweep.planner import make_plan
 from scaling.sweep.preparation import harvest_bar
 from scaling.sweep.preview import print_harvest, print_preview
@@ -76,7 +77,9 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
     if shared.dry_run:
         plans = _plans(wanted, {key: _preview_spec(d) for key, d in descriptions.items()})
         estimated, sources = with_estimates(plans), list(descriptions.values())
-        print_preview(estimated, sources, _workers(plans), console, slots=_slots(plans))
+        workers, slots = _workers(plans), _slots(plans)
+        groups = grouping_for(estimated, workers)(estimated)
+        print_preview(estimated, sources, workers, console, slots=slots, groups=groups)
         launcher.preview(plans, store, console)
         return 0
     launcher.check()
@@ -216,7 +219,9 @@ def _refuse_long(config: RunConfig, pending: Sequence[RunPlan]) -> None:
             f"sweep.max_hours={limit} cannot be checked: these runs cannot be timed on this "
             "machine (no GPU, or too little memory). Leave it out: scaling.budget predicts times."
         )
-    hours = makespan_s(pending, _workers(pending), _slots(pending)) / 3600
+    workers = _workers(pending)
+    groups = grouping_for(pending, workers)(pending)
+    hours = makespan_s(groups, workers, _slots(pending)) / 3600
     if hours > limit:
         raise UserError(
             f"sweep.max_hours={limit}: {len(pending)} runs are estimated to take {hours:.2f} hours "
@@ -264,12 +269,14 @@ def _tell_of_shared_cores(plans: Sequence[RunPlan], console: Console) -> None:
 def _options(config: RunConfig, plans: Sequence[RunPlan]) -> ExecuteOptions:
     logger, on_gpu = config.logger, plans[0].execution.device == "cuda"
     wandb = WandbOptions(project=logger.project, entity=logger.entity, tags=logger.tags)
+    workers = _workers(plans)
     return ExecuteOptions(
-        workers=_workers(plans),
+        workers=workers,
         slots=_slots(plans),
         threads=config.launcher.threads,
         retries=config.launcher.retries,
         lease_timeout_s=config.launcher.lease_timeout_s,
         devices=[str(i) for i in range(torch.cuda.device_count())] if on_gpu else None,
         wandb=wandb if logger.name is LoggerName.wandb else None,
+        grouping=grouping_for(plans, workers),
     )

@@ -45,8 +45,8 @@ class Worker:
         devices: str | None = None,
         runner: str = DEFAULT_RUNNER,
     ) -> None:
-        self.run_id: str | None = None
-        """What it works on; None when idle."""
+        self.run_ids: list[str] = []
+        """What it was given and has not told the end of; none when idle."""
         self.devices = devices
         """Its CUDA_VISIBLE_DEVICES, fixed as torch sees the GPUs it saw first."""
         self.is_ready = False
@@ -71,24 +71,25 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def give(self, folder: RunFolder, *, lease_timeout_s: float) -> None:
-        """Have it take up a run; a worker that just died answers with its `died` event."""
-        self.run_id = folder.run_id
+    def give(self, *folders: RunFolder, lease_timeout_s: float) -> None:
+        """Have it take up runs, by turns if several; one that just died answers with `died`."""
+        self.run_ids = [folder.run_id for folder in folders]
         self._log_offset = self._log_path.stat().st_size
-        command = {"run": str(folder.path.absolute()), "lease_timeout_s": lease_timeout_s}
+        paths = [str(folder.path.absolute()) for folder in folders]
+        command = {"runs": paths, "lease_timeout_s": lease_timeout_s}
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
 
     def retire(self) -> None:
-        """Let it end once its run has; nothing more can be given to it."""
+        """Let it end; nothing more can be given to it."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
     def terminate(self) -> None:
-        """Have its run write a checkpoint and end."""
+        """Have its runs write a checkpoint and end."""
         self._process.terminate()
 
     def kill(self) -> None:
@@ -98,7 +99,7 @@ class Worker:
         self.retire()
 
     def last_words(self) -> str:
-        """The last lines it wrote to stderr since it took up its run."""
+        """The last lines it wrote to stderr since it was given its runs."""
         with self._log_path.open("rb") as log:
             log.seek(self._log_offset)
             lines = log.read().decode(errors="replace").splitlines()
@@ -134,7 +135,7 @@ class Pool:
 
     @property
     def busy(self) -> list[Worker]:
-        return [worker for worker in self.workers.values() if worker.run_id is not None]
+        return [worker for worker in self.workers.values() if worker.run_ids]
 
     @property
     def has_idle(self) -> bool:
@@ -145,10 +146,10 @@ class Pool:
         """One without a run on these GPUs, newly started if need be, in place of one on others."""
         for slot in range(self._size):
             worker = self.workers.get(slot)
-            if worker is not None and worker.run_id is None and worker.devices == devices:
+            if worker is not None and not worker.run_ids and worker.devices == devices:
                 return worker
         spare = [slot for slot in range(self._size) if slot not in self.workers]
-        idle = [slot for slot, worker in self.workers.items() if worker.run_id is None]
+        idle = [slot for slot, worker in self.workers.items() if not worker.run_ids]
         slot = (spare + idle)[0]
         if slot in self.workers:
             self.forget(self.workers[slot])

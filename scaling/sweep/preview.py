@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +14,7 @@ from scaling.budget import GIB, rank_bytes
 from scaling.plan import MeshPlan, RunPlan, short
 from scaling.sweep.estimate import makespan_s
 from scaling.sweep.footprint import plan_shape
+from scaling.sweep.groups import Group, each_alone
 from scaling.sweep.planner import BYTES_PER_VALUE
 from scaling.train.architectures import n_params
 
@@ -27,25 +29,50 @@ def print_preview(
     console: Console,
     *,
     slots: int | None = None,
+    groups: Sequence[Group] | None = None,
 ) -> None:
     """Runs, tokens, FLOPs, time, memory and disk, and what would have to be harvested first."""
+    groups = each_alone(plans) if groups is None else groups
     console.print(_table(plans))
     flops = sum(plan.tokens * _flops_sparse(plan) for plan in plans)
-    memory = sorted((plan.estimated_memory_bytes for plan in plans), reverse=True)[:workers]
+    memory = sorted((group.memory_bytes for group in groups), reverse=True)[:workers]
     disk = sum(BYTES_PER_FINAL_PARAM * n_params(plan) for plan in plans)
-    passing = sorted((_checkpoints_bytes(plan) for plan in plans), reverse=True)[:workers]
+    at_a_time = sum(sorted((len(group.plans) for group in groups), reverse=True)[:workers])
+    passing = sorted((_checkpoints_bytes(plan) for plan in plans), reverse=True)[:at_a_time]
     console.print(
         f"{len(plans)} runs, {short(sum(plan.tokens for plan in plans))} tokens, "
-        f"{flops:.2e} FLOPs (sparse convention), {_time(plans, workers, slots)}, "
+        f"{flops:.2e} FLOPs (sparse convention), {_time(groups, workers, slots)}, "
         f"{sum(memory) / GIB:.1f} GiB memory at most, "
         f"{disk / GIB:.2f} GiB disk for the final weights and {sum(passing) / GIB:.2f} GiB for "
         "checkpoints that come and go."
     )
-    for line in _meshes(plans):
+    for line in [*_meshes(plans), *_multiplexed(groups)]:
         console.print(line)
     for source in sources:
         print_harvest(source, console)
     console.print("dry_run=true: nothing was harvested or trained.")
+
+
+def _multiplexed(groups: Sequence[Group]) -> list[str]:
+    """The groups of several runs, each with what it takes, and what its runs would take alone."""
+    together = [group for group in groups if len(group.plans) > 1]
+    if not together:
+        return []
+    lines = [
+        f"{len(group.plans)} runs by turns in one process ({_sizes(group)}): "
+        f"{group.memory_bytes / GIB:.2f} GiB, instead of "
+        f"{sum(plan.estimated_memory_bytes for plan in group.plans) / GIB:.2f} GiB in processes "
+        "of their own."
+        for group in together
+    ]
+    n_alone = len(groups) - len(together)
+    return [*lines, f"{n_alone} runs share their batches with no other."] if n_alone else lines
+
+
+def _sizes(group: Group) -> str:
+    """Which n, with how many runs of each: "3 of n=256, 1 of n=512"."""
+    titles = Counter(plan.title.split()[0] for plan in group.plans)
+    return ", ".join(f"{count} of {title}" for title, count in titles.items())
 
 
 def _meshes(plans: Sequence[RunPlan]) -> list[str]:
@@ -72,10 +99,10 @@ def print_harvest(source: Description, console: Console) -> None:
         )
 
 
-def _time(plans: Sequence[RunPlan], workers: int, slots: int | None) -> str:
-    if any(plan.estimated_s is None for plan in plans):
+def _time(groups: Sequence[Group], workers: int, slots: int | None) -> str:
+    if any(group.estimated_s is None for group in groups):
         return f"{workers} at a time (not timed here: python -m scaling.budget predicts)"
-    hours = makespan_s(plans, workers, slots) / 3600
+    hours = makespan_s(groups, workers, slots) / 3600
     return f"about {hours:.2f} hours with {workers} at a time (estimated from timed steps)"
 
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from scaling.autoencoder_config import BatchTopKConfig
-from scaling.choices import ExchangeName
+from scaling.choices import EngineName, ExchangeName, LauncherName
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.launcher_config import DeepSpeedLauncherConfig, SlurmLauncherConfig
@@ -136,7 +136,28 @@ def _check_rest(config: RunConfig) -> None:
         )
 
 
+def _check_multiplex(config: RunConfig) -> None:
+    mesh, launcher = config.mesh, config.launcher.name
+    reasons = {
+        f"launcher={launcher}: it gives every run processes of its own. Use launcher=local": (
+            launcher is not LauncherName.local
+        ),
+        f"mesh.dp={mesh.dp} mesh.latent={mesh.latent}: it trains runs of one process by turns. "
+        "Use mesh.dp=1 mesh.latent=1": mesh.dp * mesh.latent > 1,
+        "engine=deepspeed: it gives every run processes of its own. Use engine=auto": (
+            config.engine is EngineName.deepspeed
+        ),
+        "debug.profile=true: a process has one profiler. Use debug.profile=false": (
+            config.debug.profile
+        ),
+    }
+    for reason, applies in reasons.items():
+        if config.launcher.multiplex and applies:
+            raise UserError(f"launcher.multiplex=true with {reason}, or launcher.multiplex=false.")
+
+
 def _check_launcher(config: RunConfig) -> None:
+    _check_multiplex(config)
     launcher, mesh = config.launcher, MeshPlan(dp=config.mesh.dp, latent=config.mesh.latent)
     if isinstance(launcher, DeepSpeedLauncherConfig):
         if not launcher.hostfile:

@@ -1,20 +1,20 @@
-"""The training loop. It sees batches, an engine and a clock; no gradient, no file format."""
+"""The training loop. It sees batches, an engine and a clock; no gradient, no file format.
+
+It asks for each batch and is sent it (`scaling.train.course` says why): a generator.
+"""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from functools import partial
-from typing import Protocol
-
-from torch import Tensor
 
 from scaling.plan import ObservePlan, TrainPlan
 from scaling.schedule import lr_at
+from scaling.train.course import Course
 from scaling.train.engine import Engine, StepStats
 from scaling.train.guard import LossGuard
 from scaling.train.stopping import StopRule
@@ -27,10 +27,6 @@ class Ending(StrEnum):
     diverged = auto()
     stopped = auto()
     """Asked to stop; the state is checkpointed."""
-
-
-class Batches(Protocol):
-    def __call__(self, step: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +44,12 @@ class Observers:
     profiled_step: Callable[[int], AbstractContextManager[object]]
     utilization: Callable[[float], float]
     """perf/mfu for a rate in tokens per second."""
+    seconds: Callable[[], float]
+    """The run's time so far."""
 
 
 def fit(
     engine: Engine,
-    batches: Batches,
     train: TrainPlan,
     observe: ObservePlan,
     observers: Observers,
@@ -60,16 +57,20 @@ def fit(
     first_step: int = 0,
     guard: LossGuard | None = None,
     rule: StopRule | None = None,
-) -> Ending:
-    """Train from `first_step` to the last, or to where `rule` ends it; returns why it ended."""
-    pace = Pace(train.batch_tokens)
+) -> Course[Ending]:
+    """Train from `first_step` to the last, or to where `rule` ends it; returns why it ended.
+
+    Yields each step whose batch it wants, to be sent it; it does not change its vectors.
+    """
+    pace = Pace(train.batch_tokens, observers.seconds)
     for step in range(first_step, train.steps):
         done = step + 1
         evaluates = _evaluates(observe, train, done) or (rule is not None and rule.evaluates(done))
         logs = done % observe.log_every_steps == 0 or evaluates
+        batch_BD = (yield step).vectors_BD
         with observers.profiled_step(step):
             accept = None if guard is None else partial(guard.accepts, done)
-            stats = engine.step(batches(step), _lr(train, step), measure=logs, accept=accept)
+            stats = engine.step(batch_BD, _lr(train, step), measure=logs, accept=accept)
         diverged = _has_diverged(stats, guard, logs=logs)
         if logs or diverged:
             row = _row(train, done, stats, guard) | _perf(pace.tokens_per_s(done), observers)
@@ -111,14 +112,15 @@ def _evaluates(observe: ObservePlan, train: TrainPlan, done: int) -> bool:
 class Pace:
     """Tokens per second since the previous reading."""
 
-    def __init__(self, batch_tokens: int) -> None:
+    def __init__(self, batch_tokens: int, seconds: Callable[[], float]) -> None:
         self.batch_tokens = batch_tokens
-        self.at_s = time.perf_counter()
+        self.seconds = seconds
+        self.at_s = seconds()
         self.at_step: int | None = None
 
     def tokens_per_s(self, step: int) -> float | None:
         """None at the first reading, whose steps include one-time costs."""
-        now_s = time.perf_counter()
+        now_s = self.seconds()
         steps = None if self.at_step is None else step - self.at_step
         elapsed_s, self.at_s, self.at_step = now_s - self.at_s, now_s, step
         return steps * self.batch_tokens / elapsed_s if steps else None

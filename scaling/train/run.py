@@ -7,17 +7,14 @@ that a kill at any point in between costs no training.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from scaling.activations.build import open_source
 from scaling.activations.source import ActivationSource
 from scaling.hardware import (
     device_name,
@@ -30,8 +27,9 @@ from scaling.runs.logger import JsonlLogger
 from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease, LeaseLost, Witness
-from scaling.train.build import DTYPES, build_engine
+from scaling.train.build import build_engine
 from scaling.train.checkpoint import Checkpoints, Origin, write_tensors
+from scaling.train.course import Course, OwnTime, alone, on_own_time
 from scaling.train.engine import Engine
 from scaling.train.guard import LossGuard
 from scaling.train.loop import Ending, Observers, Row, fit
@@ -44,6 +42,7 @@ from scaling.train.results import (
     measured_results,
     planned_results,
 )
+from scaling.train.shared import Shared
 from scaling.train.stopping import StopRule
 from scaling.train.utilization import utilization
 
@@ -65,10 +64,19 @@ def train_run(
         LeaseLost: another process has taken the run over.
     """
     plan = RunPlan.from_json(folder.read_plan())
-    _settle_torch(plan)
-    attempt = Attempt(plan, folder, lease, report, stop)
+    settle_torch(plan)
+    shared = Shared(plan)
+    return alone(course_of(shared, folder, lease, report, stop), shared.batch)
+
+
+def course_of(
+    shared: Shared, folder: RunFolder, lease: Lease, report: Report, stop: Callable[[], bool]
+) -> Course[RunOutcome]:
+    """The same, for whoever sends it the batches it asks for."""
+    plan = RunPlan.from_json(folder.read_plan())
+    attempt = Attempt(plan, folder, lease, report, stop, shared=shared)
     try:
-        return attempt.carry_out()
+        return (yield from attempt.course())
     except LeaseLost:
         raise
     except Exception as error:
@@ -92,11 +100,17 @@ class Attempt:
         stop: Callable[[], bool],
         mesh: Mesh = ALONE,
         build: Build = build_engine,
+        shared: Shared | None = None,
     ) -> None:
-        """On a mesh every rank makes the same attempt; the leading rank alone writes it down."""
+        """On a mesh every rank makes the same attempt; the leading rank alone writes it down.
+
+        `shared` is what other runs of this process use as well.
+        """
         self.plan, self.folder, self.lease, self.mesh = plan, folder, lease, mesh
         self.report, self.stop = report, stop
-        self.source = open_source(plan.source)
+        self.shared = shared or Shared(plan, mesh)
+        self.source = self.shared.source
+        self.shared.n_runs += 1
         self.engine = build(plan, self.source, mesh)
         self.checkpoints = Checkpoints(
             folder.checkpoints_path,
@@ -112,7 +126,7 @@ class Attempt:
         self.rule = StopRule.of(plan.train, self._agree)
         self.warnings: list[str] = []
         self.bit_exact = True
-        self.train_s = 0.0
+        self.clock = OwnTime()
         self.scores: Scores | None = None
         self.figures: dict[str, float] = {}
         self.first_step = self._resume()
@@ -120,7 +134,11 @@ class Attempt:
 
     def carry_out(self) -> RunOutcome:
         """Train, and when that comes to its end measure and keep the result."""
-        ending = self.train()
+        return alone(self.course(), self.shared.batch)
+
+    def course(self) -> Course[RunOutcome]:
+        """The same, for whoever sends it the batches it asks for."""
+        ending = yield from self.train()
         if ending is not Ending.completed:
             return self.outcome(_STATUS[ending])
         measured = self.measured()
@@ -138,10 +156,9 @@ class Attempt:
         warnings = self.warnings + (self.guard.warnings if self.guard else [])
         return RunOutcome(status, result, self.cost(), warnings, error)
 
-    def train(self) -> Ending:
+    def train(self) -> Course[Ending]:
         plan = self.plan
         with (
-            self._timed(),
             self._logger() as logger,
             StepProfiler(self._profiles(), self.folder.path, self.first_step) as profiler,
         ):
@@ -161,10 +178,10 @@ class Attempt:
                 stop=self.stop,
                 profiled_step=profiler.step,
                 utilization=partial(utilization, plan, self.mesh.world_size),
+                seconds=lambda: self.clock.s,
             )
-            ending = fit(
+            steps = fit(
                 self.engine,
-                self._batch,
                 plan.train,
                 plan.observe,
                 observers,
@@ -172,7 +189,9 @@ class Attempt:
                 guard=self.guard,
                 rule=self.rule,
             )
-            self.checkpoints.finish()
+            ending = yield from on_own_time(steps, self.clock)
+            with self.clock:
+                self.checkpoints.finish()
         return ending
 
     def _logger(self) -> AbstractContextManager[JsonlLogger | None]:
@@ -182,14 +201,6 @@ class Attempt:
 
     def _profiles(self) -> bool:
         return self.plan.observe.profile and self.mesh.leads
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        started_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.train_s = time.perf_counter() - started_s
 
     def measured(self) -> dict[str, Any]:
         """The result fields that only a finished run has."""
@@ -228,10 +239,10 @@ class Attempt:
 
     def cost(self) -> dict[str, Any]:
         execution, batch_tokens = self.plan.execution, self.plan.train.batch_tokens
-        trained = (self.last_step - self.first_step) * batch_tokens
+        trained, train_s = (self.last_step - self.first_step) * batch_tokens, self.clock.s
         return {
-            "train_s": self.train_s,
-            "tokens_per_s": trained / self.train_s if self.train_s else 0.0,
+            "train_s": train_s,
+            "tokens_per_s": trained / train_s if train_s else 0.0,
             "peak_memory_bytes": peak_memory_bytes(execution.device),
             "device": device_name(execution.device),
             "bit_exact": self.bit_exact,
@@ -240,6 +251,7 @@ class Attempt:
             "threads": execution.threads,
             "mesh": [self.mesh.dp.size, self.mesh.latent.size],
             "resumed_at_step": self.first_step,
+            "multiplexed": self.shared.n_runs,
         }
 
     def _resume(self) -> int:
@@ -258,18 +270,6 @@ class Attempt:
         self.warnings += doubts
         self.bit_exact = not doubts
         return found.step
-
-    def _batch(self, step: int) -> Tensor:
-        train = self.plan.train
-        batch_BD = self.source.train_batch(
-            seed=train.seed,
-            step=step,
-            batch_tokens=train.batch_tokens,
-            shuffle_block=train.shuffle_block,
-            replica=self.mesh.dp.index,
-            replicas=self.mesh.dp.size,
-        )
-        return batch_BD.to(self.plan.execution.device, DTYPES[self.plan.numerics.precision])
 
     def _evaluation(self) -> Row:
         self.figures = self.engine.report()
@@ -293,6 +293,7 @@ class Attempt:
         return bool(self.mesh.from_leader(torch.tensor([float(met)])).item())
 
 
-def _settle_torch(plan: RunPlan) -> None:
+def settle_torch(plan: RunPlan) -> None:
+    """What runs of this process compute with, and where their memory is measured from."""
     torch.set_num_threads(plan.execution.threads)
     reset_peak_memory(plan.execution.device)

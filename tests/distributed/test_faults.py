@@ -178,7 +178,7 @@ def test_a_preempted_launch_goes_on_where_it_was(tmp_path: Path, undisturbed: Ru
 
 
 def _worker(folder: RunFolder) -> subprocess.Popen[str]:
-    command = json.dumps({"run": str(folder.path), "lease_timeout_s": 60.0})
+    command = json.dumps({"runs": [str(folder.path)], "lease_timeout_s": 60.0})
     worker = subprocess.Popen(
         [sys.executable, "-m", "scaling.worker"],
         stdin=subprocess.PIPE,

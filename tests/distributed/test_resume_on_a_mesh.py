@@ -80,7 +80,10 @@ def test_from_four_shards_to_one_to_two(tmp_path: Path) -> None:
     assert len(list((folder.path / "weights").glob("rank_*"))) == 2
 
 
-@pytest.mark.parametrize(("dp", "latent", "engine"), [(2, 2, "deepspeed"), (1, 2, "fused")])
+@pytest.mark.parametrize(
+    ("dp", "latent", "engine"),
+    [pytest.param(2, 2, "deepspeed", marks=pytest.mark.faults), (1, 2, "fused")],
+)
 def test_on_the_same_mesh_to_the_bit(tmp_path: Path, dp: int, latent: int, engine: str) -> None:
     straight = on(tmp_path, dp, latent, f"engine={engine}", "straight")
     broken = on(tmp_path, dp, latent, f"engine={engine}")

@@ -14,7 +14,7 @@ from scaling.distributed.elastic import this_node
 from scaling.plan import RunPlan
 from scaling.runs.record import RunOutcome
 from scaling.runs.store import RunFolder
-from scaling.worker import take_up
+from scaling.take_up import take_up
 
 
 class Parent:

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from scaling import worker
+from scaling import take_up as taking
 from scaling.runs.store import RunFolder
 from scaling.train import run, shared_folder
 
@@ -34,7 +34,7 @@ class Channel:
 
 def take_up(folder: RunFolder) -> dict[str, Any]:
     """The event a worker would answer with."""
-    return worker.take_up(folder, {"lease_timeout_s": 60.0}, run.train_run, Channel())  # type: ignore[arg-type]
+    return taking.take_up(folder, {"lease_timeout_s": 60.0}, run.train_run, Channel())  # type: ignore[arg-type]
 
 
 def die_at(point: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling import export
 from scaling.autoencoder.registry import ARCHITECTURES
 from scaling.runs.record import Status
 from scaling.train.shard_files import read_tensors
@@ -40,11 +39,3 @@ def test_a_stopped_run_resumes_to_the_bit_with_its_own_parameters(
     for key in own:  # trained, and averaged as every other
         assert weights[0][key].std() > 0
         assert not torch.equal(weights[0][f"{key}.ema"], weights[0][key])
-
-
-def test_what_an_export_cannot_hold_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, folder = planned(tmp_path, "autoencoder=gated")
-    assert export.main([str(folder.path), "--out", str(tmp_path / "out")]) == 2
-    assert "autoencoder=gated" in capsys.readouterr().err

@@ -35,6 +35,7 @@ OWNERS = {
     "matplotlib": ["analysis/"],
     "transformers": ["scaling/activations/"],
     "gguf": ["scaling/activations/"],
+    "huggingface_hub": ["scaling/activations/", "scaling/interchange/hub.py"],
 }
 """Heavy packages and the only places that may import them."""
 
@@ -64,6 +65,15 @@ LAYERS = {
         "scaling.schedule",
         "scaling.plan",
         "scaling.hardware",
+        "scaling.errors",
+    ],
+    "scaling/interchange/": [
+        "scaling.interchange",
+        "scaling.activations.normalize",
+        "scaling.autoencoder",
+        "scaling.kernels",
+        "scaling.storage",
+        "scaling.train.tensor_file",
         "scaling.errors",
     ],
     "analysis/": [
@@ -139,6 +149,8 @@ for part in pkgutil.iter_modules(package.__path__, "{module}."):
     ("module", "absent"),
     [
         ("scaling", "torch"),
+        ("scaling.interchange", "torch"),
+        ("scaling.interchange.load", "transformers"),
         ("analysis.fit", "torch"),
         ("scaling.status", "torch"),
         ("scaling.budget.__main__", "torch"),
@@ -148,4 +160,15 @@ for part in pkgutil.iter_modules(package.__path__, "{module}."):
 )
 def test_light_entry_points_stay_light(module: str, absent: str) -> None:
     script = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_loading_is_imported_when_it_is_asked_for() -> None:
+    script = """
+import sys, scaling
+assert "torch" not in sys.modules
+from scaling import load_autoencoder
+assert load_autoencoder is scaling.load_autoencoder and "torch" in sys.modules
+assert not hasattr(scaling, "load_autoencoders")
+"""
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

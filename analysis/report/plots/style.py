@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from analysis.counts import short_count
 from analysis.laws.forms import Array
-from analysis.palette import ORDERED
+from analysis.palette import KINDS, ORDERED
 from analysis.records.table import RunTable
 from analysis.study.study import Study
 
@@ -35,7 +35,9 @@ STYLE: dict[Any, Any] = {
     **{"svg.fonttype": "none", "svg.hashsalt": "analysis", "lines.linewidth": 1.4},
 }
 COLUMNS = 3
-_TICKS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)  # of each decade of loss
+DPI = 160  # 1,180 pixels wide: sharp where a README shows it at 800
+MARKERS = "osD^vPX*"
+TICKS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)  # of each decade of loss
 _WIDTH = 7.4  # inches
 
 
@@ -75,6 +77,26 @@ def colors_of(levels: Iterable[float]) -> dict[float, str]:
     return {level: to_hex(_SCALE(shade)) for level, shade in zip(unique, shades, strict=True)}
 
 
+def looks_of(kinds: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Color and marker of each kind, in order; both, for readers who cannot tell colors."""
+    return {
+        kind: (KINDS[i % len(KINDS)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(kinds)
+    }
+
+
+def name_kinds(axes: Axes, looks: dict[str, tuple[str, str]], notes: Sequence[Line2D] = ()) -> None:
+    """The legend of kinds beside the axes; `notes` are further handles."""
+    handles = [*kind_handles(looks), *notes]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def kind_handles(looks: dict[str, tuple[str, str]]) -> list[Line2D]:
+    return [
+        Line2D([], [], color=color, marker=marker, markersize=4.5, label=plain(kind))
+        for kind, (color, marker) in looks.items()
+    ]
+
+
 def dodge(level: float, levels: Sequence[float]) -> float:
     """A slight shift along a log axis, so that points of several k do not hide each other."""
     return float(np.exp(0.05 * (levels.index(level) - (len(levels) - 1) / 2)))
@@ -107,7 +129,7 @@ def log_x(axes: Axes, values: Array, label: str) -> None:
 def log_log(axes: Axes, values: Array, label: str) -> None:
     log_x(axes, values, label)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=_TICKS))
+    axes.yaxis.set_major_locator(LogLocator(subs=TICKS))
     axes.yaxis.set_minor_locator(NullLocator())
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         set_formatter(FuncFormatter(lambda v, _: f"{v:.2g}"))

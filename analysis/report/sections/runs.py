@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.counts import short_count
+from analysis.records.table import Dropped
 from analysis.report import page
 from analysis.report.sections.cells import amount, plain
 from analysis.study.study import Study
 
 
 def excluded(study: Study, n_records: int) -> Iterator[str]:
-    dropped = study.table.dropped
+    yield from left_out(study.table.dropped, len(study.table), n_records)
+
+
+def left_out(dropped: Sequence[Dropped], n_used: int, n_records: int) -> Iterator[str]:
     yield page.paragraph(
-        f"{len(study.table)} of {n_records} runs are used."
-        + ("" if dropped else " None was excluded.")
+        f"{n_used} of {n_records} runs are used." + ("" if dropped else " None was excluded.")
     )
     if dropped:
         yield page.table(("run", "reason"), dropped)

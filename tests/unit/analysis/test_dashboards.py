@@ -130,13 +130,14 @@ def test_every_configuration_key_is_one_of_a_run(build, sweep):
     """As W&B stores it: {"autoencoder": {"value": {"n_latents": ...}}}."""
     from dataclasses import fields
 
-    from scaling.config import AutoencoderConfig, TrainConfig
+    from scaling.autoencoder_config import TopKConfig
+    from scaling.config import TrainConfig
 
     workspace = build(sweep)
     keys = {key["key"]["name"] for key in run_set_of(workspace)["sort"]["keys"]}
     keys |= {line["groupBy"] for line in lines_of(workspace) if "groupBy" in line}
     assert len(keys) == 4
-    owners = {"autoencoder": AutoencoderConfig, "train": TrainConfig}
+    owners = {"autoencoder": TopKConfig, "train": TrainConfig}
     for key in keys:
         group, value, name = key.split(".")
         assert value == "value"
@@ -211,6 +212,19 @@ def test_hue_tells_k_and_shade_tells_n():
     assert all(lightness(colors[f"64-{k}"]) > lightness(colors[f"128-{k}"]) for k in (2, 4, 8))
     assert run_colors([]) == {}
     assert run_colors([Cell("a", 64, 2, 1)]) == {"a": "#b8438e"}
+    # Where sparsity is an outcome, the largest penalty is like the smallest k.
+    paid = [Cell(f"{p:g}", 64, None, 1, p) for p in (4e-3, 2e-3, 1e-3)]
+    assert [*run_colors(paid).values()] == [colors[f"128-{k}"] for k in (2, 4, 8)]
+
+
+def test_a_plan_without_k_is_a_cell(sweep: Path) -> None:
+    plan = {"n_latents": 256, "k": None, "options": {"penalty": 1e-3}}
+    SweepStore(sweep).folder("relu").prepare({"autoencoder": plan, "tokens_requested": 1000})
+    assert Cell("relu", 256, None, 1000, 1e-3) in read_sweep(str(sweep)).cells
+    plan = {"n_latents": 256, "k": None, "options": {"penalty": -1}}
+    SweepStore(sweep).folder("odd").prepare({"autoencoder": plan, "tokens_requested": 1000})
+    with pytest.raises(TableError, match="penalty = -1 is not above 0"):
+        read_sweep(str(sweep))
 
 
 def test_the_cells_of_a_sweep(sweep):

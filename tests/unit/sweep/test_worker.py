@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scaling import worker
+from scaling import take_up
 from scaling.errors import UserError
 from scaling.runs.record import RunError, RunOutcome, Status
 from scaling.runs.store import RunFolder, SweepStore
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def _take_up(folder: RunFolder, runner: Callable[..., RunOutcome]) -> dict[str, Any]:
-    return worker.take_up(folder, {"lease_timeout_s": 60.0}, runner, Channel())
+    return take_up.take_up(folder, {"lease_timeout_s": 60.0}, runner, Channel())
 
 
 def _returning(outcome: RunOutcome) -> Callable[..., RunOutcome]:
@@ -88,11 +88,11 @@ def test_checkpoints_go_only_after_the_record_says_so(folder: RunFolder, monkeyp
 
 def test_a_wish_to_stop_may_interrupt_another():
     """Two may send SIGTERM at once: the handler must stand being interrupted by itself."""
-    assert ends_when_interrupted_by_itself(worker.StopWish())
+    assert ends_when_interrupted_by_itself(take_up.StopWish())
     assert not ends_when_interrupted_by_itself(threading.Event())  # which holds a lock meanwhile
 
 
-def ends_when_interrupted_by_itself(flag: worker.StopWish | threading.Event) -> bool:
+def ends_when_interrupted_by_itself(flag: take_up.StopWish | threading.Event) -> bool:
     """Set the flag again where setting it first returns from anything."""
     interrupted: list[bool] = []
     ended = threading.Event()

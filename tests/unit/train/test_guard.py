@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from time import perf_counter
 from typing import Any
 
 import pytest
 import torch
 
 from scaling.plan import ObservePlan, TrainPlan
+from scaling.train.course import OwnTime, alone, on_own_time
 from scaling.train.engine import Accept, StepStats
 from scaling.train.guard import JUDGED_FROM, MAX_SKIPPED_IN_A_ROW, REMEMBERED, LossGuard
 from scaling.train.loop import Ending, Observers, Row, fit
@@ -53,10 +55,11 @@ def run_loop(losses: list[float], **changes: Any) -> tuple[Ending, ScriptedEngin
     )  # fmt: skip
     observers = Observers(
         row=rows.append, checkpoint=lambda _: None, evaluation=dict, stop=lambda: False,
-        profiled_step=lambda _: nullcontext(), utilization=lambda _: 0.0,
+        profiled_step=lambda _: nullcontext(), utilization=lambda _: 0.0, seconds=perf_counter,
     )  # fmt: skip
     guard = LossGuard.of(train)
-    ending = fit(engine, lambda _: torch.empty(0), train, observe, observers, guard=guard)  # type: ignore[arg-type]
+    course = on_own_time(fit(engine, train, observe, observers, guard=guard), OwnTime())  # type: ignore[arg-type]
+    ending = alone(course, lambda _: torch.empty(0))
     return ending, engine, rows, guard
 
 
