@@ -17,12 +17,7 @@ import torch
 
 from scaling.activations.build import made_live
 from scaling.activations.source import ActivationSource
-from scaling.hardware import (
-    device_name,
-    fingerprint,
-    peak_memory_bytes,
-    reset_peak_memory,
-)
+from scaling.hardware import device_name, fingerprint, peak_memory_bytes, reset_peak_memory
 from scaling.plan import RunPlan
 from scaling.runs.logger import JsonlLogger
 from scaling.runs.record import RunError, RunOutcome, Status
