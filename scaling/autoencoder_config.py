@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from scaling.choices import BPreInit, DeadTreatment, EncoderInit
+from scaling.choices import BPreInit, DeadTreatment, EncoderInit, ProLUGradient
 
 
 @dataclass(kw_only=True)
@@ -17,6 +17,11 @@ class AutoencoderConfig:
     dead_treatment: DeadTreatment = DeadTreatment.none
     dead_after_tokens: int = 10_000_000
     """A latent silent for this many tokens (counted globally) is dead. One value per sweep."""
+    resample_every_tokens: int | None = None
+    """Training tokens between resamplings of dead latents, with dead_treatment=resample; null = an
+    eighth of training."""
+    resample_until: float = 0.5
+    """Share of training after which no latent is resampled."""
     b_pre_init: BPreInit = BPreInit.geometric_median
     encoder_init: EncoderInit = EncoderInit.tied
     scale_encoder: bool = True
@@ -43,6 +48,33 @@ class TopKConfig(AutoencoderConfig):
 
 
 @dataclass(kw_only=True)
+class MultiTopKConfig(TopKConfig):
+    """TopK with a second, wider reconstruction in its loss (Gao et al. 2024, appendix)."""
+
+    wide_factor: int = 4
+    """The wider reconstruction has this many times k latents, at most all."""
+    wide_weight: float = 1 / 8
+    """Weight of its loss."""
+
+
+@dataclass(kw_only=True)
+class MatryoshkaConfig(TopKConfig):
+    """Nested dictionaries, each of which reconstructs (Bussmann et al. 2025), with TopK."""
+
+    prefixes: list[float] = field(default_factory=lambda: [1 / 32, 3 / 32, 7 / 32, 15 / 32, 1])
+    """First latents that make a dictionary: up to 1 a share of n_latents, above 1 a count. The last
+    is all of them."""
+
+
+@dataclass(kw_only=True)
+class BatchTopKConfig(TopKConfig):
+    """The B k largest of a batch in training, a threshold at inference (Bussmann et al. 2024)."""
+
+    threshold_decay: float = 0.9
+    """Share that a step keeps of the running mean which is the threshold."""
+
+
+@dataclass(kw_only=True)
 class PenalizedConfig(AutoencoderConfig):
     """Architectures whose sparsity is an outcome: they pay for activity."""
 
@@ -60,9 +92,45 @@ class ReLUConfig(PenalizedConfig):
     gradient_projection: bool = False
 
 
+@dataclass(kw_only=True)
+class ProLUConfig(PenalizedConfig):
+    """A bias that gates without shifting, with an L1 penalty (Taggart 2024)."""
+
+    gradient: ProLUGradient = ProLUGradient.relu
+    """Which of the two published synthetic gradients."""
+    weighted_l1: bool = False
+    """Weigh the penalty by decoder norms; false = the plain L1 norm, as published."""
+
+
+@dataclass(kw_only=True)
+class GatedConfig(PenalizedConfig):
+    """One path decides which latents are active, another how much; the penalty is on the first
+    (Rajamanoharan et al. 2024, arXiv 2404.16014). b_enc is the gate's bias."""
+
+
+@dataclass(kw_only=True)
+class JumpReLUConfig(PenalizedConfig):
+    """A trained threshold per latent and an L0 penalty (Rajamanoharan et al. 2024, arXiv
+    2407.14435)."""
+
+    bandwidth: float = 0.001
+    """Width of the kernel that estimates the threshold's gradient, in units of x's root mean
+    squared distance from its mean."""
+    initial_threshold: float = 0.001
+    """In the same unit."""
+    target_l0: float | None = None
+    """Penalize (L0 / this - 1)^2 of the batch's mean L0; null = L0 itself."""
+
+
 ARCHITECTURES: dict[str, type[AutoencoderConfig]] = {
     "topk": TopKConfig,
     "relu": ReLUConfig,
+    "prolu": ProLUConfig,
+    "gated": GatedConfig,
+    "jumprelu": JumpReLUConfig,
+    "multi_topk": MultiTopKConfig,
+    "matryoshka": MatryoshkaConfig,
+    "batch_topk": BatchTopKConfig,
 }
 """By the name in `autoencoder=NAME`."""
 
@@ -75,3 +143,16 @@ def name_of(config: AutoencoderConfig) -> str:
 def k_of(config: AutoencoderConfig) -> int | None:
     """Active latents per token; None where sparsity is an outcome."""
     return getattr(config, "k", None)
+
+
+def has_dense_code(config: AutoencoderConfig) -> bool:
+    """Whether a code has a value for each latent: it then asks nothing of the kernels."""
+    return k_of(config) is None or isinstance(config, BatchTopKConfig)
+
+
+def widest_k(config: AutoencoderConfig) -> int:
+    """Latents per token that are decoded at once; 0 where the code is dense."""
+    if has_dense_code(config) or not isinstance(config, TopKConfig):
+        return 0
+    factor = config.wide_factor if isinstance(config, MultiTopKConfig) else 1
+    return min(factor * config.k, config.n_latents)

@@ -22,6 +22,21 @@ class DeadTreatment(StrEnum):
     none = auto()
     auxk = auto()
     """They model the residual, by a loss of their own (Gao et al. 2024)."""
+    ghost_grads = auto()
+    """They model the residual through exp, by a loss as large as the mse (Jermyn and Templeton
+    2024)."""
+    resample = auto()
+    """At stated times they are drawn anew from inputs that are reconstructed badly (Bricken et al.
+    2023)."""
+
+
+class ProLUGradient(StrEnum):
+    """What stands in for the derivative of ProLU (Taggart 2024)."""
+
+    relu = auto()
+    """As if the bias were ReLU's."""
+    ste = auto()
+    """The gate differentiated as if it were a ReLU."""
 
 
 class LrRule(StrEnum):

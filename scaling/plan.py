@@ -8,54 +8,17 @@ computed on this machine, fixed at the first launch so that a resume repeats the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scaling.activations.source import SourceSpec
+from scaling.autoencoder_plan import AutoencoderPlan, but_defaults
 from scaling.storage.hashing import canonical_json, sha256_hex
 
 SCHEMA_VERSION = 1
 NUMERICS_VERSION = 1
 """Raised whenever the code's results change for the same identity."""
 RUN_ID_DIGITS = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderPlan:
-    name: str
-    n_latents: int
-    k: int | None
-    """None where sparsity is an outcome."""
-    k_aux: int
-    aux_coef: float
-    dead_after_tokens: int
-    b_pre_init: str
-    encoder_init: str
-    scale_encoder: bool
-    dead_treatment: str = "auxk"
-    b_enc: bool = True
-    decoder_norm: bool = True
-    gradient_projection: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
-    """What this architecture alone has: {penalty, warmup_steps} of a ReLU's."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What of it determines the result; older run ids stay what they are."""
-        values = _but_defaults(asdict(self), _LATER_AUTOENCODER_KEYS)
-        if self.name == "topk" and not self.aux_coef:
-            values.pop("dead_treatment", None)  # aux_coef says it, and said it before
-        return values
-
-    @property
-    def widest_code(self) -> int:
-        """Latents that may be active for a token."""
-        return self.n_latents if self.k is None else self.k
-
-    @property
-    def penalty(self) -> float | None:
-        """Lambda, where sparsity is paid for."""
-        return self.options.get("penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +133,8 @@ class RunPlan:
         """All that determines the result, and nothing else."""
         return {
             "autoencoder": self.autoencoder.identity,
-            "train": _but_defaults(asdict(self.train), _LATER_TRAIN_KEYS),
-            "numerics": _but_defaults(asdict(self.numerics), _LATER_NUMERICS_KEYS),
+            "train": but_defaults(asdict(self.train), _LATER_TRAIN_KEYS),
+            "numerics": but_defaults(asdict(self.numerics), _LATER_NUMERICS_KEYS),
             "activations": self.source.content_hash,
             "eval": self.source.eval_hash,
             "numerics_version": NUMERICS_VERSION,
@@ -197,6 +160,8 @@ class RunPlan:
         ae = self.autoencoder
         sparsity = f"k={ae.k}" if ae.k is not None else f"lambda={ae.penalty:g}"
         named = "" if ae.name == "topk" else f"{ae.name} "
+        if (target := ae.options.get("target_l0")) is not None:
+            sparsity += f" L0={target:g}"
         return f"{named}n={ae.n_latents} {sparsity} D={short(self.tokens)}"
 
     def with_estimate(self, seconds: float) -> RunPlan:
@@ -247,13 +212,6 @@ _PLAIN_FIELDS = (
 )
 
 
-_LATER_AUTOENCODER_KEYS = {
-    "dead_treatment": "auxk",
-    "b_enc": True,
-    "decoder_norm": True,
-    "gradient_projection": True,
-    "options": {},
-}
 _LATER_TRAIN_KEYS = {
     "on_bad_loss": "stop",
     "spike_factor": None,
@@ -263,11 +221,6 @@ _LATER_TRAIN_KEYS = {
 }
 _LATER_NUMERICS_KEYS = {"capacity_factor": None, "selection_shards": None}
 """Keys younger than some records, with the value that those records had without saying so."""
-
-
-def _but_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Without the younger keys that say nothing new, so that older run ids stay what they are."""
-    return {key: v for key, v in values.items() if key not in defaults or v != defaults[key]}
 
 
 def short(count: int) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from scaling.autoencoder_config import ARCHITECTURES
 from scaling.errors import UserError
 
 
@@ -21,6 +22,8 @@ class SweepPoint:
     """One cell of `sweep.points`; what is null stays as the rest of the config says."""
 
     n_latents: int = MISSING
+    autoencoder: str | None = None
+    """Architecture, by its name in autoencoder=NAME; keys that both have stay as they were set."""
     k: int | None = None
     """Of an architecture that fixes it; `penalty` of one that pays for activity."""
     penalty: float | None = None
@@ -59,7 +62,7 @@ class DStarConfig:
 @dataclass(kw_only=True)
 class SweepConfig:
     points: list[SweepPoint] = field(default_factory=list)
-    """Cells to run instead of a product, each {n_latents, k[, tokens, seed, lr_scale,
+    """Cells to run instead of a product, each {n_latents, k[, autoencoder, tokens, seed, lr_scale,
     batch_tokens]}; of other lists in the command, each of their values runs all cells."""
     where: str | None = None
     """Keep only grid points for which this holds, e.g. "k <= n_latents / 16". Names: n_latents,
@@ -90,13 +93,16 @@ def with_points(composed: DictConfig) -> Iterator[DictConfig]:
     without.sweep.points = []
     for number, cell in enumerate(composed.sweep.points, start=1):
         at_cell = without.copy()
+        if (architecture := _of_cell(cell, "autoencoder", number)) is not None:
+            at_cell.autoencoder = _of_architecture(at_cell.autoencoder, str(architecture), number)
         for name, key in KEYS_OF_A_POINT.items():
             if (value := _of_cell(cell, name, number)) is not None:
+                _check_key(at_cell, key, name, value, number)
                 OmegaConf.update(at_cell, key, value)
         yield at_cell
 
 
-def _of_cell(cell: DictConfig, name: str, number: int) -> float | None:
+def _of_cell(cell: DictConfig, name: str, number: int) -> float | str | None:
     if OmegaConf.is_missing(cell, name) or (name == "k" and cell.k is cell.penalty is None):
         raise UserError(
             f"sweep.points: cell {number} has no {name}. Give each cell n_latents and k (or "
@@ -115,6 +121,38 @@ def _of_cell(cell: DictConfig, name: str, number: int) -> float | None:
             "out for what train.tokens or train.flops says."
         )
     return value
+
+
+def _check_key(at_cell: DictConfig, key: str, name: str, value: float | str, number: int) -> None:
+    """A cell says k to an architecture that has it, and penalty to one that pays."""
+    group, _, field_name = key.partition(".")
+    if field_name not in list(at_cell[group]):  # "in" alone does not see a key without a value
+        schema = OmegaConf.get_type(at_cell[group])
+        architecture = next((n for n, node in ARCHITECTURES.items() if node is schema), "")
+        raise UserError(
+            f"sweep.points: cell {number} has {name}={value}, and autoencoder={architecture} has "
+            f"no {name}. Give a cell k or penalty, whichever its architecture has."
+        )
+
+
+def _of_architecture(present: DictConfig, name: str, number: int) -> DictConfig:
+    """The keys of that architecture, with the values that were set on the present one's."""
+    if name not in ARCHITECTURES:
+        raise UserError(
+            f"sweep.points: cell {number} has autoencoder={name}, which does not exist. Choose "
+            f"among {', '.join(ARCHITECTURES)}."
+        )
+    schema = OmegaConf.get_type(present)
+    wanted = OmegaConf.structured(ARCHITECTURES[name])
+    if schema is ARCHITECTURES[name]:
+        return present
+    usual = OmegaConf.structured(schema)
+    for key in wanted:
+        if key in present and not OmegaConf.is_missing(present, key):
+            value = present[key]
+            if OmegaConf.is_missing(usual, key) or value != usual[key]:
+                wanted[key] = value
+    return wanted
 
 
 def _from_ladder(*, _root_: DictConfig) -> int:

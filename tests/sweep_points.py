@@ -20,7 +20,8 @@ from tests.compose import ROOT
 def sweep_points(name: str, *overrides: str) -> list[RunConfig]:
     """All points of sweeps/NAME.yaml, or of a list given as an override of its own."""
     config = _composed(f"sweeps={name}", *overrides)
-    lists = {key: _values(key, str(words)) for key, words in config.hydra.sweeper.params.items()}
+    params = config.hydra.sweeper.params or {}  # none where a file has cells alone
+    lists = {key: _values(key, str(words)) for key, words in params.items()}
     given = {word.split("=")[0] for word in overrides}
     lists = {key: values for key, values in lists.items() if key not in given}
     with open_dict(config):

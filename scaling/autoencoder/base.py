@@ -38,6 +38,8 @@ class Spec:
     """Whether decoder rows are brought back to unit norm after each step."""
     gradient_projection: bool = True
     """Whether the decoder's gradient loses its component along each row first."""
+    ghost_grads: bool = False
+    """Whether dead latents get a gradient through exp (`scaling.autoencoder.ghost`)."""
 
     def __post_init__(self) -> None:
         if not self.mean_predictor_mse > 0:
@@ -53,7 +55,7 @@ class Losses(NamedTuple):
     normalized_mse: Tensor
     """Reconstruction loss over the calibration mean predictor's; not the held-out metric."""
     aux: Tensor
-    """Loss of the dead latents before its weight; 0 when none is dead."""
+    """Loss of the dead latents before its weight or scale; 0 when none is dead."""
     n_dead: int
     """Dead latents, of all shards."""
     sparsity: Tensor | None = None
@@ -99,9 +101,17 @@ class Autoencoder(nn.Module, ABC):
         """Code and losses of a batch, given the (local) ids of the dead latents ([A], int64) and
         how many updates were made before."""
 
+    def encode_at_start(self, x_BD: Tensor) -> Code:
+        """The code of x before any step, on which the encoder's first scale is measured."""
+        return self.encode(x_BD)
+
     @torch.no_grad()
     def after_step(self, code: Code) -> None:
         """Take in the code of the batch just trained on. Collective. Nothing, by default."""
+
+    def homogeneous(self) -> Self:
+        """This model without what does not scale with its input; such a threshold is 0 there."""
+        return self
 
     def with_weights(self, weights: dict[str, Tensor]) -> Self:
         """The same model with other weights, which it shares."""

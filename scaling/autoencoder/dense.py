@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.nn.functional import linear
 
 from scaling.autoencoder.base import Autoencoder, Losses, Spec
 from scaling.autoencoder.code import Code, Dense
+from scaling.autoencoder.ghost import Ghost, ghost_loss, rows_of
 from scaling.autoencoder.losses import reconstruction_loss
 
 
@@ -44,10 +46,13 @@ class PenalizedSpec(Spec):
         return self.d_model * self.mean_predictor_mse
 
 
-class DenseAutoencoder(Autoencoder):
+S = TypeVar("S", bound=PenalizedSpec)
+
+
+class DenseAutoencoder(Autoencoder, Generic[S]):
     """One activation per latent; a subclass says which, and what it pays."""
 
-    spec: PenalizedSpec
+    spec: S
 
     @abstractmethod
     def activations(self, pre_BN: Tensor) -> Tensor:
@@ -71,14 +76,32 @@ class DenseAutoencoder(Autoencoder):
     def encode_with_losses(self, x_BD: Tensor, dead: Tensor, step: int = 0) -> tuple[Dense, Losses]:
         pre_BN = self.projected(x_BD)
         code = Dense(self.activations(pre_BN))
-        mse = reconstruction_loss(x_BD - self.decode(code), self.spec.mean_predictor_mse)
-        more = self.more_loss(x_BD, pre_BN)
-        sparsity = self.shard.sum_over_shards(self.sparsity(pre_BN, code.values_BN))
-        total = mse + more + self.spec.penalty_at(step) / self.spec.unit * sparsity
+        residual_BD = x_BD - self.decode(code)
+        mse = reconstruction_loss(residual_BD, self.spec.mean_predictor_mse)
+        partial, more = self.priced(x_BD, pre_BN, code.values_BN)
+        sparsity = self.shard.sum_over_shards(partial)
+        weight = self.spec.penalty_at(step) / self.spec.unit
+        total = mse + more + weight * self.penalized(sparsity)
         n_dead = sum(self.shard.gather_counts(len(dead)))
-        zero = torch.zeros_like(mse).detach()
-        return code, Losses(total, mse.detach(), zero, n_dead, sparsity.detach())
+        aux = torch.zeros_like(mse).detach()
+        if self.spec.ghost_grads and n_dead:
+            ghost = self._ghost(residual_BD.detach(), pre_BN, dead)
+            total, aux = total + ghost.scaled, ghost.loss
+        return code, Losses(total, mse.detach(), aux, n_dead, sparsity.detach())
 
-    def more_loss(self, x_BD: Tensor, pre_BN: Tensor) -> Tensor | float:
-        """A further term of the loss, in its unit; none by default."""
-        return 0.0
+    def _ghost(self, target_BD: Tensor, pre_BN: Tensor, dead: Tensor) -> Ghost:
+        pre_BA, w_dec_AD = pre_BN[:, dead] + self.b_enc[dead], rows_of(self.w_dec, dead)
+        return ghost_loss(target_BD, pre_BA, w_dec_AD, self.spec.mean_predictor_mse, self.shard)
+
+    def penalized(self, sparsity: Tensor) -> Tensor:
+        """What lambda weighs, of the sparsity of all shards; itself by default."""
+        return sparsity
+
+    def priced(self, x_BD: Tensor, pre_BN: Tensor, z_BN: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The sparsity of the latents here, and a further term of the loss; none by default."""
+        return self.sparsity(pre_BN, z_BN), 0.0
+
+
+def weighted_l1(z_BN: Tensor, w_dec_ND: Tensor) -> Tensor:
+    """Sum over latents of value times decoder norm, mean over tokens, 0-d."""
+    return (z_BN @ torch.linalg.vector_norm(w_dec_ND, dim=1)).mean()

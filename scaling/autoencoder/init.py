@@ -62,11 +62,12 @@ def scale_encoder_(model: Autoencoder, *, seed: int) -> None:
     """Scale w_enc so that reconstructions have their inputs' norm (about b_pre).
 
     Measured, as in the released code, on 256 random unit vectors around b_pre. TopK and the ReLU
-    commute with a positive factor, so one factor does it exactly (a threshold of its own, as
-    JumpReLU's, only nearly).
+    commute with a positive factor, so one factor does it exactly; a threshold, which does not,
+    counts as 0 here.
     """
     probe_BD = unit_rows(256, model.spec.d_model, seed=seed, stream=2).to(model.w_enc)
-    recon_BD = model.decode(model.encode(probe_BD + model.b_pre)) - model.b_pre
+    at_start = model.homogeneous()
+    recon_BD = at_start.decode(at_start.encode_at_start(probe_BD + model.b_pre)) - model.b_pre
     model.w_enc.mul_(probe_BD.norm() / recon_BD.norm())
 
 

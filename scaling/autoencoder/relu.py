@@ -12,15 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scaling.autoencoder.dense import DenseAutoencoder
+from scaling.autoencoder.dense import DenseAutoencoder, PenalizedSpec, weighted_l1
 
 
-class ReLUAutoencoder(DenseAutoencoder):
+class ReLUAutoencoder(DenseAutoencoder[PenalizedSpec]):
     """See the module's equations."""
 
     def activations(self, pre_BN: Tensor) -> Tensor:
         return torch.relu(pre_BN + self.b_enc)
 
     def sparsity(self, pre_BN: Tensor, z_BN: Tensor) -> Tensor:
-        norm_N = torch.linalg.vector_norm(self.w_dec, dim=1)
-        return (z_BN @ norm_N).mean()
+        return weighted_l1(z_BN, self.w_dec)

@@ -20,6 +20,8 @@ class LatentShard(Protocol):
     """
 
     first_latent: int
+    replicas: int
+    """Parts of a batch, of equal size: this one and others'."""
     measures: bool
     """Set by the engine where the step is logged: figures that cost something are taken then."""
 
@@ -52,6 +54,19 @@ class LatentShard(Protocol):
         """The mean of a statistic of this replica's tokens over all replicas; no gradient."""
         ...
 
+    def largest(self, values: Tensor, *, of_replicas: bool = False) -> Tensor:
+        """The elementwise largest of the shards' values (and of the replicas'); no gradient."""
+        ...
+
+    def sum_over_all(self, counts: Tensor) -> Tensor:
+        """Counts (int64) added up over all shards and all replicas."""
+        ...
+
+    def counted_before(self, counts_B: Tensor) -> Tensor:
+        """For each token, how much was counted in earlier tokens of the whole batch, and for the
+        same token by shards of lower ids, [B] int64."""
+        ...
+
     def report(self) -> dict[str, float]:
         """Figures for the log about the selections since the last call, the same on all shards."""
         ...
@@ -61,6 +76,7 @@ class Unsharded:
     """All latents are here, and all tokens."""
 
     first_latent = 0
+    replicas = 1
     measures = False
 
     def select(self, candidates: Active, k: int, widest: int) -> Active:
@@ -77,6 +93,15 @@ class Unsharded:
 
     def mean_over_replicas(self, statistic: Tensor) -> Tensor:
         return statistic
+
+    def largest(self, values: Tensor, *, of_replicas: bool = False) -> Tensor:
+        return values
+
+    def sum_over_all(self, counts: Tensor) -> Tensor:
+        return counts
+
+    def counted_before(self, counts_B: Tensor) -> Tensor:
+        return counts_B.cumsum(0) - counts_B
 
     def report(self) -> dict[str, float]:
         return {}

@@ -11,13 +11,15 @@ Shape suffixes: B tokens, D d_model, N latents held here, K active, A auxiliary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from scaling.autoencoder.base import Autoencoder, Losses, Spec
 from scaling.autoencoder.code import Code
+from scaling.autoencoder.ghost import Ghost, ghost_loss, rows_of
 from scaling.autoencoder.losses import auxiliary_loss, reconstruction_loss
 from scaling.autoencoder.shard import LatentShard
 from scaling.kernels import Active, Kernels
@@ -38,10 +40,24 @@ class TopKSpec(Spec):
             raise ValueError(f"k={self.k} must lie in 1..n_latents={self.n_latents}")
         if self.aux_coef and self.k_aux < 1:
             raise ValueError(f"k_aux={self.k_aux} must be at least 1 when aux_coef is not 0")
+        if self.aux_coef and self.ghost_grads:
+            raise ValueError(f"ghost_grads with aux_coef={self.aux_coef}: one treatment at a time")
+
+
+class Fit(NamedTuple):
+    """How a batch is reconstructed, without what is done for dead latents."""
+
+    code: Code
+    residual_BD: Tensor
+    """x - xhat."""
+    mse: Tensor
+    """Of that residual, normalized."""
+    loss: Tensor
+    """What is minimized: `mse`, with the losses of further reconstructions."""
 
 
 class TopKAutoencoder(Autoencoder):
-    """See the module's equations."""
+    """See the module's equations. A subclass selects otherwise, or has further reconstructions."""
 
     spec: TopKSpec
 
@@ -58,7 +74,7 @@ class TopKAutoencoder(Autoencoder):
     def with_weights(self, weights: dict[str, Tensor]) -> Self:
         return type(self)(self.spec, self.kernels, weights, self.shard)
 
-    def encode(self, x_BD: Tensor) -> Active:
+    def encode(self, x_BD: Tensor) -> Code:
         """The k active latents of each token, values after the ReLU, ids local to this shard."""
         return self._encode(x_BD, self.shard.replicated(self.b_pre))
 
@@ -66,24 +82,34 @@ class TopKAutoencoder(Autoencoder):
         assert isinstance(code, Active)
         return self.shard.sum_over_shards(self.kernels.decode(code, self.w_dec)) + self.b_pre
 
-    def encode_with_losses(
-        self, x_BD: Tensor, dead: Tensor, step: int = 0
-    ) -> tuple[Active, Losses]:
-        # Once for both encodings: its gradient is a collective, which every shard makes once.
+    def encode_with_losses(self, x_BD: Tensor, dead: Tensor, step: int = 0) -> tuple[Code, Losses]:
+        # Once for all encodings: its gradient is a collective, which every shard makes once.
         b_pre_D = self.shard.replicated(self.b_pre)
+        code, residual_BD, mse, loss = self._fit(x_BD, b_pre_D)
+        n_dead = self.shard.gather_counts(len(dead))
+        if not sum(n_dead) or not (self.spec.aux_coef or self.spec.ghost_grads):
+            zero = torch.zeros_like(mse).detach()
+            return code, Losses(loss, mse.detach(), zero, sum(n_dead))
+        # Detached: dead latents learn to model the residual, not the residual to please them.
+        target_BD = residual_BD.detach()
+        if self.spec.ghost_grads:
+            ghost = self._ghost(x_BD, b_pre_D, target_BD, dead)
+            return code, Losses(loss + ghost.scaled, mse.detach(), ghost.loss, sum(n_dead))
+        recon_BD = self._aux_reconstruction(x_BD, b_pre_D, dead, max(n_dead))
+        aux = auxiliary_loss(target_BD, recon_BD, self.shard.mean_over_replicas)
+        total = loss + self.spec.aux_coef * aux
+        return code, Losses(total, mse.detach(), aux.detach(), sum(n_dead))
+
+    def _fit(self, x_BD: Tensor, b_pre_D: Tensor) -> Fit:
         active = self._encode(x_BD, b_pre_D)
         residual_BD = x_BD - self.decode(active)
         mse = reconstruction_loss(residual_BD, self.spec.mean_predictor_mse)
-        n_dead = self.shard.gather_counts(len(dead))
-        if not self.spec.aux_coef or not sum(n_dead):
-            zero = torch.zeros_like(mse).detach()
-            return active, Losses(mse, mse.detach(), zero, sum(n_dead))
-        # Detached: dead latents learn to model the residual, not the residual to please them.
-        target_BD = residual_BD.detach()
-        recon_BD = self._aux_reconstruction(x_BD, b_pre_D, dead, max(n_dead))
-        aux = auxiliary_loss(target_BD, recon_BD, self.shard.mean_over_replicas)
-        total = mse + self.spec.aux_coef * aux
-        return active, Losses(total, mse.detach(), aux.detach(), sum(n_dead))
+        return Fit(active, residual_BD, mse, mse)
+
+    def _ghost(self, x_BD: Tensor, b_pre_D: Tensor, target_BD: Tensor, dead: Tensor) -> Ghost:
+        w_enc_AD, w_dec_AD = rows_of(self.w_enc, dead), rows_of(self.w_dec, dead)
+        pre_BA = linear(x_BD - b_pre_D, w_enc_AD, self.b_enc[dead])
+        return ghost_loss(target_BD, pre_BA, w_dec_AD, self.spec.mean_predictor_mse, self.shard)
 
     def _encode(self, x_BD: Tensor, b_pre_D: Tensor) -> Active:
         k = min(self.spec.k, len(self.w_enc))
@@ -100,7 +126,7 @@ class TopKAutoencoder(Autoencoder):
         """
         k_aux = min(self.spec.k_aux, len(dead))
         if k_aux:
-            w_enc_AD, b_enc_A = _rows(self.w_enc, dead), self.b_enc[dead]
+            w_enc_AD, b_enc_A = rows_of(self.w_enc, dead), self.b_enc[dead]
             candidates = self.kernels.encode_topk(x_BD, w_enc_AD, b_enc_A, k_aux, b_pre_D=b_pre_D)
         else:
             candidates = _no_candidates(x_BD)
@@ -109,7 +135,7 @@ class TopKAutoencoder(Autoencoder):
         active = self._selected(candidates, ids_BK, self.spec.k_aux, widest)
         if not k_aux:
             return self.shard.sum_over_shards(torch.zeros_like(x_BD))
-        return self.shard.sum_over_shards(self.kernels.decode(active, _rows(self.w_dec, dead)))
+        return self.shard.sum_over_shards(self.kernels.decode(active, rows_of(self.w_dec, dead)))
 
     def _selected(self, candidates: Active, ids_BK: Tensor, k: int, widest: int) -> Active:
         """The candidates (global ids `ids_BK`) that are selected, rectified."""
@@ -121,14 +147,9 @@ def is_plain_topk(model: Autoencoder) -> bool:
     """Whether it is the model that the fused kernels step: unit rows, projected, with a bias."""
     spec = model.spec
     as_published = spec.b_enc and spec.decoder_norm and spec.gradient_projection
-    return type(model) is TopKAutoencoder and as_published
+    return type(model) is TopKAutoencoder and as_published and not spec.ghost_grads
 
 
 def _no_candidates(x_BD: Tensor) -> Active:
     empty_BK = x_BD.new_zeros(len(x_BD), 0)
     return Active(empty_BK, empty_BK.long())
-
-
-def _rows(weight_ND: Tensor, ids: Tensor) -> Tensor:
-    """weight[ids], whose gradient touches those rows alone instead of filling an [N, D] tensor."""
-    return torch.nn.functional.embedding(ids, weight_ND, sparse=True)

@@ -13,22 +13,41 @@ def n_params(n_latents: int, d_model: int) -> int:
     return 2 * n_latents * d_model + n_latents + d_model
 
 
-def flops_per_token_dense(n_latents: int, d_model: int) -> int:
-    """Training FLOPs with every product dense: 12 n d, six matmuls of 2 n d.
+MORE_PRODUCTS = {"gated": 2}
+"""Products between a code and decoder rows, by architecture, beyond those of every autoencoder.
+gated: its gate's values are decoded too, and the gradient comes back to them, not to the rows."""
+
+
+def more_products(architecture: str) -> int:
+    """As `MORE_PRODUCTS` says; 0 for an architecture that needs none."""
+    return MORE_PRODUCTS.get(architecture, 0)
+
+
+def flops_per_token_dense(n_latents: int, d_model: int, *, more: int = 0) -> int:
+    """Training FLOPs with every product dense: 12 n d, six matmuls of 2 n d, and `more` of them.
 
     Encoder and decoder forward; gradients of the decoder, the code, the encoder and the pre-bias.
     """
-    return 12 * n_latents * d_model
+    return (12 + 2 * more) * n_latents * d_model
 
 
-def flops_per_token_sparse(n_latents: int, d_model: int, k: float) -> int:
+def flops_per_token_sparse(n_latents: int, d_model: int, k: float, *, more: int = 0) -> int:
     """Training FLOPs when only the encoder forward is dense: 2 n d + 8 k d.
 
     The sparse passes are the decoder forward and the gradients of code, decoder and encoder, 2 k d
-    each. Not counted in either convention: the pre-bias (2 n d a batch), biases, the optimizer,
-    and AuxK, whose cost depends on how many latents are dead.
+    each, and so is each of `more`. Not counted in either convention: the pre-bias (2 n d a batch),
+    biases, the optimizer, and AuxK, whose cost depends on how many latents are dead.
     """
-    return round(2 * n_latents * d_model + 8 * k * d_model)
+    return round(2 * n_latents * d_model + (8 + 2 * more) * k * d_model)
+
+
+def decoded_pairs(k: int, wide_k: int | None = None) -> float:
+    """What stands for k above where a token is also reconstructed from `wide_k` latents.
+
+    The decoder forward and the gradients of code and decoder are of k and of wide_k pairs, 2 d
+    FLOPs each; the encoder's gradient is of the wide_k, which hold the k.
+    """
+    return k if wide_k is None else wide_k + 0.75 * k
 
 
 def n_steps(tokens: int, batch_tokens: int) -> int:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from scaling.autoencoder.base import Losses
+from scaling.autoencoder.code import Code
 from scaling.autoencoder.dead import DeadLatents
 from scaling.autoencoder.decoder_norm import remove_parallel_gradient_, renormalize_rows_
 from scaling.autoencoder.topk import TopKAutoencoder, is_plain_topk
 from scaling.distributed.process_group import ProcessMesh
 from scaling.distributed.topology import Topology
-from scaling.kernels import Active
 from scaling.train.engine import Accept, StepStats
 from scaling.train.engine_parts import ModelHolder, OptimizerSpec, copy_all_checked
 from scaling.train.weight_average import WeightAverage
@@ -41,9 +41,11 @@ class DeepSpeedEngine(ModelHolder[TopKAutoencoder]):
         microbatch_tokens: int,
         zero_stage: int = 1,
     ) -> None:
-        """ValueError where the model is not the plain TopK one."""
+        """ValueError where the model is not the plain TopK one, or latents are to be resampled."""
         if not is_plain_topk(model):
             raise ValueError(f"the DeepSpeed engine trains TopK as published, not {model.spec}")
+        if optimizer.resampling is not None:
+            raise ValueError("the DeepSpeed engine resamples no latents: the torch engine does")
         self.model = model
         self.spec = optimizer
         self.mesh, self.watch = mesh, mesh.watch
@@ -176,7 +178,7 @@ class _Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x_BD: Tensor, dead: Tensor) -> tuple[Active, Losses]:
+    def forward(self, x_BD: Tensor, dead: Tensor) -> tuple[Code, Losses]:
         return self.model.encode_with_losses(x_BD, dead)
 
 

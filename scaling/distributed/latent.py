@@ -46,6 +46,7 @@ class MeshShard:
         self.capacity_factor = capacity_factor
         self.counts = SelectionCounts()
         self.measures = False
+        self.replicas = mesh.dp.size
 
     def select(self, candidates: Active, k: int, widest: int) -> Active:
         if self.mesh.latent.size == 1:
@@ -72,6 +73,22 @@ class MeshShard:
     def mean_over_replicas(self, statistic: Tensor) -> Tensor:
         total = self.mesh.dp.sum_(statistic.detach().clone(), "AuxK statistics")
         return total / self.mesh.dp.size
+
+    def largest(self, values: Tensor, *, of_replicas: bool = False) -> Tensor:
+        of_shards = self.mesh.latent.max_(values.detach().clone(), "largest values")
+        return self.mesh.dp.max_(of_shards, "largest values") if of_replicas else of_shards
+
+    def sum_over_all(self, counts: Tensor) -> Tensor:
+        in_shards = self.mesh.latent.sum_(counts.clone(), "selection counts")
+        return self.mesh.dp.sum_(in_shards, "selection counts")
+
+    def counted_before(self, counts_B: Tensor) -> Tensor:
+        counts_SB = self.mesh.latent.gather(counts_B, "ties")
+        token_B = counts_SB.sum(dim=0)
+        replica_R = self.mesh.dp.gather(token_B.sum().reshape(1), "ties").flatten()
+        earlier = replica_R[: self.mesh.dp.index].sum()
+        lower_B = counts_SB[: self.mesh.latent.index].sum(dim=0)
+        return earlier + token_B.cumsum(0) - token_B + lower_B
 
     def report(self) -> dict[str, float]:
         counts, self.counts = self.counts, SelectionCounts()

@@ -33,11 +33,15 @@ RESULT_FIELDS: dict[str, Field] = {
     "penalty": Field(
         _FLOAT_OR_NULL, "", "weight of the sparsity penalty; null where k fixes sparsity", True
     ),
-    "dead_treatment": Field(_STR, "", "what is done for dead latents: auxk, none", True),
+    "dead_treatment": Field(
+        _STR, "", "what is done for dead latents: auxk, ghost_grads, resample, none", True
+    ),
     "k_aux": Field(_INT, "latents", "dead latents that the AuxK loss lets model the residual"),
     "dead_after_tokens": Field(_INT, "tokens", "a latent silent for this long is dead"),
     "d_model": Field(_INT, "", "dimensions of an activation vector"),
-    "params": Field(_INT, "", "trained numbers: w_enc, w_dec, b_enc, b_pre"),
+    "params": Field(
+        _INT, "", "trained numbers: w_enc, w_dec, b_enc, b_pre, and an architecture's own"
+    ),
     "tokens": Field(_INT, "tokens", "trained on: steps x batch_tokens"),
     "tokens_requested": Field(
         _INT, "tokens", "train.tokens before rounding; a label of the launch that planned the run"
@@ -50,6 +54,12 @@ RESULT_FIELDS: dict[str, Field] = {
     "normalized_mse": Field(_FLOAT_OR_NULL, "", "held-out MSE / MSE of the calibration mean"),
     "normalized_mse_ema": Field(_FLOAT_OR_NULL, "", "the same for the averaged weights"),
     "l0": Field(_FLOAT_OR_NULL, "latents", "mean active latents per held-out token"),
+    "l0_ema": Field(
+        _FLOAT_OR_NULL,
+        "latents",
+        "the same for the averaged weights: it goes with normalized_mse_ema",
+        True,
+    ),
     "dead_fraction": Field(
         _FLOAT_OR_NULL,
         "share of latents",

@@ -7,20 +7,29 @@ from typing import Any
 from scaling import budget
 from scaling.autoencoder_config import (
     AutoencoderConfig,
+    BatchTopKConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    MatryoshkaConfig,
+    MultiTopKConfig,
     PenalizedConfig,
+    ProLUConfig,
     TopKConfig,
     k_of,
     name_of,
+    widest_k,
 )
-from scaling.choices import DeadTreatment
+from scaling.autoencoder_plan import AutoencoderPlan
 from scaling.errors import UserError
-from scaling.plan import AutoencoderPlan
-from scaling.sweep.ranges import at_least, within
+from scaling.sweep.dead_latents import check_treatment, settled_resampling, settled_treatment
+from scaling.sweep.ranges import at_least, positive, within
 
 
-def plan_autoencoder(ae: AutoencoderConfig, d_model: int, steps: int) -> AutoencoderPlan:
+def plan_autoencoder(
+    ae: AutoencoderConfig, d_model: int, steps: int, batch_tokens: int
+) -> AutoencoderPlan:
     """Settle every number of an architecture that trains for `steps`."""
-    treatment, aux_coef = _treatment(ae)
+    treatment, aux_coef = settled_treatment(ae)
     return AutoencoderPlan(
         name=name_of(ae),
         n_latents=ae.n_latents,
@@ -35,22 +44,32 @@ def plan_autoencoder(ae: AutoencoderConfig, d_model: int, steps: int) -> Autoenc
         b_enc=ae.b_enc,
         decoder_norm=ae.decoder_norm,
         gradient_projection=ae.gradient_projection,
+        **settled_resampling(ae, steps, batch_tokens),
         options=_options(ae, steps),
     )
 
 
-def _treatment(ae: AutoencoderConfig) -> tuple[DeadTreatment, float]:
-    """What is done for dead latents, and the weight of its loss: AuxK of weight 0 is none."""
-    aux_coef = ae.aux_coef if isinstance(ae, TopKConfig) else 0.0
-    if ae.dead_treatment is DeadTreatment.auxk and aux_coef:
-        return DeadTreatment.auxk, aux_coef
-    return DeadTreatment.none, 0.0
-
-
 def _options(ae: AutoencoderConfig, steps: int) -> dict[str, Any]:
-    if isinstance(ae, PenalizedConfig):
-        return {"penalty": ae.penalty, "warmup_steps": round(ae.penalty_warmup * steps)}
-    return {}
+    if isinstance(ae, MultiTopKConfig):
+        return {"wide_k": widest_k(ae), "wide_weight": ae.wide_weight}
+    if isinstance(ae, MatryoshkaConfig):
+        return {"prefixes": prefix_counts(ae)}
+    if isinstance(ae, BatchTopKConfig):
+        return {"threshold_decay": ae.threshold_decay}
+    if not isinstance(ae, PenalizedConfig):
+        return {}
+    common = {"penalty": ae.penalty, "warmup_steps": round(ae.penalty_warmup * steps)}
+    if isinstance(ae, ProLUConfig):
+        return {**common, "gradient": str(ae.gradient), "weighted_l1": ae.weighted_l1}
+    if isinstance(ae, JumpReLUConfig):
+        own = ("bandwidth", "initial_threshold", "target_l0")
+        return {**common, **{key: getattr(ae, key) for key in own}}
+    return common
+
+
+def prefix_counts(ae: MatryoshkaConfig) -> list[int]:
+    """Latents of each nested dictionary: what is up to 1 is a share of all."""
+    return [round(m * ae.n_latents) if m <= 1 else round(m) for m in ae.prefixes]
 
 
 def k_aux_of(ae: AutoencoderConfig, d_model: int) -> int:
@@ -72,12 +91,17 @@ def check_autoencoder(ae: AutoencoderConfig) -> None:
     at_least("autoencoder.dead_after_tokens", ae.dead_after_tokens, 1)
     if isinstance(ae, TopKConfig):
         _check_topk(ae)
+    if isinstance(ae, MultiTopKConfig):
+        at_least("autoencoder.wide_factor", ae.wide_factor, 1)
+        at_least("autoencoder.wide_weight", ae.wide_weight, 0)
+    if isinstance(ae, MatryoshkaConfig):
+        _check_prefixes(ae)
+    if isinstance(ae, BatchTopKConfig):
+        decay = ae.threshold_decay
+        within("autoencoder.threshold_decay", decay, lambda v: 0 <= v < 1, "0 up to below 1")
     if isinstance(ae, PenalizedConfig):
-        _check_present("penalty", ae.penalty, "0.01")
-        at_least("autoencoder.penalty", ae.penalty, 0)
-        share = ae.penalty_warmup
-        within("autoencoder.penalty_warmup", share, lambda v: 0 <= v <= 1, "0..1")
-    _check_treatment(ae)
+        _check_penalized(ae)
+    check_treatment(ae)
     if ae.gradient_projection and not ae.decoder_norm:
         raise UserError(
             "autoencoder.gradient_projection=true with autoencoder.decoder_norm=false: only where "
@@ -107,9 +131,46 @@ def _check_topk(ae: TopKConfig) -> None:
         at_least("autoencoder.k_aux", ae.k_aux, 1)
 
 
-def _check_treatment(ae: AutoencoderConfig) -> None:
-    if ae.dead_treatment is DeadTreatment.auxk and not isinstance(ae, TopKConfig):
+def _check_prefixes(ae: MatryoshkaConfig) -> None:
+    counts = prefix_counts(ae)
+    if counts != sorted({count for count in counts if count > 0}) or counts[-1:] != [ae.n_latents]:
         raise UserError(
-            f"autoencoder.dead_treatment=auxk is not defined for autoencoder={name_of(ae)}: AuxK "
-            "selects among pre-activations as TopK does. Set autoencoder.dead_treatment=none."
+            f"autoencoder.prefixes={list(ae.prefixes)} is {counts} latents of "
+            f"autoencoder.n_latents={ae.n_latents}: nested dictionaries ascend from at least one "
+            "latent, and the last is all of them. Give other prefixes, e.g. "
+            "autoencoder.prefixes=[0.25,0.5,1]."
+        )
+
+
+def _check_penalized(ae: PenalizedConfig) -> None:
+    _check_present("penalty", ae.penalty, "0.01")
+    at_least("autoencoder.penalty", ae.penalty, 0)
+    share = ae.penalty_warmup
+    within("autoencoder.penalty_warmup", share, lambda v: 0 <= v <= 1, "0..1")
+    if isinstance(ae, ProLUConfig | GatedConfig):
+        _check_gated(ae)
+    if isinstance(ae, JumpReLUConfig):
+        for key in ("bandwidth", "initial_threshold", "target_l0"):
+            positive(f"autoencoder.{key}", getattr(ae, key))
+        if ae.target_l0 is not None and ae.target_l0 > ae.n_latents:
+            raise UserError(
+                f"autoencoder.target_l0={ae.target_l0:g} is more than autoencoder.n_latents="
+                f"{ae.n_latents}. Set it to the active latents a token that are wanted, e.g. 32."
+            )
+
+
+def _check_gated(ae: ProLUConfig | GatedConfig) -> None:
+    """Their L1 norm needs unit rows, and their bias is what they are about."""
+    name, weighted = name_of(ae), isinstance(ae, ProLUConfig) and ae.weighted_l1
+    if not ae.decoder_norm and not weighted:
+        remedy = " or autoencoder.weighted_l1=true" if isinstance(ae, ProLUConfig) else ""
+        raise UserError(
+            f"autoencoder.decoder_norm=false with autoencoder={name}: its penalty is a plain L1 "
+            "norm, which small values and long decoder rows would evade. Set "
+            f"autoencoder.decoder_norm=true{remedy}."
+        )
+    if not ae.b_enc:
+        raise UserError(
+            f"autoencoder.b_enc=false with autoencoder={name}: the bias is its gate, without which "
+            "it is another architecture. Leave autoencoder.b_enc=true, or take autoencoder=relu."
         )

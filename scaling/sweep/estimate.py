@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from scaling.autoencoder.init import initial_weights
+from scaling.autoencoder_plan import AutoencoderPlan
 from scaling.plan import RunPlan
 from scaling.train.build import DTYPES, ENGINES, build_model, optimizer_spec
 from scaling.train.engine import Engine
@@ -26,6 +27,8 @@ MAX_CALIBRATION_FLOPS = 2e11
 
 Shape = tuple[int, int, int, int]
 """n_latents, k, batch_tokens, d_model, of one rank."""
+Kind = tuple[str, str]
+"""Architecture and engine: runs of one kind are timed together."""
 
 
 def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
@@ -38,9 +41,23 @@ def with_estimates(plans: Sequence[RunPlan]) -> list[RunPlan]:
     """
     if not all(_can_be_timed(plan) for plan in plans):
         return list(plans)
+    groups: dict[Kind, list[RunPlan]] = {}
+    for plan in plans:
+        groups.setdefault(_kind(plan), []).append(plan)
+    times_s = {kind: _timed_shapes(group) for kind, group in groups.items()}
+    return [
+        plan.with_estimate(OVERHEAD_S + _training_s(plan, times_s[_kind(plan)])) for plan in plans
+    ]
+
+
+def _kind(plan: RunPlan) -> Kind:
+    return plan.autoencoder.name, plan.execution.engine
+
+
+def _timed_shapes(plans: Sequence[RunPlan]) -> dict[Shape, float]:
+    """Seconds per step of the smallest and the largest shape of each n."""
     shapes = sorted({_shape(plan) for plan in plans})
-    times_s = {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
-    return [plan.with_estimate(OVERHEAD_S + _training_s(plan, times_s)) for plan in plans]
+    return {shape: _step_s(_example(plans, shape)) for shape in _ends(shapes)}
 
 
 def _training_s(plan: RunPlan, times_s: dict[Shape, float]) -> float:
@@ -151,7 +168,7 @@ def _random_engine(plan: RunPlan) -> Engine:
     """An engine of one rank's share, which it trains as if it were all."""
     n_local, k, _, d_model = _shape(plan)
     k = None if plan.autoencoder.k is None else k
-    plan = replace(plan, autoencoder=replace(plan.autoencoder, n_latents=n_local, k=k))
+    plan = replace(plan, autoencoder=_share(plan.autoencoder, n_local, k))
     weights = initial_weights(
         n_local,
         torch.zeros(d_model),
@@ -162,6 +179,16 @@ def _random_engine(plan: RunPlan) -> Engine:
     model = build_model(plan, weights, mean_predictor_mse=1.0)
     engine = ENGINES.get(plan.execution.engine, TorchEngine)
     return engine(model, optimizer_spec(plan), 2**62, ALONE)
+
+
+def _share(ae: AutoencoderPlan, n_local: int, k: int | None) -> AutoencoderPlan:
+    """An autoencoder as large as a rank's share of this one."""
+    options = dict(ae.options)
+    if "wide_k" in options:
+        options["wide_k"] = min(options["wide_k"], n_local)
+    if "prefixes" in options:
+        options["prefixes"] = sorted({-(-m * n_local // ae.n_latents) for m in options["prefixes"]})
+    return replace(ae, n_latents=n_local, k=k, options=options)
 
 
 def _timed(engine: Engine, batch_BD: torch.Tensor) -> float:

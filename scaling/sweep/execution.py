@@ -12,9 +12,16 @@ from functools import cache
 import torch
 
 from scaling.autoencoder.init import unit_rows
-from scaling.autoencoder_config import AutoencoderConfig, TopKConfig, k_of, name_of
+from scaling.autoencoder_config import (
+    AutoencoderConfig,
+    TopKConfig,
+    has_dense_code,
+    k_of,
+    name_of,
+)
 from scaling.budget import choose_exchange
 from scaling.choices import (
+    DeadTreatment,
     DeviceName,
     EngineName,
     ExchangeName,
@@ -82,7 +89,7 @@ def _check_engine_on_mesh(config: RunConfig) -> None:
     if engine in others and not is_plain_topk(config.autoencoder):
         raise UserError(
             f"engine={engine} with autoencoder={name_of(config.autoencoder)}: it trains TopK with "
-            "b_enc, decoder_norm and gradient_projection, nothing else. Use engine=auto."
+            "b_enc, decoder_norm, gradient_projection and AuxK, nothing else. Use engine=auto."
         )
     if engine is EngineName.fused and dp > 1:
         raise UserError(
@@ -196,7 +203,7 @@ def planned_engine(config: RunConfig) -> str:
 def _kernels(config: RunConfig) -> str:
     if config.kernels is not KernelsName.auto:
         return str(config.kernels)
-    if config.numerics.precision is Precision.float64 or k_of(config.autoencoder) is None:
+    if config.numerics.precision is Precision.float64 or has_dense_code(config.autoencoder):
         return "torch"  # a code with a value for each latent asks nothing of the kernels
     if planned_device(config) == "cuda":
         return "triton"
@@ -217,7 +224,8 @@ def _engine(config: RunConfig, kernels: str) -> str:
 def is_plain_topk(ae: AutoencoderConfig) -> bool:
     """Whether it is what the fused kernels and DeepSpeed's engine step: TopK as published."""
     as_published = ae.b_enc and ae.decoder_norm and ae.gradient_projection
-    return type(ae) is TopKConfig and as_published
+    by_gradient = ae.dead_treatment in (DeadTreatment.auxk, DeadTreatment.none)
+    return type(ae) is TopKConfig and as_published and by_gradient
 
 
 def planned_exchange(config: RunConfig) -> str:

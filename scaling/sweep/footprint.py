@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from scaling import budget, memory
-from scaling.autoencoder_config import k_of
+from scaling.autoencoder_config import has_dense_code, widest_k
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.launcher_config import LocalLauncherConfig, SlurmLauncherConfig
 from scaling.plan import RunPlan
 from scaling.sweep.architectures import k_aux_of
+from scaling.sweep.dead_latents import settled_treatment
 from scaling.sweep.execution import planned_device, planned_engine, planned_exchange
 
 
@@ -22,14 +23,14 @@ def cost_shape(config: RunConfig, d_model: int, *, n_latents: int | None = None)
     """
     ae, mesh, train = config.autoencoder, config.mesh, config.train
     engine, device = planned_engine(config), planned_device(config)
-    k, k_aux = k_of(ae), k_aux_of(ae, d_model)
+    k_aux = k_aux_of(ae, d_model)
     return budget.Shape(
         n_latents=n_latents or ae.n_latents,
         d_model=d_model,
-        k=k or 0,
+        k=widest_k(ae),
         batch_tokens=max(train.batch_tokens, config.evaluation.batch_tokens * mesh.dp),
-        k_aux=k_aux if getattr(ae, "aux_coef", 0) else 0,
-        dense=k is None,
+        k_aux=k_aux if settled_treatment(ae)[1] else 0,
+        dense=has_dense_code(ae),
         dp=mesh.dp,
         latent=mesh.latent,
         engine=engine,
@@ -50,10 +51,10 @@ def plan_shape(plan: RunPlan) -> budget.Shape:
     return budget.Shape(
         n_latents=ae.n_latents,
         d_model=plan.source.d_model,
-        k=ae.k or 0,
+        k=0 if ae.has_dense_code else ae.options.get("wide_k", ae.k),
         batch_tokens=max(train.batch_tokens, plan.observe.eval_batch_tokens * plan.mesh.dp),
         k_aux=ae.k_aux if ae.aux_coef else 0,
-        dense=ae.k is None,
+        dense=ae.has_dense_code,
         dp=plan.mesh.dp,
         latent=plan.mesh.latent,
         engine=execution.engine,

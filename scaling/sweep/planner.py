@@ -34,7 +34,9 @@ def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
     return RunPlan(
         sweep_name=config.sweep_name,
         tokens_requested=config.train.tokens,
-        autoencoder=plan_autoencoder(config.autoencoder, source.d_model, train.steps),
+        autoencoder=plan_autoencoder(
+            config.autoencoder, source.d_model, train.steps, train.batch_tokens
+        ),
         train=train,
         numerics=_numerics(config),
         source=source,

@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.activations.build import Description
-from scaling.budget import GIB, flops_per_token_sparse, n_params, rank_bytes
+from scaling.budget import GIB, rank_bytes
 from scaling.plan import MeshPlan, RunPlan, short
 from scaling.sweep.estimate import makespan_s
 from scaling.sweep.footprint import plan_shape
 from scaling.sweep.groups import Group, each_alone
 from scaling.sweep.planner import BYTES_PER_VALUE
+from scaling.train.architectures import n_params
 
 BYTES_PER_FINAL_PARAM = 8
 """Raw and averaged weights in float32, kept after a run; checkpoints come and go."""
@@ -35,7 +36,7 @@ def print_preview(
     console.print(_table(plans))
     flops = sum(plan.tokens * _flops_sparse(plan) for plan in plans)
     memory = sorted((group.memory_bytes for group in groups), reverse=True)[:workers]
-    disk = sum(BYTES_PER_FINAL_PARAM * _params(plan) for plan in plans)
+    disk = sum(BYTES_PER_FINAL_PARAM * n_params(plan) for plan in plans)
     at_a_time = sum(sorted((len(group.plans) for group in groups), reverse=True)[:workers])
     passing = sorted((_checkpoints_bytes(plan) for plan in plans), reverse=True)[:at_a_time]
     console.print(
@@ -138,8 +139,7 @@ def _cells(plan: RunPlan) -> list[str]:
 
 
 def _flops_sparse(plan: RunPlan) -> int:
-    ae = plan.autoencoder
-    return flops_per_token_sparse(ae.n_latents, plan.source.d_model, ae.widest_code)
+    return plan.autoencoder.flops_sparse(plan.source.d_model)
 
 
 def _sparsity(plan: RunPlan) -> str:
@@ -151,8 +151,4 @@ def _checkpoints_bytes(plan: RunPlan) -> int:
     """Weights, two moments and the average, as often as checkpoints are kept, and one being
     written."""
     bytes_per_param = 4 * BYTES_PER_VALUE[plan.numerics.precision]
-    return (plan.observe.keep_checkpoints + 1) * bytes_per_param * _params(plan)
-
-
-def _params(plan: RunPlan) -> int:
-    return n_params(plan.autoencoder.n_latents, plan.source.d_model)
+    return (plan.observe.keep_checkpoints + 1) * bytes_per_param * n_params(plan)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from scaling import budget
-from scaling.autoencoder_config import k_of, name_of
+from scaling.autoencoder_config import MultiTopKConfig, k_of, name_of, widest_k
 from scaling.choices import FlopsConvention
 from scaling.config import RunConfig
 from scaling.errors import UserError
@@ -81,9 +81,10 @@ def _check_bought(point: RunConfig) -> None:
 def flops_per_token(point: RunConfig, d_model: int) -> int:
     """Training FLOPs of a token, by the point's convention."""
     ae = point.autoencoder
+    more = budget.more_products(name_of(ae))
     match point.train.flops_convention:
         case FlopsConvention.dense:
-            return budget.flops_per_token_dense(ae.n_latents, d_model)
+            return budget.flops_per_token_dense(ae.n_latents, d_model, more=more)
         case FlopsConvention.sparse:
             if (k := k_of(ae)) is None:
                 raise UserError(
@@ -91,4 +92,6 @@ def flops_per_token(point: RunConfig, d_model: int) -> int:
                     "its latents are active is not known beforehand. Use "
                     "train.flops_convention=dense."
                 )
-            return budget.flops_per_token_sparse(ae.n_latents, d_model, k)
+            wide_k = widest_k(ae) if isinstance(ae, MultiTopKConfig) else None
+            pairs = budget.decoded_pairs(k, wide_k)
+            return budget.flops_per_token_sparse(ae.n_latents, d_model, pairs, more=more)

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from scaling.autoencoder_config import BatchTopKConfig
 from scaling.choices import EngineName, ExchangeName, LauncherName
 from scaling.config import RunConfig
 from scaling.errors import UserError
@@ -17,6 +18,7 @@ from scaling.launchers.hostfile import hosts_for, read_hostfile
 from scaling.launchers.slurm_params import shape_of
 from scaling.plan import MeshPlan
 from scaling.sweep.architectures import check_autoencoder
+from scaling.sweep.dead_latents import check_resampling
 from scaling.sweep.ranges import at_least, positive, within
 from scaling.sweep.validate_train import check_train
 
@@ -29,6 +31,7 @@ def validate(config: RunConfig, *, n_train: int | None) -> None:
     """
     check_autoencoder(config.autoencoder)
     check_train(config)
+    check_resampling(config)
     _check_data(config, n_train)
     _check_rest(config)
 
@@ -180,6 +183,11 @@ def _check_mesh(config: RunConfig) -> None:
     at_least("mesh.dp", mesh.dp, 1)
     at_least("mesh.latent", mesh.latent, 1)
     positive("mesh.capacity_factor", mesh.capacity_factor)
+    if mesh.capacity_factor is not None and isinstance(config.autoencoder, BatchTopKConfig):
+        raise UserError(
+            f"mesh.capacity_factor={mesh.capacity_factor} with autoencoder=batch_topk: what is "
+            "selected of a whole batch has no capacity per token. Leave it out."
+        )
     within("mesh.zero_stage", mesh.zero_stage, lambda v: v in (1, 2), "1 or 2")
     if n_latents % mesh.latent:
         raise UserError(

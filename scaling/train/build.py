@@ -20,6 +20,7 @@ from scaling.train.engine import Engine
 from scaling.train.engine_parts import OptimizerSpec
 from scaling.train.fused_engine import FusedEngine
 from scaling.train.mesh import ALONE, Mesh
+from scaling.train.resample import Resampling
 from scaling.train.torch_engine import TorchEngine
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
@@ -71,13 +72,21 @@ def build_model(
 
 
 def optimizer_spec(plan: RunPlan) -> OptimizerSpec:
-    train = plan.train
+    train, ae = plan.train, plan.autoencoder
+    resampling = None
+    if ae.resample_every_steps:
+        resampling = Resampling(
+            every_steps=ae.resample_every_steps,
+            until_step=ae.resample_until_step,
+            seed=train.seed,
+        )
     return OptimizerSpec(
         beta1=train.adam_beta1,
         beta2=train.adam_beta2,
         eps=train.adam_eps,
         clip_norm=train.clip_norm,
         ema_decay=train.ema_decay,
+        resampling=resampling,
     )
 
 

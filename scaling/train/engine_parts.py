@@ -1,4 +1,4 @@
-"""What the engines share: the optimizer's constants, scoring, and taking up a saved tensor."""
+"""What the engines share: the settings of updates, scoring, and taking up a saved tensor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from scaling.autoencoder.code import Code
 from scaling.autoencoder.dead import DeadLatents
 from scaling.train.engine import StepStats
 from scaling.train.mesh import Mesh
+from scaling.train.resample import Resampling
 from scaling.train.weight_average import WeightAverage
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """Adam's constants, clipping and averaging, all settled."""
+    """Adam's constants, clipping, averaging and resampling, all settled."""
 
     beta1: float
     beta2: float
@@ -27,6 +28,8 @@ class OptimizerSpec:
     clip_norm: float | None
     ema_decay: float
     """Per step; 0 = no average is kept."""
+    resampling: Resampling | None = None
+    """Of dead latents; None = they are not drawn anew."""
 
 
 DRIFT_TOLERANCE = 1e-4

@@ -73,6 +73,8 @@ class FusedEngine(ModelHolder[TopKAutoencoder]):
             raise ValueError(f"the fused engine trains one replica, not {mesh.dp.size}")
         if not is_plain_topk(model):
             raise ValueError(f"the fused engine trains TopK as published, not {model.spec}")
+        if optimizer.resampling is not None:
+            raise ValueError("the fused engine resamples no latents: the torch engine does")
         self.mesh = mesh
         self.model = model.requires_grad_(False)
         self.kernels: ShardedKernels = model.kernels  # type: ignore[assignment]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scaling import budget
 from scaling.activations.source import ActivationSource, epochs
 from scaling.plan import NUMERICS_VERSION, RunPlan
+from scaling.train.architectures import n_params
 from scaling.train.engine import Engine, Reconstructor
 from scaling.train.evaluate import Evaluation, evaluate
 from scaling.train.loop import Row
@@ -71,7 +71,7 @@ def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
     """The result fields that need no weights: sizes, settings, and what `steps_done` steps cost."""
     ae, train, source = plan.autoencoder, plan.train, plan.source
     tokens = steps_done * train.batch_tokens
-    n, d, k = ae.n_latents, source.d_model, ae.widest_code
+    n, d = ae.n_latents, source.d_model
     return {
         "autoencoder": ae.name,
         "penalty": ae.penalty,
@@ -81,7 +81,7 @@ def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
         "k_aux": ae.k_aux,
         "dead_after_tokens": ae.dead_after_tokens,
         "d_model": d,
-        "params": budget.n_params(n, d),
+        "params": n_params(plan),
         "tokens": tokens,
         "tokens_requested": plan.tokens_requested,
         "batch_tokens": train.batch_tokens,
@@ -89,8 +89,8 @@ def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
         "lr": train.lr,
         "decay_fraction": train.decay_fraction,
         "seed": train.seed,
-        "flops_dense": tokens * budget.flops_per_token_dense(n, d),
-        "flops_sparse": tokens * budget.flops_per_token_sparse(n, d, k),
+        "flops_dense": tokens * ae.flops_dense(d),
+        "flops_sparse": tokens * ae.flops_sparse(d),
         "epochs": epochs(source, tokens),
         "activations_id": source.activations_id,
         "eval_hash": source.eval_hash,
@@ -118,6 +118,7 @@ def measured_results(
         "normalized_mse": scores.raw.normalized_mse,
         "normalized_mse_ema": scores.averaged.normalized_mse if scores.averaged else None,
         "l0": scores.raw.l0,
+        "l0_ema": scores.averaged.l0 if scores.averaged else None,
         "dead_fraction": dead_fraction(plan, engine, mesh, steps_done=steps_done),
         "silent_fraction_eval": scores.raw.silent_fraction,
         "train_normalized_mse": on_training_set(plan, engine, source, mesh).normalized_mse,
@@ -131,8 +132,7 @@ def _flops_of_active(plan: RunPlan, l0: float, steps_done: int) -> dict[str, Any
     ae, tokens = plan.autoencoder, steps_done * plan.train.batch_tokens
     if ae.k is not None:
         return {}
-    d_model = plan.source.d_model
-    return {"flops_sparse": tokens * budget.flops_per_token_sparse(ae.n_latents, d_model, l0)}
+    return {"flops_sparse": tokens * ae.flops_sparse(plan.source.d_model, l0)}
 
 
 UNMEASURED: dict[str, Any] = dict.fromkeys(
@@ -140,6 +140,7 @@ UNMEASURED: dict[str, Any] = dict.fromkeys(
         "normalized_mse",
         "normalized_mse_ema",
         "l0",
+        "l0_ema",
         "dead_fraction",
         "silent_fraction_eval",
         "train_normalized_mse",

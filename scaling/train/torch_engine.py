@@ -1,6 +1,7 @@
 """The plain engine: autograd, torch's fused Adam, and the published order of a step.
 
     remove the decoder gradient's component along each row -> (clip) -> Adam -> unit rows -> EMA
+    -> (dead latents drawn anew, where that is due)
 
 The released code renormalizes and projects before the step and averages before it too; here the
 average is of weights that a user could load: unit rows, after the update.
@@ -21,7 +22,10 @@ from scaling.autoencoder.decoder_norm import remove_parallel_gradient_, renormal
 from scaling.train.engine import Accept, StepStats
 from scaling.train.engine_parts import ModelHolder, OptimizerSpec, copy_all_checked
 from scaling.train.mesh import ALONE, Mesh
+from scaling.train.resample import resample_, zero_rows_
 from scaling.train.weight_average import WeightAverage
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TorchEngine(ModelHolder[Autoencoder]):
@@ -65,6 +69,7 @@ class TorchEngine(ModelHolder[Autoencoder]):
         grad_norm = self._finish_gradients(measure)
         self._update(lr, code)
         self.dead.update(fired.wait(), len(batch_BD) * self.mesh.dp.size)
+        self._resample(batch_BD)
         return stats._replace(grad_norm=grad_norm)
 
     def _finish_gradients(self, measure: bool) -> Tensor | None:
@@ -106,6 +111,21 @@ class TorchEngine(ModelHolder[Autoencoder]):
         self.model.after_step(code)
         self.average.update()
 
+    @torch.no_grad()
+    def _resample(self, batch_BD: Tensor) -> None:
+        """Where it is due: draw the dead latents anew, and forget what was learned of them."""
+        rule = self.spec.resampling
+        if rule is None or not rule.is_due(self.n_updates):
+            return
+        draws = rule.generator(self.n_updates)
+        ids = resample_(self.model, self.dead.ids(), batch_BD, self.mesh, draws)
+        per_latent = [name for name in self.params if name != "b_pre"]
+        for name in per_latent:
+            moments = self.adam.state.get(self.params[name], {})
+            zero_rows_([moments[part] for part in MOMENTS if part in moments], ids)
+        self.average.restart_(per_latent, ids)
+        zero_rows_([self.dead.tokens_since_fired_N], ids)
+
     def state(self) -> dict[str, Tensor]:
         moments = {
             f"{name}.{part}": tensor.detach().clone()
@@ -124,7 +144,7 @@ class TorchEngine(ModelHolder[Autoencoder]):
         for name, param in self.params.items():
             self.adam.state[param] = {
                 part: state[f"{name}.{part}"].clone().to(param.device)
-                for part in ("exp_avg", "exp_avg_sq", "step")
+                for part in (*MOMENTS, "step")
             }
         self.n_updates = int(state["w_enc.step"])
         self.average.n_updates = int(state["ema_updates"])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from scaling import budget
 from scaling.hardware import matmul_flops_per_s
 from scaling.plan import RunPlan
 
 
 def utilization(plan: RunPlan, ranks: int, tokens_per_s: float) -> float:
     """Sparse-convention FLOPs over the measured matmul rate of the devices of all `ranks`."""
-    flops = budget.flops_per_token_sparse(
-        plan.autoencoder.n_latents, plan.source.d_model, plan.autoencoder.widest_code
-    )
+    flops = plan.autoencoder.flops_sparse(plan.source.d_model)
     return tokens_per_s * flops / (matmul_flops_per_s(plan.execution.device) * ranks)

@@ -33,6 +33,13 @@ class WeightAverage:
             self.averages[name].lerp_(self.params[name].detach(), 1 - self.decay)
         self.n_updates += 1
 
+    @torch.no_grad()
+    def restart_(self, names: Iterable[str], rows: Tensor) -> None:
+        """Have these rows' average be the present weights, as if they had always been these."""
+        for name in set(names) & set(self.averages):
+            weight = 1 - self.decay**self.n_updates
+            self.averages[name][rows] = weight * self.params[name].detach()[rows]
+
     def corrected(self) -> dict[str, Tensor]:
         """The average as if it had not started from zero; the weights, before the first update.
 

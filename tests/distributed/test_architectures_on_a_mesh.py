@@ -12,12 +12,35 @@ from tests.distributed.test_resume_on_a_mesh import attempt_on
 from tests.integration.test_resume import planned
 from tests.ranks import run_threads
 
+WIDE = ["autoencoder.bandwidth=0.1", "autoencoder.initial_threshold=0.05"]
+"""So that thresholds move in a short run."""
+DEAD = ["autoencoder.k=1", "autoencoder.dead_after_tokens=256"]
+"""Some latents always are: silent for one batch."""
 SETTINGS = {
     "relu": ["autoencoder=relu", "autoencoder.penalty=0.02"],
+    "prolu": ["autoencoder=prolu", "autoencoder.penalty=0.02"],
+    "gated": ["autoencoder=gated", "autoencoder.penalty=0.02"],
+    "jumprelu to a target": ["autoencoder=jumprelu", *WIDE, "autoencoder.target_l0=4"],
     "topk without b_enc": ["autoencoder.b_enc=false"],
     "topk with free rows": [
         "autoencoder.decoder_norm=false",
         "autoencoder.gradient_projection=false",
+    ],
+    "multi_topk": ["autoencoder=multi_topk"],
+    "matryoshka": ["autoencoder=matryoshka"],
+    "batch_topk": ["autoencoder=batch_topk"],
+    "ghosts": ["autoencoder.dead_treatment=ghost_grads", *DEAD],
+    "relu with ghosts": [
+        "autoencoder=relu",
+        "autoencoder.penalty=0.8",
+        "autoencoder.dead_treatment=ghost_grads",
+        "autoencoder.dead_after_tokens=256",
+    ],
+    "resampled": [
+        "autoencoder=batch_topk",
+        "autoencoder.dead_treatment=resample",
+        "autoencoder.resample_every_tokens=2_560",
+        *DEAD,
     ],
     "topk unprojected": ["autoencoder.gradient_projection=false"],
 }
@@ -25,7 +48,7 @@ MEASURED = ("normalized_mse", "normalized_mse_ema", "l0", "dead_fraction", "trai
 
 
 def results(tmp_path: Path, name: str, dp: int, latent: int) -> dict[str, float]:
-    mesh = [f"mesh.dp={dp}", f"mesh.latent={latent}", "engine=torch"]
+    mesh = [f"mesh.dp={dp}", f"mesh.latent={latent}", "engine=torch", "train.tokens=5_120"]
     _, folder = planned(tmp_path / f"{dp}{latent}", *SETTINGS[name], *mesh)
     outcomes = run_threads(lambda mesh: attempt_on(mesh, folder.path), dp, latent)
     assert {outcome.status for outcome in outcomes} == {Status.done}

@@ -142,7 +142,11 @@ def test_keys_added_with_a_plus_are_refused_too() -> None:
         (["autoencoder.n_latent=3"], "Did you mean autoencoder.n_latents"),
         (["activations.layer=3"], "another option of the group activations"),
         (["train.tokens=1e6"], "could not be converted to Integer"),
-        (["autoencoder=moe"], "Available options in 'autoencoder': relu topk. "),
+        (
+            ["autoencoder=moe"],
+            "Available options in 'autoencoder': batch_topk gated jumprelu matryoshka multi_topk "
+            "prolu relu topk. ",
+        ),
         (["train.lr_rule=fast"], "expected one of [inverse_sqrt_n, step_limited, power]"),
     ],
 )

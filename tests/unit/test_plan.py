@@ -9,6 +9,7 @@ import pytest
 
 from scaling.activations.build import prepare
 from scaling.plan import RunPlan
+from scaling.sweep import estimate
 from scaling.sweep.estimate import makespan_s, with_estimates
 from scaling.sweep.planner import make_plan
 from tests.compose import tiny
@@ -94,6 +95,15 @@ def test_an_edited_plan_is_refused() -> None:
 def test_whole_batches_only() -> None:
     plan = plan_of("train.tokens=10_000")
     assert (plan.train.steps, plan.tokens, plan.tokens_requested) == (39, 9_984, 10_000)
+
+
+def test_architectures_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths are alike, and what a step costs is not."""
+    times_s = {"relu": 1.0, "gated": 2.0}
+    monkeypatch.setattr(estimate, "_step_s", lambda plan: times_s[plan.autoencoder.name])
+    plans = with_estimates([plan_of(f"autoencoder={name}") for name in ("gated", "relu", "gated")])
+    seconds = [(plan.estimated_s or 0.0) - estimate.OVERHEAD_S for plan in plans]
+    assert seconds[0] == seconds[2] == pytest.approx(2 * seconds[1])
 
 
 def test_estimates_are_positive_and_packed() -> None:

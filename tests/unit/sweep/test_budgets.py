@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from scaling.activations.build import prepare
+from scaling.autoencoder_config import name_of
 from scaling.budget import flops_per_token_dense, flops_per_token_sparse
+from scaling.choices import DeadTreatment
 from scaling.command_line import compose_points
 from scaling.config import RunConfig
 from scaling.errors import UserError
@@ -159,6 +161,26 @@ def test_points_are_runs_of_their_own() -> None:
     assert plan_of(points[0]).run_id == plan_of(same).run_id
 
 
+def test_cells_may_be_of_several_architectures() -> None:
+    """Each has its own defaults; what was set of the keys that both have stays."""
+    topk, relu, gated = composed_points(
+        "activations=planted",
+        "train.tokens=10240",
+        "autoencoder.dead_after_tokens=777",
+        "sweep.points=[{n_latents:64,k:4},{n_latents:64,autoencoder:relu,penalty:0.1},"
+        "{n_latents:64,autoencoder:gated,penalty:0.2}]",
+    )
+    names = [name_of(point.autoencoder) for point in (topk, relu, gated)]
+    assert names == ["topk", "relu", "gated"]
+    assert {point.autoencoder.dead_after_tokens for point in (topk, relu, gated)} == {777}
+    assert (topk.autoencoder.decoder_norm, relu.autoencoder.decoder_norm) == (True, False)
+    assert relu.autoencoder.dead_treatment is DeadTreatment.none
+    same = composed("activations=planted", "autoencoder=gated", "autoencoder.n_latents=64",
+                    "autoencoder.penalty=0.2", "autoencoder.dead_after_tokens=777",
+                    "train.tokens=10240")  # fmt: skip
+    assert gated == replace(same, sweep=gated.sweep)
+
+
 def test_points_take_budgets_that_follow_from_their_width() -> None:
     points = composed_points(
         "activations=planted",
@@ -173,6 +195,8 @@ def test_points_take_budgets_that_follow_from_their_width() -> None:
     ("points", "said"),
     [
         ("[{n_latents:64}]", "cell 1 has no k"),
+        ("[{n_latents:64,k:4,autoencoder:moe}]", "cell 1 has autoencoder=moe, .* topk"),
+        ("[{n_latents:64,k:4,autoencoder:relu}]", "cell 1 has k=4, .* autoencoder=relu has no k"),
         ("[{n_latents:64,k:4},{k:4}]", "cell 2 has no n_latents"),
         ("[{n_latents:64,k:4,width:3}]", "width"),
         ("[{n_latents:64,k:many}]", "many"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,8 +18,11 @@ from scaling.sweep import launch as launching
 from tests.compose import ROOT, composed_points
 from tests.sweep_points import sweep_points
 
-SWEEPS = sorted(path.stem for path in ROOT.glob("sweeps/*.yaml"))
+FILES = [path.relative_to(ROOT / "sweeps") for path in ROOT.glob("sweeps/**/*.yaml")]
+SWEEPS = sorted(str(path.with_suffix("")) for path in FILES)
+ABLATIONS = [name for name in SWEEPS if name.startswith("ablations/")]
 QUESTIONS = ["nk_grid", "isoflop", "to_convergence", "token_grid", "lr", "batch", "subject_size"]
+QUESTIONS += ABLATIONS
 PAGE = ROOT / "docs" / "sweeps.md"
 D_MODEL = 576
 
@@ -72,7 +76,7 @@ def test_a_sweep_has_the_runs_that_its_header_says(
     name: str, dry: list[list[RunPlan]], tmp_path: Path
 ) -> None:
     points = sweep_points(name)
-    assert {point.sweep_name for point in points} == {name}
+    assert {point.sweep_name for point in points} == {name.replace("/", "_")}
     said = dry_run(points)
     assert len(dry[0]) == runs_of(name)
     assert f"{runs_of(name)} runs, " in said
@@ -97,6 +101,28 @@ def test_a_header_says_three_scales_and_what_they_cost(name: str) -> None:
     assert all(word in scales for word in ("two cores", "one GPU", "many nodes"))
     assert re.search(r"two cores .*?\d+ (minutes|core-seconds)", scales, re.DOTALL)
     assert "estimated" in header(name) or "planned" in header(name)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_varies_one_key_beside_sizes_and_seeds(name: str) -> None:
+    """So that the report can tell which; architectures differ in what each alone has, too."""
+    points = [_flat(asdict(point)) for point in sweep_points(name)]
+    sizes = ("n_latents", "k", "penalty", "seed")
+    varied = {
+        key
+        for key in points[0]
+        if key.rpartition(".")[2] not in sizes and len({str(p.get(key)) for p in points}) > 1
+    }
+    several = len({type(point.autoencoder) for point in sweep_points(name)}) > 1
+    assert several or len(varied) == 1
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
 
 
 def test_equal_flops_are_equal_to_a_batch(dry: list[list[RunPlan]]) -> None:
