@@ -59,9 +59,7 @@ RESULT_FIELDS: dict[str, Field] = {
     "autoencoder": Field(_STR, "", "architecture, as in the config group `autoencoder`"),
     "n_latents": Field(_INT, "latents", "width of the autoencoder"),
     "k": Field(_INT_OR_NULL, "latents", "active latents per token; null: an outcome, see l0"),
-    "penalty": Field(
-        _FLOAT_OR_NULL, "", "weight of the sparsity penalty; null where k fixes sparsity", True
-    ),
+    "penalty": Field(_FLOAT_OR_NULL, "", "weight of the sparsity penalty; null: k fixes it", True),
     "dead_treatment": Field(_STR, "", "what is done for dead latents: auxk, none", True),
     "k_aux": Field(_INT, "latents", "dead latents that the AuxK loss lets model the residual"),
     "dead_after_tokens": Field(_INT, "tokens", "a latent silent for this long is dead"),
@@ -81,12 +79,7 @@ RESULT_FIELDS: dict[str, Field] = {
     "normalized_mse": Field(_FLOAT_OR_NULL, "", "held-out MSE / MSE of the calibration mean"),
     "normalized_mse_ema": Field(_FLOAT_OR_NULL, "", "the same for the averaged weights"),
     "l0": Field(_FLOAT_OR_NULL, "latents", "mean active latents per held-out token"),
-    "l0_ema": Field(
-        _FLOAT_OR_NULL,
-        "latents",
-        "the same for the averaged weights: it goes with normalized_mse_ema",
-        True,
-    ),
+    "l0_ema": Field(_FLOAT_OR_NULL, "latents", "the same, with normalized_mse_ema", True),
     "dead_fraction": Field(
         _FLOAT_OR_NULL,
         "share of latents",
