@@ -16,7 +16,8 @@ from typing import Any
 
 from analysis.collect import collect
 from analysis.records import load_curves, load_runs
-from scaling.runs.record import COST_FIELDS, RESULT_FIELDS, Field, Record, Status
+from scaling.runs.fields import COST_FIELDS, RESULT_FIELDS, Field
+from scaling.runs.record import Record, Status
 
 _ROWS_PER_CURVE = 120
 _CURVES = 500

@@ -102,6 +102,10 @@ class HarvestConfig(ActivationsConfig):
     """Contexts per forward pass. Affects rounding, so it is part of the content's identity."""
     processes: int | None = None
     """Harvesting processes; null = one per core (one per GPU)."""
+    stream: bool = False
+    """Make training vectors as training goes instead of storing them (docs/activations.md)."""
+    buffer_tokens: int = 65_536
+    """With stream: vectors made, shuffled and given out together. Identity."""
 
 
 @dataclass(kw_only=True)

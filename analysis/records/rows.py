@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from scaling.runs.record import COST_FIELDS, RESULT_FIELDS, Field, Record, Status, type_problems_of
+from scaling.runs.fields import COST_FIELDS, RESULT_FIELDS, Field
+from scaling.runs.record import Record, Status, type_problems_of
 
 Row = dict[str, Any]
 

@@ -20,7 +20,8 @@ from analysis.records.rows import (
     unreadable,
 )
 from analysis.records.sparsity import COORDINATES, is_outcome
-from scaling.runs.record import FINAL, RESULT_FIELDS, Status
+from scaling.runs.fields import RESULT_FIELDS
+from scaling.runs.record import FINAL, Status
 from scaling.runs.store import EVALUATION_IN_SUMMARY
 
 FINISHED = "finished"

@@ -6,9 +6,9 @@ the branch that needs them, so that planning over a finished store costs little.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaling.activations.embedded import EMBEDDED, check_model_package
 from scaling.activations.manifest import load_manifest
@@ -16,12 +16,13 @@ from scaling.activations.progress import Meter, Progress, ProgressCallback
 from scaling.activations.request import HarvestRequest, make_request
 from scaling.activations.source import ActivationSource, SourceSpec
 from scaling.activations.store import StoreSource, store_spec, verify_view
+from scaling.activations.stream_spec import memory_bytes, stream_spec, verify_stream
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
     from scaling.config import ActivationsConfig, StoreConfig
 
-__all__ = ["Description", "Progress", "describe", "open_source", "prepare"]
+__all__ = ["Description", "Progress", "describe", "made_live", "open_source", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Description:
     harvest_tokens_missing: int = 0
     disk_bytes_needed: int = 0
     disk_bytes_free: int = 0
+    memory_bytes: int = 0
+    """Held in the memory of each process that reads it: the subject model and blocks of a stream;
+    runs that train in one process share it."""
+    note: str = ""
+    """What else a preview should say."""
 
 
 def describe(config: ActivationsConfig, data_dir: Path) -> Description:
@@ -90,7 +96,7 @@ def prepare(
             spec = _existing_store(config)
         case HarvestConfig():
             request = make_request(config, data_dir, nodes=nodes)
-            if request.missing():
+            if not request.is_complete():
                 from scaling.activations.harvest import ensure_stores
 
                 ensure_stores(request, progress)
@@ -99,7 +105,8 @@ def prepare(
             raise _unknown(config)
     if verify:
         meter = Meter(progress)
-        verify_view(spec, lambda done, total: meter.tell("verify", done, total, "bytes"))
+        check = verify_stream if spec.kind == "stream" else verify_view
+        check(spec, lambda done, total: meter.tell("verify", done, total, "bytes"))
     return spec
 
 
@@ -129,8 +136,25 @@ def open_source(spec: SourceSpec) -> ActivationSource:
             return PlantedSource(spec)
         case "store":
             return StoreSource(spec)
+        case "stream":
+            from scaling.activations.stream import open_stream
+
+            return open_stream(spec)
         case _:
-            raise UserError(f"activations kind {spec.kind!r} is unknown: use planted or store.")
+            raise UserError(
+                f"activations kind {spec.kind!r} is unknown: use planted, store or stream."
+            )
+
+
+def made_live(source: ActivationSource) -> dict[str, int] | None:
+    """Vectors that a live stream has made in this process, and left out by reason; None for other
+    sources."""
+    if source.spec.kind != "stream":
+        return None
+    from scaling.activations.stream import StreamSource
+
+    assert isinstance(source, StreamSource)
+    return source.counts.to_json()
 
 
 def _ready(spec: SourceSpec) -> Description:
@@ -151,26 +175,42 @@ def _existing_store(config: StoreConfig) -> SourceSpec:
 
 
 def _describe_harvest(request: HarvestRequest) -> Description:
+    if request.is_complete():
+        return replace(_ready(_harvested(request)), **_live(request))
     missing = request.missing()
-    if not missing:
-        return _ready(_harvested(request))
     request.check_layers()
     request.check_disk()
     if request.model == EMBEDDED:
         check_model_package()
     return Description(
         d_model=request.model_shape[0],
-        n_train=request.wanted["train"],
+        n_train=request.n_train,
         n_eval=request.wanted["eval"],
         ready=False,
         spec=None,
-        harvest_tokens_missing=max(sum(rows.values()) for rows in missing.values()),
+        harvest_tokens_missing=max((sum(rows.values()) for rows in missing.values()), default=0),
         disk_bytes_needed=request.disk_bytes_needed(),
         disk_bytes_free=request.disk_bytes_free(),
+        **_live(request),
     )
 
 
+def _live(request: HarvestRequest) -> dict[str, Any]:
+    """What a description says of a stream, beyond its head."""
+    if request.shape is None:
+        return {}
+    held = memory_bytes(request)
+    note = (
+        f"Live: {request.n_train:,} training vectors per epoch are made as training goes and not "
+        f"stored. Subject model and blocks take about {held / 2**30:.2f} GiB in each process; the "
+        "time that the model takes is not in the estimates."
+    )
+    return {"memory_bytes": held, "note": note}
+
+
 def _harvested(request: HarvestRequest) -> SourceSpec:
+    if request.shape is not None:
+        return stream_spec(request)
     folder = request.store(request.layer)
     manifest = load_manifest(folder)
     assert manifest is not None

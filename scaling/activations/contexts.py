@@ -27,6 +27,7 @@ BATCH_CHARACTERS = 2_000_000
 """Tokenized at once: bounds memory, and how often progress is told."""
 
 Contexts = NDArray[np.int32]
+TOKEN_ID_BYTES = 4
 
 
 class Encoder(Protocol):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scaling.activations import embedded
 from scaling.activations.crew import node_crew
-from scaling.activations.harvest_pass import HarvestPass
+from scaling.activations.harvest_pass import HarvestPass, keep_contexts
 from scaling.activations.manifest import SPLITS, load_manifest
 from scaling.activations.parts import FOLDER
 from scaling.activations.progress import Meter, ProgressCallback
@@ -30,7 +30,8 @@ POLL_S = 0.5
 
 
 def ensure_stores(request: HarvestRequest, report: ProgressCallback) -> None:
-    """Make the stores of all wanted layers hold what is wanted; returns at once if they do.
+    """Make the stores of all wanted layers hold what is wanted, and of a stream keep the token ids;
+    returns at once if all is there.
 
     A second caller waits for the first, then finds everything done.
 
@@ -38,11 +39,11 @@ def ensure_stores(request: HarvestRequest, report: ProgressCallback) -> None:
         UserError: too little text, a full disk, non-finite activations, a model that cannot be
             loaded. Nothing unfinished is taken for a store.
     """
-    if not request.missing():
+    if request.is_complete():
         return
     meter = Meter(report)
     with _leased(request.work, meter) as lease:
-        if request.missing():
+        if not request.is_complete():
             _harvest(request, lease, meter)
 
 
@@ -54,7 +55,7 @@ def help_stores(request: HarvestRequest, node: int) -> None:
         nonlocal seen
         led = holder(request.work, timeout_s=LEASE_TIMEOUT_S) is not None
         seen = seen or led
-        return not led and (seen or not request.missing())
+        return not led and (seen or request.is_complete())
 
     if not is_over():
         label = f"{node}-"
@@ -70,6 +71,8 @@ def _harvest(request: HarvestRequest, lease: Lease, meter: Meter) -> None:
     (request.work / ROUND).unlink(missing_ok=True)  # of a leader that was killed
     remove_temporaries(parts)
     model = _find_model(request, meter)
+    if request.shape is not None:
+        keep_contexts(request, request.shape, model, meter)
     for one_pass in _passes(request, model, meter):
         one_pass.make_parts()
         for layer in one_pass.layers:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from scaling.activations.contexts import TokenizedText, load_tokenized, save_tokenized, tokenize
 from scaling.activations.crew import Job, ProcessCrew, SerialCrew, node_crew
 from scaling.activations.manifest import SPLITS, Manifest, Segment, load_manifest, save_manifest
@@ -20,6 +22,8 @@ from scaling.activations.segment import (
     write_segment,
 )
 from scaling.activations.shared_crew import SharedCrew
+from scaling.activations.stream_contexts import has_contexts, write_contexts
+from scaling.activations.stream_shape import StreamShape, largest_n_train
 from scaling.errors import UserError
 
 
@@ -70,25 +74,12 @@ class HarvestPass:
         )
 
     def _n_parts(self, n_rows: int) -> int:
-        return -(-n_rows // (self._recipe.part_contexts * self._recipe.rows_per_context))
+        return self._recipe.parts_for(n_rows)
 
     def _tokenize(self) -> TokenizedText:
         """The contexts of all planned parts, from the work folder or from the text."""
         wanted = {split: stop * self._recipe.part_contexts for split, stop in self._stop.items()}
-        kept = load_tokenized(self._request.work)
-        if kept is not None and kept.suffices(wanted):
-            return kept
-        from scaling.activations.subject import Tokenizer
-
-        tokenized = tokenize(
-            self._request.text,
-            Tokenizer(self._model),
-            self._recipe,
-            wanted,
-            lambda done: self._meter.tell("tokenize", done, 0, "characters"),
-        )
-        save_tokenized(self._request.work, tokenized)
-        return tokenized
+        return _tokenized(self._request, self._model, wanted, self._meter)
 
     def _require_text(self, tokenized: TokenizedText) -> None:
         """Refuse what the text cannot give before spending anything on it."""
@@ -217,3 +208,56 @@ class HarvestPass:
             calibration=calibrate(store, train, d_model, self._recipe.store_dtype),
             names={**self._request.names, "params": self._request.subject_params},
         )
+
+
+def keep_contexts(request: HarvestRequest, shape: StreamShape, model: Path, meter: Meter) -> None:
+    """Keep the token ids that a live stream will read, unless they are there.
+
+    Raises:
+        UserError: the text does not give as many.
+    """
+    if has_contexts(request.contexts):
+        return
+    recipe = request.recipe
+    wanted = {
+        split: recipe.parts_for(n_rows) * recipe.part_contexts
+        for split, n_rows in request.wanted.items()
+    }
+    wanted["train"] = max(wanted["train"], shape.n_contexts)
+    found = _tokenized(request, model, wanted, meter).contexts["train"]
+    if len(found) < shape.n_contexts:
+        raise _too_little_for_a_stream(request, shape, len(found))
+    write_contexts(request.contexts, np.asarray(found[: shape.n_contexts]))
+
+
+def _tokenized(
+    request: HarvestRequest, model: Path, wanted: dict[str, int], meter: Meter
+) -> TokenizedText:
+    """At least the wanted contexts (or all there are), from the work folder or from the text."""
+    kept = load_tokenized(request.work)
+    if kept is not None and kept.suffices(wanted):
+        return kept
+    from scaling.activations.subject import Tokenizer
+
+    tokenized = tokenize(
+        request.text,
+        Tokenizer(model),
+        request.recipe,
+        wanted,
+        lambda done: meter.tell("tokenize", done, 0, "characters"),
+    )
+    save_tokenized(request.work, tokenized)
+    return tokenized
+
+
+def _too_little_for_a_stream(
+    request: HarvestRequest, shape: StreamShape, n_contexts: int
+) -> UserError:
+    largest = largest_n_train(n_contexts, shape.buffer_tokens, request.recipe)
+    return UserError(
+        f"activations.max_tokens={shape.n_train} with activations.stream=true needs "
+        f"{shape.n_contexts} contexts of {request.recipe.context} tokens, and "
+        f"activations.text={request.text.name!r} gives {n_contexts} beside the documents held out "
+        f"by activations.eval_fraction={request.recipe.eval_fraction:g}: give more text, or lower "
+        f"it to {largest} (a run may train on them several times: train.tokens)."
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,10 @@ class Part:
     def contexts(self, contexts: Contexts, recipe: Recipe) -> Contexts:
         first = self.number * recipe.part_contexts
         return contexts[first : first + recipe.part_contexts]
+
+    def name_context(self, first: int, place: int) -> str:
+        """A context for people: the one at `place` after context `first`."""
+        return f"{self.split} context {first + place}"
 
 
 class PartRows(NamedTuple):
@@ -82,7 +87,10 @@ def harvest_part(
     batches = []
     for start in range(0, len(ids_CT), recipe.batch_contexts):
         batch = ids_CT[start : start + recipe.batch_contexts]
-        batches.append(layer_vectors(subject, batch, recipe, where=(part, start)))
+        first = part.number * recipe.part_contexts + start
+        batches.append(
+            layer_vectors(subject, batch, recipe, name_of=partial(part.name_context, first))
+        )
         on_tokens(len(batch) * recipe.rows_per_context)
     for layer in batches[0]:
         data = part_bytes([vectors[layer] for vectors in batches])

@@ -71,6 +71,10 @@ class Recipe:
     def part_contexts(self) -> int:
         return self.batch_contexts * max(1, PART_CONTEXTS // self.batch_contexts)
 
+    def parts_for(self, n_rows: int) -> int:
+        """Parts that give so many vectors, outliers not counted."""
+        return -(-n_rows // (self.part_contexts * self.rows_per_context))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -82,7 +86,7 @@ def make_recipe(config: HarvestConfig, text: TextSource) -> Recipe:
         UserError: a value out of range, or a model folder that is not one.
     """
     return Recipe(
-        model=_model_fingerprint(config),
+        model=model_fingerprint(config.model, config.revision),
         text=text.fingerprint(),
         context=config.context,
         drop_positions=config.drop_positions,
@@ -102,16 +106,21 @@ def is_local_model(name: str) -> bool:
     return path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
 
 
-def _model_fingerprint(config: HarvestConfig) -> str:
-    if config.model == embedded.EMBEDDED:
+def model_fingerprint(model: str, revision: str | None) -> str:
+    """Names the content of the model that `activations.model` means.
+
+    Raises:
+        UserError: a folder that holds no model.
+    """
+    if model == embedded.EMBEDDED:
         return embedded.model_fingerprint()
-    if not is_local_model(config.model):
-        return f"hub:{config.model}@{config.revision or 'main'}"
-    folder = Path(config.model).expanduser()
+    if not is_local_model(model):
+        return f"hub:{model}@{revision or 'main'}"
+    folder = Path(model).expanduser()
     if not (folder / "config.json").is_file():
         state = "has no config.json" if folder.is_dir() else "does not exist"
         raise UserError(
-            f"activations.model={config.model!r} {state}: give a folder with a Hugging Face causal "
+            f"activations.model={model!r} {state}: give a folder with a Hugging Face causal "
             "LM (config.json, safetensors, tokenizer), the name of one on the hub, or 'embedded'."
         )
     files = [path for pattern in _MODEL_FILES for path in folder.glob(pattern)]

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling.activations import embedded
+from scaling.activations.contexts import TOKEN_ID_BYTES
 from scaling.activations.manifest import NUMPY_DTYPES, SPLITS, load_manifest
 from scaling.activations.parts import NORM_BYTES
 from scaling.activations.recipe import Recipe, is_local_model, make_recipe
+from scaling.activations.stream_contexts import has_contexts
+from scaling.activations.stream_shape import StreamShape, stream_shape
 from scaling.activations.text import TextSource, find_text
 from scaling.errors import UserError
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from scaling.config import HarvestConfig
 
 EMBEDDED_MODEL_BYTES = 273_000_000
+HEAD_TOKENS = 65_536
+"""Training vectors that a live stream stores, at most: what it is calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class HarvestRequest:
     data_dir: Path
     nodes: int = 1
     """Machines that make parts: this one and its helpers."""
+    shape: StreamShape | None = None
+    """Of a live stream, which stores its first vectors only; None = all are stored."""
 
     @property
     def work(self) -> Path:
@@ -46,7 +53,29 @@ class HarvestRequest:
         return self.data_dir / "activations" / f"{self.recipe.id}.work"
 
     def store(self, layer: int) -> Path:
-        return self.data_dir / "activations" / f"{self.recipe.id}-layer{layer}"
+        # A stream's own: the calibration of a store that grew depends on how it grew.
+        head = "" if self.shape is None else f"-head{self.wanted['train']}"
+        return self.data_dir / "activations" / f"{self.recipe.id}-layer{layer}{head}"
+
+    @property
+    def contexts(self) -> Path:
+        """Folder of the token ids that a stream reads."""
+        assert self.shape is not None
+        name = f"{self.recipe.id}-contexts{self.shape.n_contexts}"
+        return self.data_dir / "activations" / name
+
+    @property
+    def n_train(self) -> int:
+        """Training vectors of an epoch, stored or not."""
+        return self.wanted["train"] if self.shape is None else self.shape.n_train
+
+    def is_complete(self) -> bool:
+        """Whether all is there that runs will read."""
+        if self.missing():
+            return False
+        if self.shape is None:
+            return True
+        return has_contexts(self.contexts) and not self._conversion_bytes()
 
     def missing(self) -> dict[int, dict[str, int]]:
         """Layer to vectors missing by split; layers that lack nothing are left out."""
@@ -111,7 +140,12 @@ class HarvestRequest:
         part_rows = self.recipe.part_contexts * self.recipe.rows_per_context
         surplus_rows = 2 * len(self.layers) * part_rows
         vectors = n_rows * (2 * row_bytes + NORM_BYTES) + surplus_rows * row_bytes
-        return vectors + self._conversion_bytes()
+        return vectors + self._context_bytes() + self._conversion_bytes()
+
+    def _context_bytes(self) -> int:
+        if self.shape is None or has_contexts(self.contexts):
+            return 0
+        return self.shape.n_contexts * self.recipe.context * TOKEN_ID_BYTES
 
     def _conversion_bytes(self) -> int:
         converts = (
@@ -131,7 +165,7 @@ class HarvestRequest:
         needed, free = max(0, self.disk_bytes_needed() - there), self.disk_bytes_free()
         if needed > free:
             raise UserError(
-                f"harvesting activations.max_tokens={self.wanted['train']} needs about "
+                f"harvesting activations.max_tokens={self.n_train} needs about "
                 f"{needed:,} bytes in data_dir={self.data_dir}, which has {free:,} free: lower "
                 "max_tokens, free space, or point data_dir elsewhere."
             )
@@ -149,15 +183,28 @@ def make_request(config: HarvestConfig, data_dir: Path, *, nodes: int = 1) -> Ha
     if config.processes is not None and config.processes < 1:
         raise UserError(f"activations.processes={config.processes} must be at least 1, or null.")
     text = find_text(config.text, column=config.text_column, split=config.text_split)
+    recipe = make_recipe(config, text)
+    shape = _shape(config, recipe) if config.stream else None
+    n_stored = config.max_tokens if shape is None else min(config.max_tokens, HEAD_TOKENS)
     return HarvestRequest(
-        recipe=make_recipe(config, text),
+        recipe=recipe,
         text=text,
         model=config.model,
         revision=config.revision,
         layer=config.layer,
         layers=tuple(sorted({config.layer, *config.also_layers})),
-        wanted={"train": config.max_tokens, "eval": config.eval_tokens},
+        wanted={"train": n_stored, "eval": config.eval_tokens},
         processes=config.processes,
         data_dir=data_dir,
         nodes=nodes,
+        shape=shape,
     )
+
+
+def _shape(config: HarvestConfig, recipe: Recipe) -> StreamShape:
+    if config.also_layers:
+        raise UserError(
+            f"activations.also_layers={list(config.also_layers)} names further layers to store, "
+            "and activations.stream=true stores none: leave one of the two out."
+        )
+    return stream_shape(config.max_tokens, config.buffer_tokens, recipe)

@@ -30,7 +30,7 @@ class SourceSpec:
     """All that another process needs to open a source and to tell whether it is the same data."""
 
     kind: str
-    """"planted" or "store"."""
+    """"planted", "store" or "stream"."""
     content_hash: str
     """sha256 of what the training vectors and their calibration are."""
     eval_hash: str
@@ -48,6 +48,12 @@ class SourceSpec:
     def activations_id(self) -> str:
         """Short name of the content, as records carry it."""
         return self.content_hash[:ID_DIGITS]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Held in the memory of each process that reads it, besides mapped files: the subject
+        model and blocks of a live stream. Runs that train in one process share it."""
+        return self.description.get("memory_bytes", 0)
 
     def to_json(self) -> dict[str, Any]:
         return {"activations_id": self.activations_id, **asdict(self)}
@@ -91,7 +97,8 @@ class ActivationSource(Protocol):
         ...
 
     def sample(self, n: int) -> Tensor:
-        """The first min(n, n_train) training vectors, float32 [., D], for initialization."""
+        """The first min(n, n_train) training vectors, float32 [., D], for initialization; of a
+        live stream no more than its head holds."""
         ...
 
 

@@ -83,19 +83,35 @@ def memory_bytes(config: RunConfig, d_model: int, *, n_latents: int | None = Non
     return local_ranks(config) * budget.host_bytes(shape)
 
 
-def check_memory(config: RunConfig, d_model: int, available_bytes: int | None = None) -> None:
+def check_memory(
+    config: RunConfig, d_model: int, available_bytes: int | None = None, *, source_bytes: int = 0
+) -> None:
     """Refuse a run that cannot fit: in the machine's memory, or on a GPU.
 
-    Hosts of other launchers than `local` are not asked: SLURM's memory is what mem_gb says.
+    Hosts of other launchers than `local` are not asked: SLURM's memory is what mem_gb says. A live
+    stream takes `source_bytes` of each process, wherever it computes, before any latent has room.
 
     Raises:
         UserError: naming autoencoder.n_latents and the largest that would fit.
     """
     available = available_bytes or _available_bytes(config)
     if available is not None:
-        _check_fits(config, d_model, memory_bytes, available, _where(config))
+        room = _beside_source(available, local_ranks(config) * source_bytes)
+        _check_fits(config, d_model, memory_bytes, room, _where(config))
     if isinstance(config.launcher, LocalLauncherConfig) and planned_device(config) == "cuda":
-        _check_fits(config, d_model, _rank_bytes, memory.gpu_bytes(), "on a GPU")
+        room = _beside_source(memory.gpu_bytes(), source_bytes)
+        _check_fits(config, d_model, _rank_bytes, room, "on a GPU")
+
+
+def _beside_source(available: int, source_bytes: int) -> int:
+    if source_bytes >= available:
+        raise UserError(
+            f"activations.stream=true holds the subject model and its blocks in about "
+            f"{source_bytes / budget.GIB:.1f} GiB, and {available / budget.GIB:.1f} GiB may be "
+            "used. Lower activations.buffer_tokens, or store the vectors "
+            "(activations.stream=false)."
+        )
+    return available - source_bytes
 
 
 def _available_bytes(config: RunConfig) -> int | None:

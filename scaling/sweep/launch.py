@@ -71,7 +71,7 @@ def launch(points: Sequence[RunConfig], console: Console | None = None) -> int:
         found = descriptions[_key(point.activations)]
         validate(point, n_train=found.n_train)
         check_execution(point)
-        check_memory(point, found.d_model)
+        check_memory(point, found.d_model, source_bytes=found.memory_bytes)
     launcher = launcher_for(shared.launcher)
     store = SweepStore(Path(shared.runs_dir) / shared.sweep_name)
     if shared.dry_run:
@@ -188,7 +188,9 @@ def _preview_spec(found: Description) -> SourceSpec:
     """What stands for data that is not harvested yet, where only its shape matters."""
     if found.spec is not None:
         return found.spec
-    return SourceSpec("store", "", "", found.d_model, found.n_train, found.n_eval)
+    described = {"memory_bytes": found.memory_bytes}
+    shape = (found.d_model, found.n_train, found.n_eval)
+    return SourceSpec("store", "", "", *shape, description=described)
 
 
 def _plans(points: Sequence[RunConfig], specs: dict[str, SourceSpec]) -> list[RunPlan]:

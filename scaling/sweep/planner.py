@@ -19,7 +19,7 @@ from scaling.plan import (
 from scaling.schedule import RULES, PowerRule
 from scaling.sweep.architectures import plan_autoencoder
 from scaling.sweep.execution import plan_execution
-from scaling.sweep.footprint import memory_bytes
+from scaling.sweep.footprint import local_ranks, memory_bytes
 from scaling.train_config import TrainConfig
 
 BYTES_PER_VALUE = {"float32": 4, "float64": 8, "bf16": 4}
@@ -43,7 +43,8 @@ def make_plan(config: RunConfig, source: SourceSpec) -> RunPlan:
         config=_plain(asdict(config)),
         retries=config.launcher.retries,
         lease_timeout_s=config.launcher.lease_timeout_s,
-        estimated_memory_bytes=memory_bytes(config, source.d_model),
+        estimated_memory_bytes=memory_bytes(config, source.d_model)
+        + local_ranks(config) * source.memory_bytes,
         mesh=MeshPlan(dp=config.mesh.dp, latent=config.mesh.latent),
         collective_timeout_s=config.launcher.collective_timeout_s,
     )

@@ -90,7 +90,9 @@ def _meshes(plans: Sequence[RunPlan]) -> list[str]:
 
 
 def print_harvest(source: Description, console: Console) -> None:
-    """What would be harvested, and on which disk; nothing where all is there."""
+    """What would be harvested, and on which disk; of a live stream, what is made while training."""
+    if source.note:
+        console.print(source.note)
     if not source.ready:
         console.print(
             f"To harvest first: {source.harvest_tokens_missing:,} activation vectors, "

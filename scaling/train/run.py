@@ -15,13 +15,9 @@ from typing import Any
 
 import torch
 
+from scaling.activations.build import made_live
 from scaling.activations.source import ActivationSource
-from scaling.hardware import (
-    device_name,
-    fingerprint,
-    peak_memory_bytes,
-    reset_peak_memory,
-)
+from scaling.hardware import device_name, fingerprint, peak_memory_bytes, reset_peak_memory
 from scaling.plan import RunPlan
 from scaling.runs.logger import JsonlLogger
 from scaling.runs.record import RunError, RunOutcome, Status
@@ -160,7 +156,9 @@ class Attempt:
         plan = self.plan
         with (
             self._logger() as logger,
-            StepProfiler(self._profiles(), self.folder.path, self.first_step) as profiler,
+            StepProfiler(
+                plan.observe.profile and self.mesh.leads, self.folder.path, self.first_step
+            ) as profiler,
         ):
 
             def log(row: Row) -> None:
@@ -198,9 +196,6 @@ class Attempt:
         if not self.mesh.leads:
             return nullcontext()
         return self.folder.metrics_logger(self.lease, resume_at_step=self.first_step)
-
-    def _profiles(self) -> bool:
-        return self.plan.observe.profile and self.mesh.leads
 
     def measured(self) -> dict[str, Any]:
         """The result fields that only a finished run has."""
@@ -252,6 +247,7 @@ class Attempt:
             "mesh": [self.mesh.dp.size, self.mesh.latent.size],
             "resumed_at_step": self.first_step,
             "multiplexed": self.shared.n_runs,
+            "live": made_live(self.source),
         }
 
     def _resume(self) -> int:

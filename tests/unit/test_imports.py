@@ -78,6 +78,7 @@ LAYERS = {
     ],
     "analysis/": [
         "analysis",
+        "scaling.runs.fields",
         "scaling.runs.record",
         "scaling.runs.store",
         "scaling.budget",

@@ -16,7 +16,7 @@ from analysis.dashboards.cells import Cell, Sweep, read_sweep
 from analysis.dashboards.colors import run_colors
 from analysis.dashboards.main import main
 from analysis.errors import TableError
-from scaling.runs.record import COST_FIELDS, RESULT_FIELDS
+from scaling.runs.fields import COST_FIELDS, RESULT_FIELDS
 from scaling.runs.store import SweepStore
 
 ROOT = Path(__file__).parents[3]

@@ -20,7 +20,7 @@ from analysis.errors import TableError
 from analysis.records import load_curves, load_runs
 from analysis.records.wandb_file import entries
 from analysis.records.wandb_offline import wandb_files
-from scaling.runs.record import COST_FIELDS, RESULT_FIELDS
+from scaling.runs.fields import COST_FIELDS, RESULT_FIELDS
 
 CONFIG = {
     "autoencoder": {"n_latents": 512, "k": 8},

@@ -2,7 +2,7 @@ import subprocess
 from pathlib import Path
 
 from scaling.runs import provenance
-from scaling.runs.record import COST_FIELDS
+from scaling.runs.fields import COST_FIELDS
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -3,16 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from scaling.runs.record import (
-    COST_FIELDS,
-    RESULT_FIELDS,
-    Field,
-    Record,
-    RunError,
-    RunOutcome,
-    Status,
-    problems_of,
-)
+from scaling.runs.fields import COST_FIELDS, RESULT_FIELDS, Field
+from scaling.runs.record import Record, RunError, RunOutcome, Status, problems_of
 
 _DOCS = Path(__file__).parents[3] / "docs" / "records.md"
 
