@@ -55,10 +55,7 @@ RESULT_FIELDS: dict[str, Field] = {
     "normalized_mse_ema": Field(_FLOAT_OR_NULL, "", "the same for the averaged weights"),
     "l0": Field(_FLOAT_OR_NULL, "latents", "mean active latents per held-out token"),
     "l0_ema": Field(
-        _FLOAT_OR_NULL,
-        "latents",
-        "the same for the averaged weights: it goes with normalized_mse_ema",
-        True,
+        _FLOAT_OR_NULL, "latents", "the same for the averaged weights, as normalized_mse_ema", True
     ),
     "dead_fraction": Field(
         _FLOAT_OR_NULL,

@@ -32,13 +32,15 @@ def trained(tmp_path: Path, *overrides: str) -> tuple[RunFolder, dict[str, Any]]
 
 @pytest.mark.parametrize("name", ["multi_topk", "matryoshka", "batch_topk"])
 def test_a_variant_learns_and_keeps_its_sparsity(tmp_path: Path, name: str) -> None:
-    folder, result = trained(tmp_path, f"autoencoder={name}", "train.lr=3e-3")
+    exact = name != "batch_topk"
+    # A threshold is learned: after 40 steps it still follows activations that are growing.
+    length = f"train.tokens={10_240 if exact else 102_400}"
+    folder, result = trained(tmp_path, f"autoencoder={name}", "train.lr=3e-3", length)
     first, *_, last = (row["train/normalized_mse"] for row in folder.metrics())
     assert last < 0.8 * first
     assert result["autoencoder"] == name
     assert result["k"] == 4
-    exact = name != "batch_topk"
-    assert result["l0"] == pytest.approx(4, rel=1e-6 if exact else 0.25)
+    assert result["l0"] == pytest.approx(4, rel=1e-6 if exact else 0.05)
     assert exact or result["l0"] != 4
     assert result["flops_sparse"] > 0
 
