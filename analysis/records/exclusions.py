@@ -42,7 +42,7 @@ def reasons(frame: pd.DataFrame, loss: str) -> list[str]:
     """Why each row is not fitted, "" for a usable run. `frame` has the column `loss` already."""
     dead = np.minimum(*(numbers(frame, name) for name in DEATH_MEASURES))  # NaN: not known dead
     columns = ("run_id", "status", "folder", "source", "error", "loss", *COORDINATES)
-    kind = ("autoencoder", "l0", *LOSSES)
+    kind = ("autoencoder", "l0", "l0_ema", *LOSSES)
     names = [name for name in (*columns, *kind, *DEATH_MEASURES) if name in frame]
     rows = zip(*(frame[name].tolist() for name in names), strict=True)
     found: list[str] = []
@@ -57,7 +57,7 @@ def reasons(frame: pd.DataFrame, loss: str) -> list[str]:
 def _reason(row: dict[str, Any], loss: str, dead_share: float) -> str:
     if row["status"] != Status.done:
         return f"status is {row['status']}" + (f" ({row['error']})" if row["error"] else "")
-    needed = coordinates(row)
+    needed = coordinates(row, loss)
     missing = [name for name in needed if not is_number(row.get(name))]
     if missing:
         return f"the record lacks {', '.join(missing)}"

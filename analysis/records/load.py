@@ -24,7 +24,7 @@ from analysis.records.mixtures import allowed, refuse_mixtures
 from analysis.records.rejected import REJECTED, Judged, refuse_rejected
 from analysis.records.rows import LEADING, Row, frame_of
 from analysis.records.sources import Source, origins
-from analysis.records.sparsity import Sparsity
+from analysis.records.sparsity import Sparsity, with_l0_of
 from analysis.records.table import (
     CONVERGENCE_COLUMNS,
     RunTable,
@@ -67,7 +67,7 @@ def _judged(rows: Sequence[Row], loss: str, allow: Collection[str]) -> pd.DataFr
     frame["loss"] = _loss_of(frame, loss)
     frame["excluded"] = reasons(frame, loss)
     check_runs(frame, allow)
-    return frame
+    return with_l0_of(frame, loss)
 
 
 def check_runs(frame: pd.DataFrame, allow: Collection[str]) -> None:

@@ -13,20 +13,34 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.records.columns import is_number, numbers
+from analysis.records.columns import LOSSES, is_number, numbers
 from scaling.runs.record import Status
 
 Sparsity = Literal["k", "l0"]
 """The column that laws take as k."""
 COORDINATES = ("n_latents", "k", "tokens", "seed")
 """Without these a record is no point of a law."""
+_L0_OF = dict(zip(LOSSES, ("l0", "l0_ema"), strict=True))
 GIVEN_K = frozenset({"topk", "batch_topk", "multi_topk", "matryoshka"})
 """Architectures whose k is set; a record of one of them without k is incomplete."""
 
 
-def coordinates(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The columns without which `row` is no point: its measured `l0` stands for a k not set."""
-    return tuple("l0" if name == "k" and is_outcome(row) else name for name in COORDINATES)
+def coordinates(row: Mapping[str, Any], loss: str) -> tuple[str, ...]:
+    """The columns without which `row` is no point: L0 measured with that loss stands for a k not
+    set."""
+    return tuple(_L0_OF[loss] if name == "k" and is_outcome(row) else name for name in COORDINATES)
+
+
+def with_l0_of(frame: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """`frame` whose column l0, where sparsity is an outcome, is of the weights that `loss` is of.
+
+    Averaged weights are of an earlier time, at which more latents were active.
+    """
+    column = _L0_OF[loss]
+    if column == "l0" or column not in frame:
+        return frame
+    outcome = np.isnan(numbers(frame, "k"))
+    return frame.assign(l0=np.where(outcome, numbers(frame, column), numbers(frame, "l0")))
 
 
 def is_outcome(row: Mapping[str, Any]) -> bool:

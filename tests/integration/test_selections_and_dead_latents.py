@@ -33,7 +33,7 @@ def trained(tmp_path: Path, *overrides: str) -> tuple[RunFolder, dict[str, Any]]
 @pytest.mark.parametrize("name", ["multi_topk", "matryoshka", "batch_topk"])
 def test_a_variant_learns_and_keeps_its_sparsity(tmp_path: Path, name: str) -> None:
     exact = name != "batch_topk"
-    # A threshold is learned: after 40 steps it still follows activations that are growing.
+    # A threshold follows the activations: after 40 steps they still shrink, and it is behind.
     length = f"train.tokens={10_240 if exact else 102_400}"
     folder, result = trained(tmp_path, f"autoencoder={name}", "train.lr=3e-3", length)
     first, *_, last = (row["train/normalized_mse"] for row in folder.metrics())

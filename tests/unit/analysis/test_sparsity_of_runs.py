@@ -50,6 +50,21 @@ def test_a_run_without_k_is_usable_by_its_measured_l0(tmp_path: Path) -> None:
     }
 
 
+def test_averaged_weights_go_with_their_own_l0(tmp_path: Path) -> None:
+    _write(tmp_path, "a", normalized_mse_ema=0.2, l0_ema=33.0)
+    _write(tmp_path, "older", normalized_mse_ema=0.21)
+    _write(tmp_path, "given", autoencoder="topk", k=16, l0=16.0, normalized_mse_ema=0.25)
+    averaged = load_runs(
+        tmp_path, loss="normalized_mse_ema", allow=("rejected", "autoencoder")
+    ).set_index("run_id")
+    assert averaged["excluded"].to_dict() == {
+        "a": "", "older": "the record lacks l0_ema", "given": ""
+    }  # fmt: skip
+    assert averaged["l0"]["a"] == 33.0
+    assert averaged["l0"]["given"] == 16.0
+    assert load_runs(tmp_path, allow=("autoencoder",)).set_index("run_id")["l0"]["a"] == 20.0
+
+
 def test_runs_that_only_lack_k_are_no_copies(tmp_path: Path) -> None:
     _write(tmp_path, "a")
     _write(tmp_path, "again")
