@@ -20,7 +20,7 @@ Sparsity = Literal["k", "l0"]
 """The column that laws take as k."""
 COORDINATES = ("n_latents", "k", "tokens", "seed")
 """Without these a record is no point of a law."""
-_L0_OF = dict(zip(LOSSES, ("l0", "l0_ema"), strict=True))
+_L0_OF: dict[str, str] = dict(zip(LOSSES, ("l0", "l0_ema"), strict=True))
 GIVEN_K = frozenset({"topk", "batch_topk", "multi_topk", "matryoshka"})
 """Architectures whose k is set; a record of one of them without k is incomplete."""
 
