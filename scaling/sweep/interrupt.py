@@ -18,7 +18,10 @@ def _heeded() -> list[signal.Signals]:
 
 
 class Interrupts:
-    """Within the `with` block, each SIGINT, SIGTERM or SIGHUP adds one to `count`.
+    """Within the `with` block, each SIGINT adds one to `count`; SIGTERM and SIGHUP make it one.
+
+    The second Ctrl-C of an impatient user is another wish than the first. A terminal, a cluster and
+    scaling.cancel, which says it by a file as well, all mean the same and may say it together.
 
     Outside the main thread, where no handler can be set, it never counts anything.
     """
@@ -43,10 +46,14 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def add(self) -> None:
-        """As a signal would."""
-        self.count += 1
+    def ask_to_end(self) -> None:
+        """As SIGTERM would."""
+        self.count = max(1, self.count)
         self.wake()
 
-    def _count(self, _number: int, _frame: FrameType | None) -> None:
-        self.add()
+    def _count(self, number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGINT:
+            self.ask_to_end()
+            return
+        self.count += 1
+        self.wake()

@@ -70,14 +70,14 @@ def launches_of(store: SweepStore) -> list[ProcessId]:
 
 @contextmanager
 def heeding(store: SweepStore, interrupts: Interrupts) -> Iterator[None]:
-    """Within the block, a wish to stop counts as a Ctrl-C."""
+    """Within the block, a wish to stop counts as a SIGTERM."""
     ended = threading.Event()
     before = last_wish(store)
 
     def look() -> None:
         while not ended.wait(LOOK_EVERY_S):
             if last_wish(store) != before:
-                interrupts.add()
+                interrupts.ask_to_end()
                 return
 
     watcher = threading.Thread(target=look, daemon=True)

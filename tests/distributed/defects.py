@@ -79,7 +79,7 @@ def coarse_bisection(patch: pytest.MonkeyPatch) -> None:
 
 def auxk_without_gradient(patch: pytest.MonkeyPatch) -> None:
     """The rows of dead latents get no gradient from AuxK."""
-    patch.setattr(topk, "_rows", lambda weight_ND, ids: weight_ND.detach()[ids])
+    patch.setattr(topk, "rows_of", lambda weight_ND, ids: weight_ND.detach()[ids])
 
 
 def auxk_with_pre_bias(patch: pytest.MonkeyPatch) -> None:

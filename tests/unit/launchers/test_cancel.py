@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,6 +85,20 @@ def test_a_wish_is_heeded_by_those_who_were_there(tmp_path: Path) -> None:
         request_stop(store)
         wait_until(lambda: before.count == 1)
     assert last_wish(store) is not None
+
+
+def test_a_wish_and_the_signal_that_goes_with_it_are_one(tmp_path: Path) -> None:
+    """Counted as two they were a second Ctrl-C, which kills runs before they have checkpointed."""
+    store = SweepStore(tmp_path)
+    tmp_path.mkdir(exist_ok=True)
+    with Interrupts() as interrupts, heeding(store, interrupts):
+        request_stop(store)
+        wait_until(lambda: interrupts.count)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert interrupts.count == 1
+        os.kill(os.getpid(), signal.SIGINT)  # whoever presses it now means more
+        assert interrupts.count == 2
 
 
 def test_launches_are_announced_and_the_dead_forgotten(tmp_path: Path) -> None:

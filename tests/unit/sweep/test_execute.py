@@ -260,7 +260,7 @@ def test_nohup_is_heeded_and_handlers_are_put_back():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interrupts() as interrupts:
-            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGINT):
                 os.kill(os.getpid(), number)
         assert interrupts.count == 2
     finally:
