@@ -40,6 +40,12 @@ class AutoencoderPlan:
         return values
 
     @property
+    def title(self) -> str:
+        """For people: "n=4096", and "relu n=4096" of another architecture than TopK."""
+        named = "" if self.name == "topk" else f"{self.name} "
+        return f"{named}n={self.n_latents}"
+
+    @property
     def widest_code(self) -> int:
         """Latents that may be active for a token."""
         return self.n_latents if self.k is None else self.k

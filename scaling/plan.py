@@ -159,10 +159,9 @@ class RunPlan:
         """For people: "n=4096 k=16 D=500k"."""
         ae = self.autoencoder
         sparsity = f"k={ae.k}" if ae.k is not None else f"lambda={ae.penalty:g}"
-        named = "" if ae.name == "topk" else f"{ae.name} "
         if (target := ae.options.get("target_l0")) is not None:
             sparsity += f" L0={target:g}"
-        return f"{named}n={ae.n_latents} {sparsity} D={short(self.tokens)}"
+        return f"{ae.title} {sparsity} D={short(self.tokens)}"
 
     def with_estimate(self, seconds: float) -> RunPlan:
         return replace(self, estimated_s=seconds)

@@ -62,11 +62,12 @@ class DStarConfig:
 @dataclass(kw_only=True)
 class SweepConfig:
     points: list[SweepPoint] = field(default_factory=list)
-    """Cells to run instead of a product, each {n_latents, k[, autoencoder, tokens, seed, lr_scale,
-    batch_tokens]}; of other lists in the command, each of their values runs all cells."""
+    """Cells to run instead of a product, each {n_latents, k (or penalty)[, autoencoder, tokens,
+    seed, lr_scale, batch_tokens]}; of other lists in the command, each of their values runs all
+    cells."""
     where: str | None = None
     """Keep only grid points for which this holds, e.g. "k <= n_latents / 16". Names: n_latents,
-    k, tokens, batch_tokens, lr_scale, seed, rung, share."""
+    k (or penalty), tokens, batch_tokens, lr_scale, seed, rung, share."""
     rung: int = 0
     """Index into `ladder`; sweep over it to give each n_latents token budgets of its own."""
     ladder: dict[int, list[int]] = field(default_factory=dict)

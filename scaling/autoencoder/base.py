@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from scaling.autoencoder.code import Code
+from scaling.autoencoder.code import Code, Dense
 from scaling.autoencoder.shard import LatentShard, Unsharded
 
 
@@ -92,9 +92,10 @@ class Autoencoder(nn.Module, ABC):
     def encode(self, x_BD: Tensor) -> Code:
         """The code of x, values after the activation function, ids local to this shard."""
 
-    @abstractmethod
     def decode(self, code: Code) -> Tensor:
         """The reconstruction xhat, [B, D]."""
+        assert isinstance(code, Dense)
+        return self.shard.sum_over_shards(code.values_BN @ self.w_dec) + self.b_pre
 
     @abstractmethod
     def encode_with_losses(self, x_BD: Tensor, dead: Tensor, step: int = 0) -> tuple[Code, Losses]:

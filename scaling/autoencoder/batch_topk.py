@@ -48,16 +48,11 @@ class BatchTopKAutoencoder(TopKAutoencoder):
 
     def encode(self, x_BD: Tensor) -> Code:
         z_BN = self._activations(x_BD, self.shard.replicated(self.b_pre))
-        return Dense(_where(~(z_BN <= self.threshold), z_BN))  # not >: NaN stays to be seen
+        return Dense(torch.where(z_BN <= self.threshold, 0, z_BN))  # of <=: NaN stays to be seen
 
     def encode_at_start(self, x_BD: Tensor) -> Code:
         """The k largest of each token: as many as of a batch, while there is no threshold."""
         return super().encode(x_BD)
-
-    def decode(self, code: Code) -> Tensor:
-        if not isinstance(code, Dense):
-            return super().decode(code)
-        return self.shard.sum_over_shards(code.values_BN @ self.w_dec) + self.b_pre
 
     @torch.no_grad()
     def after_step(self, code: Code) -> None:
@@ -73,14 +68,11 @@ class BatchTopKAutoencoder(TopKAutoencoder):
     def _fit(self, x_BD: Tensor, b_pre_D: Tensor) -> Fit:
         z_BN = self._activations(x_BD, b_pre_D)
         n_kept = self.spec.k * len(x_BD) * self.shard.replicas
-        code = Dense(_where(select_of_batch(z_BN.detach(), n_kept, self.shard), z_BN))
+        kept_BN = select_of_batch(z_BN.detach(), n_kept, self.shard)
+        code = Dense(torch.where(kept_BN, z_BN, 0))
         residual_BD = x_BD - self.decode(code)
         mse = reconstruction_loss(residual_BD, self.spec.mean_predictor_mse)
         return Fit(code, residual_BD, mse, mse)
 
     def _activations(self, x_BD: Tensor, b_pre_D: Tensor) -> Tensor:
         return torch.relu(linear(x_BD - b_pre_D, self.w_enc, self.b_enc))
-
-
-def _where(kept_BN: Tensor, z_BN: Tensor) -> Tensor:
-    return torch.where(kept_BN, z_BN, torch.zeros_like(z_BN))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from scaling.autoencoder.base import Autoencoder, Losses, Spec
-from scaling.autoencoder.code import Code, Dense
+from scaling.autoencoder.code import Dense
 from scaling.autoencoder.ghost import Ghost, ghost_loss, rows_of
 from scaling.autoencoder.losses import reconstruction_loss
 
@@ -64,10 +64,6 @@ class DenseAutoencoder(Autoencoder, Generic[S]):
 
     def encode(self, x_BD: Tensor) -> Dense:
         return Dense(self.activations(self.projected(x_BD)))
-
-    def decode(self, code: Code) -> Tensor:
-        assert isinstance(code, Dense)
-        return self.shard.sum_over_shards(code.values_BN @ self.w_dec) + self.b_pre
 
     def projected(self, x_BD: Tensor) -> Tensor:
         """W_enc (x - b_pre), [B, N]. Once a step: b_pre's gradient is summed over shards."""

@@ -79,7 +79,8 @@ class TopKAutoencoder(Autoencoder):
         return self._encode(x_BD, self.shard.replicated(self.b_pre))
 
     def decode(self, code: Code) -> Tensor:
-        assert isinstance(code, Active)
+        if not isinstance(code, Active):
+            return super().decode(code)
         return self.shard.sum_over_shards(self.kernels.decode(code, self.w_dec)) + self.b_pre
 
     def encode_with_losses(self, x_BD: Tensor, dead: Tensor, step: int = 0) -> tuple[Code, Losses]:

@@ -38,11 +38,11 @@ def _is_wanted(point: RunConfig) -> bool:
 
 
 def _names(point: RunConfig) -> dict[str, float]:
-    sparsity = ("k", "penalty")
-    ae = {name: value for name in sparsity if (value := getattr(point.autoencoder, name, None))}
+    ae = point.autoencoder
+    sparsity = {name: getattr(ae, name) for name in ("k", "penalty") if hasattr(ae, name)}
     return {
-        "n_latents": point.autoencoder.n_latents,
-        **ae,
+        "n_latents": ae.n_latents,
+        **sparsity,
         "tokens": point.train.tokens,
         "batch_tokens": point.train.batch_tokens,
         "lr_scale": point.train.lr_scale,

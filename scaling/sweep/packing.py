@@ -72,9 +72,10 @@ class Packing:
     def _fits(self, plans: Sequence[RunPlan], limit: int) -> bool:
         if _bytes_of(plans) > limit:
             return False
+        if self.gpu_bytes is None:
+            return True
         shapes = [plan_shape(plan) for plan in plans]
-        on_gpu = budget.together_bytes(shapes) + _of_source(plans)
-        return self.gpu_bytes is None or on_gpu <= self.gpu_bytes
+        return budget.together_bytes(shapes) + _of_source(plans) <= self.gpu_bytes
 
 
 def packed(

@@ -70,9 +70,12 @@ def _multiplexed(groups: Sequence[Group]) -> list[str]:
 
 
 def _sizes(group: Group) -> str:
-    """Which n, with how many runs of each: "3 of n=256, 1 of n=512"."""
-    titles = Counter(plan.title.split()[0] for plan in group.plans)
-    return ", ".join(f"{count} of {title}" for title, count in titles.items())
+    """Which widths, with how many runs of each: "3 of n=256, 1 of relu n=512"."""
+    widths: Counter[str] = Counter()
+    for plan in group.plans:
+        assert isinstance(plan, RunPlan)
+        widths[plan.autoencoder.title] += 1
+    return ", ".join(f"{count} of {title}" for title, count in widths.items())
 
 
 def _meshes(plans: Sequence[RunPlan]) -> list[str]:
@@ -112,9 +115,7 @@ def _table(plans: Sequence[RunPlan]) -> Table:
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits 80 columns
     for name in ("run", "n", "k", "tokens", "steps", "lr", "FLOPs", "GiB", "s (est.)"):
         table.add_column(name, justify="left" if name == "run" else "right")
-    for plan in sorted(
-        plans, key=lambda p: (p.autoencoder.n_latents, p.autoencoder.widest_code, p.tokens)
-    ):
+    for plan in sorted(plans, key=_by_size):
         table.add_row(*_cells(plan))
     return table
 

@@ -9,8 +9,8 @@ from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from scaling.autoencoder_config import BatchTopKConfig
-from scaling.choices import EngineName, ExchangeName, LauncherName
+from scaling.autoencoder_config import BatchTopKConfig, has_dense_code, name_of
+from scaling.choices import EngineName, ExchangeName, LauncherName, Precision
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.launcher_config import DeepSpeedLauncherConfig, SlurmLauncherConfig
@@ -109,6 +109,7 @@ def _check_data(config: RunConfig, n_train: int | None) -> None:
 
 
 def _check_rest(config: RunConfig) -> None:
+    _check_precision(config)
     _check_mesh(config)
     _check_launcher(config)
     at_least("evaluation.batch_tokens", config.evaluation.batch_tokens, 1)
@@ -133,6 +134,15 @@ def _check_rest(config: RunConfig) -> None:
         raise UserError(
             f"sweep_name={name!r} becomes a folder under runs_dir: use a plain name of at most "
             f"{MAX_NAME_LENGTH} characters, without slashes or a leading dot."
+        )
+
+
+def _check_precision(config: RunConfig) -> None:
+    ae = config.autoencoder
+    if config.numerics.precision is Precision.bf16 and has_dense_code(ae):
+        raise UserError(
+            f"numerics.precision=bf16 with autoencoder={name_of(ae)}: bf16 is of the kernels that "
+            "select k latents of each token, which it does not use. Set numerics.precision=float32."
         )
 
 

@@ -72,9 +72,8 @@ class ModelHolder(Generic[M]):
         return self.dead.tokens_since_fired_N
 
     def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
-        held = self.average.corrected() if averaged else self.params
-        statistics = self.model.named_buffers()
-        return {name: tensor.detach().clone() for name, tensor in (*held.items(), *statistics)}
+        statistics = _copies(dict(self.model.named_buffers()))
+        return (self.average.corrected() if averaged else _copies(self.params)) | statistics
 
     def report(self) -> dict[str, float]:
         return self.model.shard.report()
@@ -108,6 +107,10 @@ class ModelHolder(Generic[M]):
         dead_fraction = losses.n_dead / self.model.spec.n_latents
         sparsity = rest[0] if rest else None
         return StepStats(loss, mse, aux, dead_fraction, grad_norm=None, sparsity=sparsity)
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ def resample_(
 ) -> Tensor:
     """Draw the dead latents' rows anew, in place; the local ids of those that were, int64.
 
+    Of an architecture without parameters of its own (`scaling.sweep.dead_latents` refuses others).
     Collective. `dead` are the local ids of the dead latents, `batch_BD` this replica's tokens. The
     caller resets what else belongs to these latents.
     """
@@ -69,8 +70,7 @@ def resample_(
     unit_AD = normalize(_inputs(drawn, batch_BD - model.b_pre, mesh), dim=1)
     model.w_enc[ids] = ENCODER_SHARE * _living_norm(model, dead, mesh) * unit_AD
     model.w_dec[ids] = unit_AD
-    for name, start in {"b_enc": 0.0, **model.MORE_PER_LATENT}.items():
-        model.get_parameter(name)[ids] = start
+    model.b_enc[ids] = 0
     return ids
 
 

@@ -184,3 +184,13 @@ def test_a_state_of_another_shape_is_refused() -> None:
     state["w_enc"] = state["w_enc"][:10]
     with pytest.raises(ValueError, match="w_enc"):
         trained.load_state(state)
+
+
+def test_averaged_weights_are_made_once_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = engine()
+    made = trained.average.corrected()
+    monkeypatch.setattr(trained.average, "corrected", lambda: made)
+    for name, tensor in trained.weights(averaged=True).items():
+        assert tensor is made[name]
+    for name, tensor in trained.weights().items():
+        assert tensor.data_ptr() != trained.params[name].data_ptr()

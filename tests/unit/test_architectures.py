@@ -43,6 +43,15 @@ def test_what_is_not_defined_is_refused_with_its_remedy(overrides: list[str], sa
         planned(*overrides)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "cpu"])
+@pytest.mark.parametrize("name", ["relu", "batch_topk"])
+def test_a_precision_of_the_kernels_is_refused_where_they_are_not_used(
+    name: str, kernels: str
+) -> None:
+    with pytest.raises(UserError, match=f"autoencoder={name}: .*numerics.precision=float32"):
+        planned(f"autoencoder={name}", "numerics.precision=bf16", f"kernels={kernels}")
+
+
 def test_free_rows_are_allowed_where_the_penalty_weighs_them() -> None:
     free = ["autoencoder.decoder_norm=false", "autoencoder.gradient_projection=false"]
     validate(tiny("autoencoder=prolu", "autoencoder.weighted_l1=true", *free), n_train=16_384)

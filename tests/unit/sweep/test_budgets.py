@@ -181,6 +181,14 @@ def test_cells_may_be_of_several_architectures() -> None:
     assert gated == replace(same, sweep=gated.sweep)
 
 
+def test_where_may_name_a_penalty_of_zero() -> None:
+    points = [
+        tiny("autoencoder=relu", f"autoencoder.penalty={p}", "sweep.where='penalty < 0.1'")
+        for p in (0, 0.2)
+    ]
+    assert keep_wanted(points) == points[:1]
+
+
 def test_points_take_budgets_that_follow_from_their_width() -> None:
     points = composed_points(
         "activations=planted",

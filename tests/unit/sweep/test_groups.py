@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -177,9 +178,21 @@ def test_the_preview_says_what_goes_together() -> None:
     print_preview(plans, [], 1, Console(file=out, width=300), groups=groups)
     assert "2 runs by turns in one process (1 of n=64, 1 of n=32): " in out.getvalue()
     assert "1 runs share their batches with no other" in out.getvalue()
+    plans = plans_of(["autoencoder=relu"], ["autoencoder=gated"], ["autoencoder=relu"])
+    groups = [Group(tuple(plans), GIB)]
+    print_preview(plans, [], 1, Console(file=out, width=300), groups=groups)
+    assert "(2 of relu n=64, 1 of gated n=64): " in out.getvalue()
     out = io.StringIO()
     print_preview(plans, [], 1, Console(file=out, width=300))
     assert "by turns" not in out.getvalue()
+
+
+def test_the_preview_lists_runs_by_size_and_then_by_penalty() -> None:
+    penalties = ("0.3", "0.1", "0.2")
+    plans = plans_of(*(["autoencoder=relu", f"autoencoder.penalty={p}"] for p in penalties))
+    out = io.StringIO()
+    print_preview(plans, [], 1, Console(file=out, width=300))
+    assert re.findall(r"λ=(\S+)", out.getvalue()) == sorted(penalties)
 
 
 @pytest.mark.parametrize(
