@@ -32,7 +32,6 @@ class AtL0:
     """One arm at one n, read at one L0; `tuned` as chosen among `tried` for the lowest loss."""
 
     place: Place
-    l0: float
     by_seed: dict[float | None, float]  # ln loss
     doubt: float  # in ln loss, of the curves between their points: the mean over seeds
     below: float  # nearest measured L0s, of all seeds
@@ -100,7 +99,6 @@ def _read(seeds: Sequence[Series], l0: float) -> AtL0 | None:
         return None
     return AtL0(
         place=seeds[0].place,
-        l0=l0,
         by_seed={seed: at.log_loss for seed, at in read.items()},
         doubt=float(np.mean([at.doubt for at in read.values()])),
         below=min(at.below for at in read.values()),
