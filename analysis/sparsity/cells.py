@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from analysis.sparsity.comparison import AtOneL0, Comparison
 from analysis.sparsity.equal import AtL0
 from analysis.uncertainty.seeds import ends_text
@@ -41,7 +39,7 @@ def _row(target: AtOneL0, at: AtL0, reference: str) -> tuple[str, ...]:
         f"{apart.share:+.2%}" if apart else "",
         ends_text(apart.share_interval, "{:+.2%}") if apart else "",
         *(str(len(at.by_seed)), _between(at)),
-        ("not recorded" if lr is None or np.isnan(lr) else f"{lr:.3g}") + tried,
+        ("not recorded" if lr is None else f"{lr:.3g}") + tried,
     )
 
 

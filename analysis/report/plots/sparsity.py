@@ -95,7 +95,7 @@ def _draw_arm(axes: Axes, series: list[Series], chosen: Chosen, look: tuple[str,
     axes.fill_between(grid, *ends, color=color, alpha=0.16, linewidth=0)
 
 
-def _best_tuned(series: list[Series], chosen: Chosen) -> tuple[float, ...]:
+def _best_tuned(series: list[Series], chosen: Chosen) -> tuple[float | None, ...]:
     """The tuned values with the lowest loss in the middle of the measured L0s."""
     l0s = np.concatenate([one.l0 for one in series])
     middle = float(np.median(l0s))
