@@ -15,6 +15,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.records.mixtures import RECIPE
+
 SIZES = frozenset(
     {
         *("autoencoder.n_latents", "autoencoder.k", "autoencoder.penalty"),
@@ -34,10 +36,8 @@ PUBLISHED: dict[str, Any] = {
 """As TopK autoencoders were published (Gao et al. 2024): the usual level, where runs do not say."""
 _SECTIONS = ("autoencoder", "train", "numerics")
 _IN_RECORDS = {
-    **{"dead_treatment": "autoencoder.dead_treatment", "k_aux": "autoencoder.k_aux"},
-    "dead_after_tokens": "autoencoder.dead_after_tokens",
-    **{"decay_fraction": "train.decay_fraction", "batch_tokens": "train.batch_tokens"},
-    "lr": "train.lr",
+    **RECIPE,
+    **{"batch_tokens": "train.batch_tokens", "lr": "train.lr"},
 }
 """Columns of records that are keys; a rate that follows from the batch comes after it."""
 
