@@ -7,7 +7,7 @@ measured L0 is read at the L0 asked for. docs/equal_l0.md says how, and what the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.command import check_paths, command_line, print_lines, run, write_json
@@ -15,15 +15,15 @@ from analysis.counts import short_count
 from analysis.errors import TableError
 from analysis.files import cannot_write
 from analysis.planning.quantities import count
-from analysis.planning.text import aligned
 from analysis.records.columns import DEFAULT_LOSS, LOSSES
 from analysis.records.exclusions import with_dead
 from analysis.records.load import check_runs, load_runs
 from analysis.records.mixtures import SAME_FOR_ALL
 from analysis.records.rejected import REJECTED
 from analysis.report.plots.sparsity import frontiers, loss_at_l0
-from analysis.report.plots.style import DPI
-from analysis.sparsity.cells import METHOD, POWERS_HEADER, header, power_rows, rows
+from analysis.report.plots.style import save_figures
+from analysis.report.sections.sparsity import lines
+from analysis.sparsity.cells import METHOD
 from analysis.sparsity.comparison import Comparison, compare, comparison_json
 from analysis.sparsity.series import ARCHITECTURE
 
@@ -45,29 +45,16 @@ def equal_l0_command(argv: Sequence[str] | None = None) -> None:
         write_json(options.json, comparison_json(found))
     if options.figures is not None:
         _draw(found, options.figures)
-    print_lines(text_of(found))
-
-
-def text_of(found: Comparison) -> Iterator[str]:
-    """The tables and what they hold, line by line."""
-    yield f"Runs of {short_count(found.chosen.budget)} tokens, compared with {found.reference}."
-    for target in found.targets:
-        yield f"\nL0 = {target.l0:g}"
-        yield aligned(header(found), rows(target, found.reference))
-        if target.powers:
-            yield "\n" + aligned(POWERS_HEADER, power_rows(target))
-    yield f"\n{METHOD}"
-    for caution in found.cautions():
-        yield f"caution: {caution}"
+    print(f"Runs of {short_count(found.chosen.budget)} tokens, compared with {found.reference}.")
+    print_lines(lines(found))
+    print(f"\n{METHOD}")
 
 
 def _draw(found: Comparison, folder: Path) -> None:
     figures = {"frontiers": frontiers(found), "loss_at_l0": loss_at_l0(found)}
     try:
         folder.mkdir(exist_ok=True, parents=True)
-        for name, drawing in figures.items():
-            if drawing is not None:
-                drawing.savefig(folder / f"{name}.png", dpi=DPI, facecolor="white")
+        save_figures(figures, folder)
     except OSError as error:
         remedy = "name another folder with --figures"
         raise cannot_write(folder, error.strerror, remedy) from error

@@ -27,7 +27,7 @@ MOST_RUNS = 0.5
 """Keys are the sweep's question where at least this share of its runs is in a cell of several
 levels of one."""
 _ORDER = ("autoencoder", "n_latents", "k", "penalty", "tokens")
-_MEASURED = ("loss", "normalized_mse_ema", "dead_fraction", "l0")
+_MEASURED = ("normalized_mse_ema", "dead_fraction", "l0")
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,10 @@ def ablations_of(frame: pd.DataFrame) -> list[Ablation]:
         return []
     # Pages list cells in the order of their runs.
     used = used.sort_values([name for name in _ORDER if name in used], kind="stable")
-    settings = settings_of(used)
-    keys = differing(settings, _sizes(used))
-    found = [one for key in keys if (one := _ablation(key, keys, used, settings)) is not None]
+    settings, sizes = settings_of(used), _sizes(used)
+    keys = differing(settings, sizes)
+    asked = (_ablation(key, keys, used, settings, sizes) for key in keys)
+    found = [one for one in asked if one is not None]
     compared = {run for one in found for run in one.level_of}
     return _joined(found) if len(compared) >= MOST_RUNS * len(used) else []
 
@@ -120,10 +121,13 @@ def _words(name: str, values: Any) -> list[str]:
 
 
 def _ablation(
-    key: str, keys: Sequence[str], used: pd.DataFrame, settings: Sequence[Settings]
+    key: str,
+    keys: Sequence[str],
+    used: pd.DataFrame,
+    settings: Sequence[Settings],
+    sizes: Sequence[tuple[str, ...]],
 ) -> Ablation | None:
     """Of one key; None where no cell has two of its levels, all other keys being equal."""
-    sizes = _sizes(used)
     tuned = [] if key in RATES else [rate for rate in RATES if rate in keys]
     rest = [other for other in keys if other != key and other not in tuned]
     others = [other for other in rest if not _follows(other, key, settings, sizes)]
@@ -213,8 +217,7 @@ def _in_words(
     shown = [i for i, column in enumerate(columns) if len(set(column)) > 1 or i == 1]
     return {
         ", ".join(cell[i] for i in shown if cell[i]): {
-            level_text(value): _best(used, rows, rates)
-            for value, rows in sorted(levels.items(), key=lambda pair: pair[0])
+            level_text(value): _best(used, rows, rates) for value, rows in sorted(levels.items())
         }
         for cell, levels in groups.items()
     }

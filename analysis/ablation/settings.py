@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from analysis.records.mixtures import RECIPE
+from analysis.records.plan_file import read_plan
 
 SIZES = frozenset(
     {
@@ -34,10 +36,8 @@ PUBLISHED: dict[str, Any] = {
 """As TopK autoencoders were published (Gao et al. 2024): the usual level, where runs do not say."""
 _SECTIONS = ("autoencoder", "train", "numerics")
 _IN_RECORDS = {
-    **{"dead_treatment": "autoencoder.dead_treatment", "k_aux": "autoencoder.k_aux"},
-    "dead_after_tokens": "autoencoder.dead_after_tokens",
-    **{"decay_fraction": "train.decay_fraction", "batch_tokens": "train.batch_tokens"},
-    "lr": "train.lr",
+    **RECIPE,
+    **{"batch_tokens": "train.batch_tokens", "lr": "train.lr"},
 }
 """Columns of records that are keys; a rate that follows from the batch comes after it."""
 
@@ -47,26 +47,10 @@ Settings = dict[str, str]
 
 def settings_of(rows: pd.DataFrame) -> list[Settings]:
     """The keys of each run, without its sizes: from plans where every run has one."""
-    plans = [_plan(str(folder)) for folder in rows["folder"]]
-    if not all(plans):
+    plans = [read_plan(str(folder)) for folder in rows["folder"]]
+    if not all(isinstance(plan.get("config"), dict) for plan in plans):
         return _from_records(rows)
-    return [
-        {key: value for key, value in _of_plan(plan) if key not in SIZES}
-        for plan in plans
-        if plan is not None
-    ]
-
-
-def _plan(folder: str) -> Mapping[str, Any] | None:
-    """None where there is none to read: then records are all there is."""
-    if not folder:
-        return None
-    try:
-        plan = json.loads((Path(folder) / "plan.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    known = isinstance(plan, dict) and isinstance(plan.get("config"), dict)
-    return plan if known else None
+    return [{key: v for key, v in _of_plan(plan) if key not in SIZES} for plan in plans]
 
 
 def _of_plan(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

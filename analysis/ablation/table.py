@@ -6,9 +6,7 @@ import math
 from typing import Any
 
 from analysis.ablation.found import Ablation, Level
-from analysis.uncertainty.seeds import Bounds
-
-_UNKNOWN = "not known"
+from analysis.uncertainty.seeds import ends_text
 
 
 def header(found: Ablation) -> tuple[str, ...]:
@@ -36,9 +34,9 @@ def _row(found: Ablation, cell: str, level: str) -> tuple[str, ...]:
     over = apart.share_interval if apart else None
     dead = at.measured["dead_fraction"]
     return (
-        *(cell, level, f"{at.loss:.4g}", _ends(found.interval(cell, level), "{:.4g}")),
+        *(cell, level, f"{at.loss:.4g}", ends_text(found.interval(cell, level), "{:.4g}")),
         f"{apart.share:+.2%}" if apart else "",
-        _ends(over, "{:+.2%}") if apart else "",
+        ends_text(over, "{:+.2%}") if apart else "",
         *(str(len(at.seeds)), _number(at.measured["normalized_mse_ema"])),
         "" if math.isnan(dead) else f"{dead:.1%}",
         *((_number(at.measured["l0"]),) if found.outcome else ()),
@@ -48,10 +46,6 @@ def _row(found: Ablation, cell: str, level: str) -> tuple[str, ...]:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4g}"
-
-
-def _ends(ends: Bounds | None, form: str) -> str:
-    return _UNKNOWN if ends is None else " to ".join(form.format(end) for end in ends)
 
 
 def ablation_json(found: Ablation) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from analysis.laws.forms import Points
 from analysis.records.columns import SAME_BUDGET, budgets, numbers
 from scaling.budget import power_of_two_near
 
-RECIPE: Mapping[str, float | None] = {
+RECIPE: Mapping[str, float | str | None] = {
+    "dead_treatment": "auxk",
     **{"dead_after_tokens": 10_000_000, "k_aux": None, "decay_fraction": 0.2, "batch_tokens": 256},
 }
 """What a run of conf/ trains with, as a record names it; k_aux None: from d_model."""
@@ -53,9 +54,13 @@ def recipe_notes(recipe: Mapping[str, Sequence[Any]], d_model: int | None) -> It
     )
     defaults = {**RECIPE, "k_aux": None if d_model is None else power_of_two_near(d_model / 2)}
     different = [
-        f"{column} {', '.join(map(str, recipe[column]))} (conf/: {value:_})"
-        for column, value in defaults.items()
-        if value is not None and column in recipe and list(recipe[column]) != [value]
+        f"{column} {', '.join(map(str, values))} (conf/: {_shown(default)})"
+        for column, default in defaults.items()
+        if default is not None and (values := recipe.get(column)) and list(values) != [default]
     ]
     if different:
         yield f"warning: the runs fitted were trained with another recipe: {'; '.join(different)}."
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:_}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from analysis.errors import TableError
 from analysis.files import check_target, replace_text
 from analysis.planning.design import NewRun
 from analysis.records.columns import SAME_BUDGET, numbers
+from analysis.records.plan_file import read_plan
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 WRITTEN_BY = "# Written by python -m analysis.design"
@@ -74,17 +74,17 @@ def _taken(there: pd.DataFrame | None) -> list[Cell]:
         cells += [Cell(*row) for row in rows[known].astype(int).tolist()]
     # Runs that have yet to end have no result: what they are to be is in their plan.
     unfinished = there.loc[~np.isfinite(numbers(there, "n_latents"))]
-    planned = (_planned(str(folder)) for folder in unfinished["folder"] if folder)
+    planned = (_planned(str(folder)) for folder in unfinished["folder"])
     return cells + [cell for cell in planned if cell is not None]
 
 
 def _planned(folder: str) -> Cell | None:
     """The cell of the plan in a run's folder; None where there is none to read."""
+    plan = read_plan(folder)
     try:
-        plan = json.loads((Path(folder) / "plan.json").read_text())
         sizes = plan["autoencoder"]
         return Cell(sizes["n_latents"], sizes["k"], plan["tokens_requested"], plan["train"]["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

@@ -63,7 +63,7 @@ def _reason(row: dict[str, Any], loss: str, dead_share: float) -> str:
         return f"the record lacks {', '.join(missing)}"
     below = [name for name in needed if name != "seed" and not 0 < row[name] < 2**62]
     if below:
-        return f"{below[0]} is {row[below[0]]}, which no run can have"
+        return f"{below[0]} is {row[below[0]]}, which no law can take"
     return _loss_reason(row["loss"], loss) or _death_reason(row, dead_share)
 
 

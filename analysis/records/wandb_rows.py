@@ -117,7 +117,7 @@ def refuse_foreign(rows: Sequence[Row], source: str, keys: Sequence[str]) -> Non
     needed = [name for name in COORDINATES if name != "k" or not any(map(is_outcome, judged))]
     missing = [name for name in needed if all(row.get(name) is None for row in judged)]
     # Without a result, ours are known by this one: their config has it.
-    if not judged or not (missing if done else {"n_latents"} & {*missing}):
+    if not judged or not (missing if done else "n_latents" in missing):
         return
     found = ", ".join([*keys][:20]) or "nothing"
     raise TableError(

@@ -25,7 +25,7 @@ from analysis.command import (
     write_json,
 )
 from analysis.errors import TableError
-from analysis.files import checked_path
+from analysis.files import cannot_write, checked_path
 from analysis.fitting.fit import METHODS
 from analysis.records.columns import DEFAULT_LOSS, LOSSES
 from analysis.report import page
@@ -36,7 +36,7 @@ from analysis.report.compared import drawings as comparison_drawings
 from analysis.report.compared import text as comparison_text
 from analysis.report.contents import Contents, contents
 from analysis.report.fits_file import fits_json, parameters_csv
-from analysis.report.plots.style import DPI
+from analysis.report.plots.style import save_figures
 from analysis.report.read import read_sweep
 from analysis.study.fitted import FitOptions
 from analysis.study.study import Study
@@ -172,9 +172,7 @@ def _write_all(
 ) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text)
-    for name, drawing in figures.items():
-        if drawing is not None:
-            drawing.savefig(folder / f"{name}.png", dpi=DPI, facecolor="white")
+    save_figures(figures, folder)
     for name, value in objects.items():
         write_json(folder / name, value)
 
@@ -190,7 +188,5 @@ def _check_folder(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> TableError:
-    return TableError(
-        f"cannot write {folder} ({error.strerror}); make it writable, free space, or name another "
-        "folder with --out."
-    )
+    remedy = "make it writable, free space, or name another folder with --out"
+    return cannot_write(folder, error.strerror, remedy)

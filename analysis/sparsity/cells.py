@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from analysis.sparsity.comparison import AtOneL0, Comparison
 from analysis.sparsity.equal import AtL0
-from analysis.uncertainty.seeds import Bounds
+from analysis.uncertainty.seeds import ends_text
 
 HEADER = ("n", "kind", "loss at L0", "95%", "against {}", "95%", "seeds", "between L0", "lr")
 POWERS_HEADER = ("kind", "b in L = A n^-b", "95%", "A", "n", "rms off the line")
@@ -37,18 +35,18 @@ def _row(target: AtOneL0, at: AtL0, reference: str) -> tuple[str, ...]:
     tried = f" (best of {at.tried})" if at.tried > 1 else ""
     return (
         *(str(at.place.n_latents), at.place.arm, f"{at.loss:.4g}"),
-        _ends(target.interval(at), "{:.4g}"),
+        ends_text(target.interval(at), "{:.4g}"),
         f"{apart.share:+.2%}" if apart else "",
-        _ends(apart.share_interval, "{:+.2%}") if apart else "",
+        ends_text(apart.share_interval, "{:+.2%}") if apart else "",
         *(str(len(at.by_seed)), _between(at)),
-        ("not recorded" if lr is None or np.isnan(lr) else f"{lr:.3g}") + tried,
+        ("not recorded" if lr is None else f"{lr:.3g}") + tried,
     )
 
 
 def power_rows(target: AtOneL0) -> list[tuple[str, ...]]:
     return [
         (
-            *(law.arm, f"{law.b:.4g}", _ends(law.b_interval, "{:.4g}"), f"{law.A:.4g}"),
+            *(law.arm, f"{law.b:.4g}", ends_text(law.b_interval, "{:.4g}"), f"{law.A:.4g}"),
             *(f"{law.sizes.min():.0f} to {law.sizes.max():.0f}", f"{law.rms_log_residual:.2%}"),
         )
         for law in target.powers
@@ -58,7 +56,3 @@ def power_rows(target: AtOneL0) -> list[tuple[str, ...]]:
 def _between(at: AtL0) -> str:
     low, high = f"{at.below:.3g}", f"{at.above:.3g}"
     return low if low == high else f"{low} to {high}"
-
-
-def _ends(ends: Bounds | None, form: str) -> str:
-    return "not known" if ends is None else " to ".join(form.format(end) for end in ends)

@@ -130,14 +130,19 @@ def default_l0s(chosen: Chosen) -> list[float]:
     """Powers of two that most arms and n were measured around, at most three, ascending; the
     middle of the measured L0s where there is no such power."""
     l0s = np.concatenate([series.l0 for series in chosen.series])
-    powers = 2.0 ** np.arange(np.ceil(np.log2(l0s.min())), np.floor(np.log2(l0s.max())) + 1)
-    counts = {float(l0): len(readings(chosen, l0)[0]) for l0 in powers}
+    counts = {l0: len(readings(chosen, l0)[0]) for l0 in powers_of_two(l0s)}
     most = max(counts.values(), default=0)
     best = [l0 for l0, count in counts.items() if count == most > 0]
     if not best:
         return [float(f"{_middle(chosen.series[0].l0):.3g}")]
     places = np.unique(np.linspace(0, len(best) - 1, _MOST_TARGETS).round().astype(int))
     return [best[place] for place in places]
+
+
+def powers_of_two(l0s: Array) -> list[float]:
+    """Those from the smallest to the largest of `l0s`, ascending."""
+    low, high = np.log2(l0s.min()), np.log2(l0s.max())
+    return (2.0 ** np.arange(np.ceil(low), np.floor(high) + 1)).tolist()
 
 
 def _middle(l0: Array) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,10 @@ class Curve:
         """Smallest and largest L0 measured."""
         return float(np.exp(self.x[0])), float(np.exp(self.x[-1]))
 
+    @cached_property
+    def _cubic(self) -> PchipInterpolator:
+        return PchipInterpolator(self.x, self.y)
+
     def at(self, l0: float) -> Reading | None:
         """The curve at `l0`; None beyond the L0s measured (and `NEAR` of them).
 
@@ -56,7 +61,7 @@ class Curve:
         x = float(np.log(l0))
         if len(self.x) == 1 or not self.x[0] <= x <= self.x[-1]:
             return self._beside_an_end(x)
-        cubic = float(PchipInterpolator(self.x, self.y)(x))
+        cubic = float(self._cubic(x))
         straight = float(np.interp(x, self.x, self.y))
         after = int(np.clip(np.searchsorted(self.x, x), 1, len(self.x) - 1))
         at = after if self.x[after] == x else after - 1

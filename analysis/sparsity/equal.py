@@ -9,7 +9,7 @@ scatter of seeds, which is pooled over the n of an arm. A mean over S seeds has 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +32,6 @@ class AtL0:
     """One arm at one n, read at one L0; `tuned` as chosen among `tried` for the lowest loss."""
 
     place: Place
-    l0: float
     by_seed: dict[float | None, float]  # ln loss
     doubt: float  # in ln loss, of the curves between their points: the mean over seeds
     below: float  # nearest measured L0s, of all seeds
@@ -69,7 +68,7 @@ def readings(chosen: Chosen, l0: float) -> tuple[list[AtL0], list[Outside]]:
         tried = [at for group in same.values() if (at := _read(group, l0)) is not None]
         if tried:
             best = min(tried, key=lambda at: at.log_loss)
-            found.append(AtL0(**{**vars(best), "tried": len(tried)}))
+            found.append(replace(best, tried=len(tried)))
         else:
             l0s = np.concatenate([series.l0 for group in same.values() for series in group])
             place = next(iter(same.values()))[0].place
@@ -79,9 +78,9 @@ def readings(chosen: Chosen, l0: float) -> tuple[list[AtL0], list[Outside]]:
 
 def _places(
     series: Sequence[Series],
-) -> dict[tuple[str, int], dict[tuple[float, ...], list[Series]]]:
+) -> dict[tuple[str, int], dict[tuple[float | None, ...], list[Series]]]:
     """Series by arm and n, then by tuned values: one list of seeds each."""
-    found: dict[tuple[str, int], dict[tuple[float, ...], list[Series]]] = {}
+    found: dict[tuple[str, int], dict[tuple[float | None, ...], list[Series]]] = {}
     for one in series:
         same = found.setdefault((one.place.arm, one.place.n_latents), {})
         same.setdefault(one.place.tuned, []).append(one)
@@ -100,7 +99,6 @@ def _read(seeds: Sequence[Series], l0: float) -> AtL0 | None:
         return None
     return AtL0(
         place=seeds[0].place,
-        l0=l0,
         by_seed={seed: at.log_loss for seed, at in read.items()},
         doubt=float(np.mean([at.doubt for at in read.values()])),
         below=min(at.below for at in read.values()),

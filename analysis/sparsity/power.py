@@ -26,7 +26,6 @@ class PowerOfN:
     """L = A n^-b at one L0. No floor: for the n measured, and not beyond."""
 
     arm: str
-    l0: float
     A: float
     b: float
     b_interval: Bounds
@@ -60,7 +59,6 @@ def power_of_n(found: Sequence[AtL0], arm: str) -> PowerOfN | None:
     half = float(stdtrit(pooled, UPPER)) * error
     return PowerOfN(
         arm=arm,
-        l0=points[0].l0,
         A=float(np.exp(level - slope * center)),
         b=-slope,
         b_interval=Bounds(-slope - half, -slope + half),

@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
     arm: str  # value of the compared columns, such as "relu"
     n_latents: int
-    tuned: tuple[float, ...]  # values of TUNED; NaN where not recorded
+    tuned: tuple[float | None, ...]  # values of TUNED; None where not recorded
 
 
 @dataclass(frozen=True)

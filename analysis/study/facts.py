@@ -12,9 +12,10 @@ import pandas as pd
 import scipy
 
 from analysis.records.columns import budgets, numbers
+from analysis.records.mixtures import RECIPE
 
 _COMMIT_DIGITS = 12
-_RECIPE = ("batch_tokens", "dead_after_tokens", "k_aux", "decay_fraction")
+_RECIPE = ("batch_tokens", *RECIPE)
 
 
 def provenance(frame: pd.DataFrame) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class Bounds(NamedTuple):
     high: float
 
 
+def ends_text(ends: Bounds | None, form: str) -> str:
+    """ "0.2512 to 0.2604" with `form` "{:.4g}"; words where too few seeds give no interval."""
+    return "not known" if ends is None else " to ".join(form.format(end) for end in ends)
+
+
 @dataclass(frozen=True)
 class Difference:
     """ln loss less that of a reference, at one place."""

@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from analysis.ablation.found import Ablation
-from analysis.report.plots.style import INK, STYLE, TICKS, kind_handles, looks_of, panel_grid, plain
+from analysis.report.plots.style import (
+    INK,
+    STYLE,
+    TICKS,
+    kind_handles,
+    looks_of,
+    panel_grid,
+    plain,
+    spread,
+)
 
 _MOST_CELLS = 8
 _STEP = 0.08  # between cells, in steps of levels
@@ -20,8 +29,7 @@ _LONG = 9  # characters of a level, beyond which labels would run into each othe
 def ablation(found: Ablation) -> Figure:
     """Three panels: every seed's loss, the difference to the usual level with its interval, and the
     mean dead fraction (left out where no record has one)."""
-    cells = [*found.cells]
-    cells = [cells[i] for i in _some(len(cells))]
+    cells = spread([*found.cells], _MOST_CELLS)
     looks = looks_of(cells)
     dead = any(
         np.isfinite(at.measured["dead_fraction"])
@@ -48,11 +56,6 @@ def _name_cells(figure: Figure, looks: dict[str, tuple[str, str]]) -> None:
     """Below the panels: the words of a cell may be long."""
     columns = max(1, min(4, _ROW // (max(map(len, looks)) + _MARK)))
     figure.legend(handles=kind_handles(looks), loc="outside lower center", ncols=columns)
-
-
-def _some(count: int) -> list[int]:
-    places = np.linspace(0, count - 1, min(count, _MOST_CELLS))
-    return places.round().astype(int).tolist()
 
 
 def _titles(panels: list[Axes], found: Ablation) -> None:

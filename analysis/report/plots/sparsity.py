@@ -19,7 +19,7 @@ from analysis.report.plots.style import (
     panel_grid,
     spread,
 )
-from analysis.sparsity.comparison import AtOneL0, Comparison
+from analysis.sparsity.comparison import AtOneL0, Comparison, powers_of_two
 from analysis.sparsity.curve import Curve
 from analysis.sparsity.equal import AtL0, readings
 from analysis.sparsity.series import Chosen, Series
@@ -34,7 +34,7 @@ def frontiers(found: Comparison) -> Figure:
     """A panel per n: every run, and through them the mean over seeds of the monotone curves, with
     the seeds' range as a band. Runs of learning rates that were not the best are open."""
     chosen = found.chosen
-    sizes = [int(n) for n in spread([float(n) for n in chosen.sizes], _MOST_PANELS)]
+    sizes = spread(chosen.sizes, _MOST_PANELS)
     looks = looks_of(chosen.arms)
     with mpl.rc_context(STYLE):
         figure, panels = panel_grid(len(sizes), 4.0 if len(sizes) == 1 else 3.0)
@@ -95,7 +95,7 @@ def _draw_arm(axes: Axes, series: list[Series], chosen: Chosen, look: tuple[str,
     axes.fill_between(grid, *ends, color=color, alpha=0.16, linewidth=0)
 
 
-def _best_tuned(series: list[Series], chosen: Chosen) -> tuple[float, ...]:
+def _best_tuned(series: list[Series], chosen: Chosen) -> tuple[float | None, ...]:
     """The tuned values with the lowest loss in the middle of the measured L0s."""
     l0s = np.concatenate([one.l0 for one in series])
     middle = float(np.median(l0s))
@@ -106,10 +106,9 @@ def _best_tuned(series: list[Series], chosen: Chosen) -> tuple[float, ...]:
 
 def _log_axes(axes: Axes, series: list[Series]) -> None:
     l0s = np.concatenate([one.l0 for one in series])
-    powers = 2.0 ** np.arange(np.ceil(np.log2(l0s.min())), np.floor(np.log2(l0s.max())) + 1)
     log_log(axes, l0s, "measured L0")
-    if len(powers):
-        axes.set_xticks(spread(powers.tolist(), _MOST_TICKS))
+    if powers := powers_of_two(l0s):
+        axes.set_xticks(spread(powers, _MOST_TICKS))
     low, high = axes.get_ylim()
     if high / low > _MANY:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -6,8 +6,9 @@ that one drawing reads on light and on dark. Line colors have contrast on both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 
@@ -35,10 +36,11 @@ STYLE: dict[Any, Any] = {
     **{"svg.fonttype": "none", "svg.hashsalt": "analysis", "lines.linewidth": 1.4},
 }
 COLUMNS = 3
-DPI = 160  # 1,180 pixels wide: sharp where a README shows it at 800
+_DPI = 160  # 1,180 pixels wide: sharp where a README shows it at 800
 MARKERS = "osD^vPX*"
 TICKS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)  # of each decade of loss
 _WIDTH = 7.4  # inches
+_T = TypeVar("_T")
 
 
 def panel_grid(
@@ -54,6 +56,13 @@ def panel_grid(
     for first in grid[:count:columns]:
         first.set_ylabel("normalized MSE, held out")
     return figure, list(grid[:count])
+
+
+def save_figures(figures: Mapping[str, Figure | None], folder: Path) -> None:
+    """Each as NAME.png; None is a figure that there is no need of. OSError as the disk has it."""
+    for name, drawing in figures.items():
+        if drawing is not None:
+            drawing.savefig(folder / f"{name}.png", dpi=_DPI, facecolor="white")
 
 
 def held_out(study: Study) -> RunTable | None:
@@ -107,7 +116,8 @@ def fit_limits(axes: Axes, runs: RunTable) -> None:
     axes.set_ylim(runs.loss.min() / 1.12, runs.loss.max() * 1.12)
 
 
-def spread(levels: Sequence[float], most: int) -> list[float]:
+def spread(levels: Sequence[_T], most: int) -> list[_T]:
+    """All levels, or `most` of them from the first to the last."""
     if len(levels) <= most:
         return list(levels)
     return [levels[i] for i in np.linspace(0, len(levels) - 1, most).round().astype(int)]

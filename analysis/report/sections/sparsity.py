@@ -52,7 +52,7 @@ _ABOUT_POWERS = (
 
 
 def lines(found: Comparison) -> Iterator[str]:
-    """The tables, for a terminal."""
+    """The tables and their cautions, for a terminal."""
     for target in found.targets:
         yield f"\nat L0 = {target.l0:g}, by {', '.join(found.chosen.by)}"
         yield aligned(header(found), rows(target, found.reference))

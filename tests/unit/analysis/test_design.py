@@ -242,7 +242,8 @@ def test_a_cells_runs_keep_their_seeds_whatever_became_of_them(tmp_path: Path) -
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "plan.json").write_text(json.dumps(plan))
     write_record(tmp_path, record(Cell(1024, 8, 1_000_000), 0.29, run_id="d"))
-    write_record(tmp_path, {**record(cell, 0.3, run_id="e"), "schema_version": "x"})
+    unreadable = write_record(tmp_path, {**record(cell, 0.3, run_id="e"), "schema_version": "x"})
+    (unreadable / "plan.json").write_text("[" * 100_000)  # names no cell, and is no end of all
     there = load_runs(tmp_path, allow="rejected")
     assert (there["excluded"] != "").sum() == 4
     new = [NewRun(512.0, 8.0, 1e6, 1.0, 0.1), NewRun(1024.0, 8.0, 1e6, 1.0, 0.1)]

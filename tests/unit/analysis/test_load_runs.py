@@ -57,7 +57,7 @@ def test_a_row_per_run(tmp_path: Path) -> None:
         ({"cost": []}, "status is unreadable"),
         ({"wall_s": "x"}, "cost.wall_s = 'x' has the wrong type"),
         ({"started_at": 5}, "cost.started_at = 5 has the wrong type"),
-        ({"k": 0}, "k is 0, which no run can have"),
+        ({"k": 0}, "k is 0, which no law can take"),
         ({"n_latents": 10**400}, "the record lacks n_latents"),
     ],
 )

@@ -180,11 +180,16 @@ def test_recipes_that_agree_are_no_warning() -> None:
     (_, narrow) = recipe_notes(same, 64)
     assert "k_aux 256 (conf/: 32)" in narrow
     assert len(list(recipe_notes({"k_aux": [3]}, None))) == 1  # not known: nothing to compare
+    (_, untreated) = recipe_notes({**same, "dead_treatment": ["none"]}, 576)
+    assert "dead_treatment none (conf/: auxk)" in untreated
+    older = {**same, "dead_treatment": []}  # of records that say nothing of it
+    assert len(list(recipe_notes(older, 576))) == 1
 
 
 def test_the_recipe_is_that_of_conf() -> None:
     run = composed("autoencoder.n_latents=1024", "autoencoder.k=16", "train.tokens=1000")
     assert {
+        "dead_treatment": run.autoencoder.dead_treatment,
         "dead_after_tokens": run.autoencoder.dead_after_tokens,  # type: ignore[attr-defined]
         "k_aux": run.autoencoder.k_aux,  # type: ignore[attr-defined]
         "decay_fraction": run.train.decay_fraction,

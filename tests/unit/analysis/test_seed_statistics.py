@@ -52,7 +52,7 @@ def test_doubt_adds_in_squares() -> None:
 
 
 def _at(n: int, seeds: dict[float | None, float]) -> AtL0:
-    return AtL0(Place("relu", n, (1.0, 1.0)), 32.0, seeds, 0.0, 32.0, 32.0, 0.0)
+    return AtL0(Place("relu", n, (1.0, 1.0)), seeds, 0.0, 32.0, 32.0, 0.0)
 
 
 def test_without_repeated_seeds_the_line_is_a_plain_regression() -> None:

@@ -45,7 +45,7 @@ def test_a_run_without_k_is_usable_by_its_measured_l0(tmp_path: Path) -> None:
     assert _excluded(tmp_path) == {
         "a": "",
         "unmeasured": "the record lacks l0",
-        "silent": "l0 is 0.0, which no run can have",
+        "silent": "l0 is 0.0, which no law can take",
         "incomplete": "the record lacks k",
     }
 

@@ -89,6 +89,7 @@ def test_cost_and_provenance(fits: dict, sweep: Path) -> None:
     assert fits["cost"]["elapsed_s"] == pytest.approx(180)
     assert fits["cost"]["runs"] == len(demo_cells())
     assert fits["provenance"]["hosts"] == ["planted-host"]
+    assert {"batch_tokens", "dead_treatment"} < {*fits["provenance"]["recipe"]}
     assert fits["provenance"]["versions"]["torch"] == ["2.13.0"]
     assert fits["provenance"]["subject_model"] == ["SmolLM2-135M"]
 
