@@ -39,7 +39,6 @@ _VERSION = "6.0.0"
 
 _KIND = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 _NORMALIZATION = {"none": "none", "layer_norm": "std", "constant_norm_rescale": "constant_norm"}
-_TENSOR = {"b_pre": "b_dec", "w_enc": "W_enc", "w_dec": "W_dec", "b_enc": "b_enc"}
 _OLD_KEYS = {"activation_fn_str": "activation_fn", "hook_point": "hook_name"}
 
 
