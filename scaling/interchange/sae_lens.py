@@ -58,13 +58,15 @@ def read(folder: Path) -> Portable:
         weights = with_decoder_norms_in_latents(weights)
     if not config.flag("apply_b_dec_to_input", True):
         weights = with_input_bias(weights)
+    metadata = config.mapping("metadata")
+    ours = Settings(config.path, metadata).mapping("sae_scaling")
     return Portable(
         kind=kind,
         weights=weights,
         k=k,
         normalization=normalization,
-        architecture=config.values["architecture"],
-        facts=config.mapping("metadata"),
+        architecture=str(ours.get("architecture", config.values["architecture"])),
+        facts=metadata,
     )
 
 
