@@ -212,7 +212,7 @@ def test_one_that_raises_or_is_held_ends_alone(
 def test_what_has_ended_is_out_of_memory_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not when the collector comes by: a group is planned without those that ended before."""
+    """Not when the collector comes by: until then the next run would be beside it."""
     attempts: list[weakref.ref[Attempt]] = []
     begin = Attempt.course
 
