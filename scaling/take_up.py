@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,13 +16,13 @@ from scaling.runs.provenance import now, provenance
 from scaling.runs.record import FINAL, Record, RunError, RunOutcome, Status, problems_of
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease, LeaseLost
-from scaling.train.course import OwnTime, on_own_time
+from scaling.train.course import Course, OwnTime, on_own_time
 
 Report = Callable[[dict[str, Any]], None]
 Runner = Callable[[RunFolder, Lease, Report, Callable[[], bool]], RunOutcome]
 """(folder, lease, report, stop) -> outcome. Reports its rows of metrics as it goes, and ends as
 `preempted`, after a checkpoint, soon after `stop()` turns true."""
-Steps = Generator[int, Any, RunOutcome]
+Steps = Course[RunOutcome]
 Begin = Callable[[RunFolder, Lease, Report, Callable[[], bool]], Steps]
 """The same as a course (`scaling.train.course`): it asks for its batches."""
 
@@ -72,7 +72,7 @@ def take_up(
 
 def taking_up(
     folder: RunFolder, command: dict[str, Any], begin: Begin, channel: Parent
-) -> Generator[int, Any, dict[str, Any]]:
+) -> Course[dict[str, Any]]:
     """The same as a course: it yields the steps whose batches it is to be sent."""
     try:
         lease = Lease.acquire(folder.path, timeout_s=command["lease_timeout_s"])
@@ -94,7 +94,7 @@ def taking_up(
 
 def _attempt(
     folder: RunFolder, before: Record, lease: Lease, begin: Begin, channel: Parent
-) -> Generator[int, Any, Record]:
+) -> Course[Record]:
     """Train, and write down what came of it. A final run's checkpoints go last of all."""
     channel.send(event="started", run_id=folder.run_id)
     clock = OwnTime()

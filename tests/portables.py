@@ -44,18 +44,7 @@ def activations(n_tokens: int = 64, seed: int = 1) -> Tensor:
 
 
 def model_of(portable: Portable) -> LoadedAutoencoder:
-    facts = Facts(
-        source="",
-        format="",
-        architecture=portable.architecture,
-        kind=portable.kind,
-        n_latents=portable.n_latents,
-        d_model=portable.d_model,
-        k=portable.k,
-        normalization=portable.normalization,
-        more={},
-    )
-    return LoadedAutoencoder(portable, facts)
+    return LoadedAutoencoder(portable, Facts.of(portable, source="", format_name=""))
 
 
 def by_equations(portable: Portable, x_BD: Tensor) -> tuple[Tensor, Tensor]:

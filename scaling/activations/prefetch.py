@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from typing import Generic, ParamSpec, TypeVar
 
@@ -42,18 +43,8 @@ class Background:
         if self._stop.is_set():
             raise RuntimeError("the background thread was stopped")
         future: Future[T] = Future()
-
-        def carry_out() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                if self._stop.is_set():
-                    raise Stopped
-                future.set_result(call(*args, **kwargs))
-            except BaseException as error:  # whoever waits must hear of it, whatever it is
-                future.set_exception(error)
-
-        self._calls.put(carry_out)
+        whole = partial(call, *args, **kwargs)
+        self._calls.put(partial(_carry_out, future, whole, self.stopping))
         return future
 
     def close(self) -> None:
@@ -71,6 +62,21 @@ class Background:
 def _work(calls: SimpleQueue[Callable[[], None] | None]) -> None:
     for call in iter(calls.get, None):
         call()
+        del call  # nor does a thread that waits, or has ended, keep what the last one used
+
+
+def _carry_out(future: Future[T], call: Callable[[], T], stopping: Stopping) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        if stopping():
+            raise Stopped
+        future.set_result(call())
+    except BaseException as error:  # whoever waits must hear of it, whatever it is
+        future.set_exception(error)
+        # The error knows this frame, which must not know the future that has the error: it would
+        # keep all that was in use, a model perhaps, until the collector comes by.
+        del future, call
 
 
 class Ahead(Generic[K, T]):

@@ -27,7 +27,6 @@ BLOCKS_IN_MEMORY = 3
 """Two that were given out and the one being made."""
 FORWARD_BYTES = 400 * 2**20
 """transformers, and what a forward pass holds for a moment."""
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def stream_spec(request: HarvestRequest) -> SourceSpec:
@@ -112,7 +111,7 @@ def memory_bytes(request: HarvestRequest) -> int:
         (d_model, _), n_params = request.model_shape, request.subject_params
     else:  # spares a launch the loading of model code
         d_model, n_params = manifest.d_model, manifest.names["params"]
-    weights = n_params * _DTYPE_BYTES[recipe.model_dtype]
+    weights = n_params * NUMPY_DTYPES[recipe.model_dtype].itemsize
     row_bytes = d_model * NUMPY_DTYPES[recipe.store_dtype].itemsize + 8  # and its place in order
     return weights + BLOCKS_IN_MEMORY * request.shape.block_rows * row_bytes + FORWARD_BYTES
 

@@ -47,7 +47,7 @@ class Subject:
         self._caught: dict[int, Tensor] = {}
         for layer in layers:
             last = layer == max(layers)
-            blocks[layer - 1].register_forward_hook(self._catcher(layer, stop=last))
+            blocks[layer - 1].register_forward_hook(_catcher(self._caught, layer, stop=last))
 
     @torch.inference_mode()
     def residuals(self, ids_CT: Tensor) -> dict[int, Tensor]:
@@ -59,14 +59,17 @@ class Subject:
             return dict(self._caught)
         raise RuntimeError("the forward pass never reached the wanted block")
 
-    def _catcher(self, layer: int, *, stop: bool) -> Any:
-        def catch(module: nn.Module, inputs: Any, output: Any) -> None:
-            del module, inputs
-            self._caught[layer] = output[0] if isinstance(output, tuple) else output
-            if stop:
-                raise _ReachedDeepestLayer
 
-        return catch
+def _catcher(caught: dict[int, Tensor], layer: int, *, stop: bool) -> Any:
+    """A hook that knows no model: with one, it would keep it until the collector comes by."""
+
+    def catch(module: nn.Module, inputs: Any, output: Any) -> None:
+        del module, inputs
+        caught[layer] = output[0] if isinstance(output, tuple) else output
+        if stop:
+            raise _ReachedDeepestLayer
+
+    return catch
 
 
 class _ReachedDeepestLayer(Exception):

@@ -54,18 +54,7 @@ def load_autoencoder(source: str | Path) -> LoadedAutoencoder:
 
 def _read(path: Path, source: str) -> LoadedAutoencoder:
     name, portable = _portable(path)
-    facts = Facts(
-        source=source,
-        format=name,
-        architecture=portable.architecture,
-        kind=portable.kind,
-        n_latents=portable.n_latents,
-        d_model=portable.d_model,
-        k=portable.k,
-        normalization=portable.normalization,
-        more=portable.facts,
-    )
-    return LoadedAutoencoder(portable, facts)
+    return LoadedAutoencoder(portable, Facts.of(portable, source=source, format_name=name))
 
 
 def _portable(path: Path) -> tuple[str, Portable]:

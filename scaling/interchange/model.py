@@ -41,6 +41,20 @@ class Facts:
     more: dict[str, Any]
     """Whatever else the file says: run, subject model, layer, ..."""
 
+    @classmethod
+    def of(cls, portable: Portable, *, source: str, format_name: str) -> Facts:
+        return cls(
+            source=source,
+            format=format_name,
+            architecture=portable.architecture,
+            kind=portable.kind,
+            n_latents=portable.n_latents,
+            d_model=portable.d_model,
+            k=portable.k,
+            normalization=portable.normalization,
+            more=portable.facts,
+        )
+
 
 class Encoded(NamedTuple):
     """The code of some activations, with what their reconstruction needs."""

@@ -72,11 +72,6 @@ ACTIVATION: dict[str, str] = {
 """In words, for config.json."""
 
 
-def convert(architecture: str, weights: dict[str, Tensor]) -> Converted:
-    """Kind and weights in portable form, from those that training names so."""
-    return _CONVERT[architecture](weights)
-
-
 def known() -> list[str]:
     """The architectures that go out and come in."""
     return [name for name in _CONVERT if name in ARCHITECTURES]
@@ -107,7 +102,7 @@ def portable(
     facts: dict[str, Any],
 ) -> Portable:
     """The portable form of weights by the names that they are trained under."""
-    kind, converted = convert(architecture, weights)
+    kind, converted = _CONVERT[architecture](weights)
     return Portable(
         kind=kind,
         weights={name: converted[name].contiguous() for name in (*COMMON, *KINDS[kind])},

@@ -39,7 +39,6 @@ _VERSION = "6.0.0"
 
 _KIND = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 _NORMALIZATION = {"none": "none", "layer_norm": "std", "constant_norm_rescale": "constant_norm"}
-_TENSOR = {"b_pre": "b_dec", "w_enc": "W_enc", "w_dec": "W_dec", "b_enc": "b_enc"}
 _OLD_KEYS = {"activation_fn_str": "activation_fn", "hook_point": "hook_name"}
 
 
@@ -59,13 +58,15 @@ def read(folder: Path) -> Portable:
         weights = with_decoder_norms_in_latents(weights)
     if not config.flag("apply_b_dec_to_input", True):
         weights = with_input_bias(weights)
+    metadata = config.mapping("metadata")
+    ours = Settings(config.path, metadata).mapping("sae_scaling")
     return Portable(
         kind=kind,
         weights=weights,
         k=k,
         normalization=normalization,
-        architecture=config.values["architecture"],
-        facts=config.mapping("metadata"),
+        architecture=str(ours.get("architecture", config.values["architecture"])),
+        facts=metadata,
     )
 
 

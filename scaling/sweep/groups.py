@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from scaling.sweep.progress import Job
+from scaling.sweep.progress import Job, duration_of
 
 
 class Plan(Job, Protocol):
@@ -85,7 +85,3 @@ Grouping = Callable[[Sequence[Plan]], list[Group]]
 
 def each_alone(plans: Sequence[Plan]) -> list[Group]:
     return [Group.of_one(plan) for plan in plans]
-
-
-def duration_of(plan: Plan) -> float:
-    return float(plan.tokens) if plan.estimated_s is None else plan.estimated_s

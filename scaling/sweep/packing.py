@@ -17,7 +17,8 @@ from scaling import budget, memory
 from scaling.feed import Feed, feed_of
 from scaling.plan import RunPlan
 from scaling.sweep.footprint import plan_shape
-from scaling.sweep.groups import Group, Grouping, Plan, duration_of, each_alone
+from scaling.sweep.groups import Group, Grouping, Plan, each_alone
+from scaling.sweep.progress import duration_of
 
 
 def grouping_for(plans: Sequence[RunPlan], workers: int) -> Grouping:
@@ -67,10 +68,10 @@ class Packing:
         live = bool(plans[0].config["activations"].get("stream"))
         limit = self.memory_bytes if live else self.memory_bytes // self.workers
         parts = packed(plans, 1 if live else self.workers, lambda part: self._fits(part, limit))
-        return [Group(tuple(part), _bytes_of(part)) for part in parts]
+        return [Group(tuple(part), together_bytes(part)) for part in parts]
 
     def _fits(self, plans: Sequence[RunPlan], limit: int) -> bool:
-        if _bytes_of(plans) > limit:
+        if together_bytes(plans) > limit:
             return False
         if self.gpu_bytes is None:
             return True
@@ -94,7 +95,3 @@ def packed(
             parts.append(room := [])
         room.append(plan)
     return parts
-
-
-def _bytes_of(plans: Sequence[RunPlan]) -> int:
-    return plans[0].estimated_memory_bytes if len(plans) == 1 else together_bytes(plans)

@@ -35,6 +35,11 @@ class Job(Protocol):
     def estimated_s(self) -> float | None: ...
 
 
+def duration_of(job: Job) -> float:
+    """To compare runs: seconds, or tokens where those are not known."""
+    return float(job.tokens) if job.estimated_s is None else job.estimated_s
+
+
 @dataclass
 class Running:
     """The last word from a run in hand."""
@@ -88,7 +93,7 @@ class Tally:
     @property
     def share_done(self) -> float:
         """By estimated time, 0 to 1."""
-        total = sum(self._weight(run_id) for run_id in self.jobs)
+        total = sum(duration_of(self.jobs[run_id]) for run_id in self.jobs)
         left = sum(self._weight_left(run_id) for run_id in self.jobs)
         return 1 - left / total
 
@@ -116,23 +121,19 @@ class Tally:
             parts.append(f"{len(self.held)} of them with another launch")
         return ", ".join(parts)
 
-    def _weight(self, run_id: str) -> float:
-        job = self.jobs[run_id]
-        return float(job.tokens) if job.estimated_s is None else job.estimated_s
-
     def _weight_left(self, run_id: str) -> float:
         if run_id in self.settled:
             return 0.0
         run = self.running.get(run_id, Running())
-        return self._weight(run_id) * (1 - run.tokens / self.jobs[run_id].tokens)
+        return duration_of(self.jobs[run_id]) * (1 - run.tokens / self.jobs[run_id].tokens)
 
     def _weight_worked(self, run_id: str) -> float:
         """Done by this launch, so without what an earlier checkpoint gave."""
         if run_id in self.settled:
-            return self._weight(run_id)
+            return duration_of(self.jobs[run_id])
         run = self.running.get(run_id, Running())
         done = run.tokens - (run.first_tokens or 0)
-        return self._weight(run_id) * done / self.jobs[run_id].tokens
+        return duration_of(self.jobs[run_id]) * done / self.jobs[run_id].tokens
 
 
 class Display(Protocol):

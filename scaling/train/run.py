@@ -119,7 +119,7 @@ class Attempt:
         )
         self.here = fingerprint(plan.execution.device, plan.execution.kernels)
         self.guard = LossGuard.of(plan.train)
-        self.rule = StopRule.of(plan.train, self._agree)
+        self.rule = StopRule.of(plan.train, partial(_agree, mesh))
         self.warnings: list[str] = []
         self.bit_exact = True
         self.clock = OwnTime()
@@ -284,9 +284,13 @@ class Attempt:
         )
         self.checkpoints.save(step, self.engine.state() | judged, origin)
 
-    def _agree(self, met: bool) -> bool:
-        """The leading rank's word, on all ranks: on GPUs their sums may differ in the last bit."""
-        return bool(self.mesh.from_leader(torch.tensor([float(met)])).item())
+
+def _agree(mesh: Mesh, met: bool) -> bool:
+    """The leading rank's word, on all ranks: on GPUs their sums may differ in the last bit.
+
+    No method: through its rule an attempt would hold itself, and its memory, beyond its end.
+    """
+    return bool(mesh.from_leader(torch.tensor([float(met)])).item())
 
 
 def settle_torch(plan: RunPlan) -> None:

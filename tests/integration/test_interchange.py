@@ -74,7 +74,7 @@ def test_it_scores_as_recorded(
     assert result["normalized_mse"] != pytest.approx(result["normalized_mse_ema"], rel=1e-5)
     facts = model.facts
     assert (facts.format, facts.n_latents, facts.d_model) == (name, 64, 64)
-    assert facts.normalization == "none"
+    assert (facts.normalization, facts.architecture) == ("none", plan.autoencoder.name)
 
 
 def test_a_run_is_not_an_export(done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

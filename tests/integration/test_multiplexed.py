@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -32,6 +34,7 @@ from scaling.sweep.launch import launch
 from scaling.sweep.planner import make_plan
 from scaling.train.checkpoint import Checkpoints
 from scaling.train.fused_engine import FusedEngine
+from scaling.train.run import Attempt
 from scaling.train.torch_engine import TorchEngine
 from tests.compose import TINY, composed, tiny
 
@@ -204,6 +207,29 @@ def test_one_that_raises_or_is_held_ends_alone(
     assert_same(folders["wide"], solo["wide"])
     assert folders["small"].read_record().cost["resumed_at_step"] == 8
     assert folders["wide"].read_record().cost["resumed_at_step"] == 0
+
+
+def test_what_has_ended_is_out_of_memory_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the collector comes by: until then the next run would be beside it."""
+    attempts: list[weakref.ref[Attempt]] = []
+    begin = Attempt.course
+
+    def noted(self: Attempt) -> Any:
+        attempts.append(weakref.ref(self))
+        return begin(self)
+
+    monkeypatch.setattr(Attempt, "course", noted)
+    by_rule = ["train.stop.fall=1e-6", "train.stop.after_tokens=1_280", "train.decay_fraction=0"]
+    folders = [planned(tmp_path, *given) for given in (by_rule, MIXED["wide"], DIVERGES)]
+    gc.disable()
+    try:
+        ends = taken_up(folders).ends()
+        assert [attempt() for attempt in attempts] == [None] * 3
+    finally:
+        gc.enable()
+    assert sorted(ends.values()) == ["diverged", "done", "done"]
 
 
 def test_told_to_stop_all_checkpoint_and_go_on_later(

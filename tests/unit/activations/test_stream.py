@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -289,7 +291,14 @@ def test_runs_of_a_process_share_a_stream_which_ends_with_them(
     batch(source, 0, 100)
     assert torch.get_num_threads() == threads
     assert len(streams()) == 1
-    del source
+    assert source._maker is not None
+    model = weakref.ref(source._maker.subject._model)
+    gc.disable()  # at once, not when the collector comes by: the next run loads one of its own
+    try:
+        del source
+        assert model() is None
+    finally:
+        gc.enable()
     assert not streams()
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from scaling.autoencoder.registry import ARCHITECTURES
 from scaling.interchange import ours
-from scaling.interchange.portable import KINDS, Portable
 from tests.portables import K, N, activations, by_equations, random_portable, worst
 
 Latents = Callable[[Tensor, dict[str, Tensor]], Tensor]
@@ -59,10 +58,7 @@ def test_the_portable_form_has_the_same_latents(name: str) -> None:
         "threshold": torch.tensor(0.6),
     }
     weights = {**random_portable().weights, **more}
-    kind, converted = ours.convert(name, weights)
-    tensors = {n: converted[n] for n in ("w_enc", "w_dec", "b_enc", "b_pre", *KINDS[kind])}
-    k = K if kind == "topk" else None
-    made = Portable(kind=kind, weights=tensors, k=k, normalization="none", architecture=name)
+    made = ours.portable(name, weights, k=K, normalization="none", facts={})
     x_BD = activations()
     doubled = {n: tensor.double() for n, tensor in weights.items()}
     m_BN = (x_BD.double() - doubled["b_pre"]) @ doubled["w_enc"].T

@@ -90,7 +90,6 @@ def test_a_wish_is_heeded_by_those_who_were_there(tmp_path: Path) -> None:
 def test_a_wish_and_the_signal_that_goes_with_it_are_one(tmp_path: Path) -> None:
     """Counted as two they were a second Ctrl-C, which kills runs before they have checkpointed."""
     store = SweepStore(tmp_path)
-    tmp_path.mkdir(exist_ok=True)
     with Interrupts() as interrupts, heeding(store, interrupts):
         request_stop(store)
         wait_until(lambda: interrupts.count)

@@ -127,7 +127,7 @@ def plans_of(*settings: list[str]) -> list[RunPlan]:
     return [planned(tiny("launcher.multiplex=true", *given)).with_estimate(1) for given in settings]
 
 
-def test_by_feed_worker_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_feed_worker_and_memory() -> None:
     sizes = [
         [f"autoencoder.n_latents={n}", f"autoencoder.k={k}"] for n in (64, 128) for k in (2, 4)
     ]
