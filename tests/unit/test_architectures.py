@@ -15,6 +15,7 @@ from scaling.plan import RunPlan
 from scaling.sweep.planner import make_plan
 from scaling.sweep.validate import validate
 from scaling.train.architectures import n_params
+from scaling.train.results import planned_results
 from tests.compose import tiny
 
 
@@ -63,6 +64,7 @@ def test_an_architectures_own_keys_are_part_of_the_run() -> None:
     assert len({plan.run_id for plan in jumprelu}) == 3
     assert jumprelu[1].autoencoder.options["target_l0"] == 8.0
     assert "L0=8" in jumprelu[1].title
+    assert [planned_results(plan, 1)["target_l0"] for plan in jumprelu] == [None, 8.0, None]
     ste, relu = (planned("autoencoder=prolu", f"autoencoder.gradient={g}") for g in ("ste", "relu"))
     assert ste.run_id != relu.run_id
 
