@@ -52,7 +52,7 @@ class AutoencoderPlan:
 
     def flops_dense(self, d_model: int) -> int:
         """Training FLOPs of a token with every product dense, this architecture's own counted."""
-        more = budget.more_products(self.name)
+        more = budget.more_products(self.name, dense=True)
         return budget.flops_per_token_dense(self.n_latents, d_model, more=more)
 
     def flops_sparse(self, d_model: int, active: float | None = None) -> int:

@@ -26,6 +26,7 @@ from torch import Tensor
 from scaling.errors import UserError
 from scaling.interchange import hub, native, openai, ours, sae_lens, sparsify
 from scaling.plan import RunPlan
+from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
 from scaling.storage.atomic import atomic_folder, write_json
 from scaling.train.checkpoint import checkpoint_steps, open_checkpoint
@@ -228,7 +229,13 @@ def _of_done_run(folder: RunFolder, plan: RunPlan) -> Weights:
             f"{error}. The weights of {plan.run_id} are damaged: restore them, or remove the "
             "folder of the run to have it done again."
         ) from error
-    return Weights(there, plan.autoencoder.name, plan.train.steps, correction=1.0)
+    return Weights(there, plan.autoencoder.name, _steps_done(folder, plan), correction=1.0)
+
+
+def _steps_done(folder: RunFolder, plan: RunPlan) -> int:
+    """Of a run that has weights: train.stop may have ended it before the steps planned."""
+    record = folder.read_record()
+    return record.result["steps"] if record.status is Status.done else plan.train.steps
 
 
 def _from_checkpoint(folder: RunFolder, plan: RunPlan) -> Weights:
@@ -255,7 +262,9 @@ def _config(
     folder: RunFolder, plan: RunPlan, weights: Weights, *, averaged: bool
 ) -> dict[str, Any]:
     autoencoder, source = plan.autoencoder, plan.source
-    result = folder.read_record().result if weights.step == plan.train.steps else {}
+    record = folder.read_record()
+    of_record = record.status is Status.done and record.result["steps"] == weights.step
+    result = record.result if of_record else {}
     return {
         "schema_version": native.SCHEMA_VERSION,
         "architecture": autoencoder.name,

@@ -1,8 +1,8 @@
 """Runs that differ in one key, cell by cell: the loss of each level against that of the usual one.
 
-A cell is what the runs compared share: architecture, n, k (or penalty), token budget and all other
-keys that differ in the sweep, but learning rates: each level is taken at the best of those tried
-for it. Differences are paired by seed, their scatter pooled over cells.
+A cell is what the runs compared share: architecture, n, k (or penalty and target L0), token budget
+and all other keys that differ in the sweep, but learning rates: each level is taken at the best of
+those tried for it. Differences are paired by seed, their scatter pooled over cells.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from analysis.uncertainty.seeds import Bounds, Difference, difference, mean_inte
 MOST_RUNS = 0.5
 """Keys are the sweep's question where at least this share of its runs is in a cell of several
 levels of one."""
-_ORDER = ("autoencoder", "n_latents", "k", "penalty", "tokens")
+_ORDER = ("autoencoder", "n_latents", "k", "penalty", "target_l0", "tokens")
 _MEASURED = ("normalized_mse_ema", "dead_fraction", "l0")
 
 
@@ -112,6 +112,7 @@ def _sizes(used: pd.DataFrame) -> list[tuple[str, ...]]:
     names = used["autoencoder"] if "autoencoder" in used else [""] * len(used)
     columns = [[str(name) for name in names], _words("n", numbers(used, "n_latents"))]
     columns += [_words("k", numbers(used, "k")), _words("penalty", numbers(used, "penalty"))]
+    columns += [_words("target L0", numbers(used, "target_l0"))]
     tokens = [f"D = {short_count(float(value))}" for value in budgets(used)]
     return list(zip(*columns, tokens, strict=True))
 

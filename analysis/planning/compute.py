@@ -18,8 +18,9 @@ DEFAULT_CONVENTION = "sparse"  # what the kernels compute
 class Convention:
     """FLOPs per token = d_model (per_latent n + per_active k): 12 n d dense, 2 n d + 8 k d sparse.
 
-    The same numbers as `flops_dense` and `flops_sparse` of a record; AuxK, the optimizer and biases
-    are in neither. TableError for another name, or a d_model that is not above 0.
+    The same numbers as `flops_dense` and `flops_sparse` of a TopK record; AuxK, the optimizer and
+    biases are in neither. Records of architectures that decode twice have more of both, of which
+    the caution other_flops tells. TableError for another name, or a d_model that is not above 0.
     """
 
     name: str

@@ -13,6 +13,7 @@ from analysis.planning.stored import provenance_number, read_content
 _SHORT = {
     "one_seed": "all runs share one seed, whose error no interval holds.",
     "repeated_tokens": "some runs saw their data more than once, and D counts the repeats.",
+    "other_flops": "the runs decode twice: they cost more FLOPs than are counted here.",
     "train_heldout_gap": "held-out loss lies above training loss; more data may change the law.",
 }
 """Codes of study/run_cautions.py in a few words; the page of the report says each in full."""

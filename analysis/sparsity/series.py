@@ -18,7 +18,7 @@ from analysis.records.columns import budgets, is_number, numbers
 ARCHITECTURE = "autoencoder"
 TUNED = ("lr", "batch_tokens")
 """What may be tuned for each arm: runs of several values are read apart, and the best counts."""
-SETTINGS = ("k", "penalty")
+SETTINGS = ("k", "penalty", "target_l0")
 """What sets the sparsity of a run; two runs of a series differ in one of these."""
 
 
@@ -68,7 +68,7 @@ def series_of(
 
     Raises:
         TableError: no run is usable or measured L0; a column of `by` is missing; no run has the
-            budget; two runs of a series agree in k and penalty.
+            budget; two runs of a series agree in k, penalty and target L0.
     """
     used = _measured(frame, by)
     tokens = budgets(used)
@@ -147,8 +147,8 @@ def _refuse_unexplained(
             if any(v is not None for v in values) and values in seen:
                 raise TableError(
                     f"runs {names[seen[values]]} and {names[place]} agree in {', '.join(by)}, n, "
-                    "tokens, learning rate, batch, seed, k and penalty, so they differ in "
-                    "something else, and no one curve goes through both. Name the column in "
+                    "tokens, learning rate, batch, seed, k, penalty and target L0, so they differ "
+                    "in something else, and no one curve goes through both. Name the column in "
                     "which they differ with --by, or keep them in folders of their own."
                 )
             seen.setdefault(values, place)

@@ -10,10 +10,12 @@ import pandas as pd
 
 from analysis.records.columns import numbers
 from analysis.records.exclusions import DEATH_MEASURES, MOST_DEAD
+from scaling.budget import flops_per_token_dense
 
 # A held-out loss this far above the training loss moves a law by more than runs scatter.
 _MOST_GAP = 0.02
 _MUCH_DEAD = 0.25  # of the latents
+_SAME_FLOPS = 0.01
 
 
 def run_cautions(frame: pd.DataFrame) -> dict[str, str]:
@@ -108,6 +110,19 @@ def _sparsity(run: pd.DataFrame) -> str:
     return f"k = {k:.0f}" if np.isfinite(k) else f"L0 = {l0:.3g}"
 
 
+def _other_flops(used: pd.DataFrame) -> str:
+    n, d, tokens = (numbers(used, name) for name in ("n_latents", "d_model", "tokens"))
+    ratio = numbers(used, "flops_dense") / (tokens * d * flops_per_token_dense(1, 1) * n)
+    more = ratio > 1.0 + _SAME_FLOPS
+    if not more.any():
+        return ""
+    return (
+        f"{int(more.sum())} of {len(used)} runs took up to {ratio[more].max():.3g} times "
+        "the FLOPs that budgets count (12 n d a token, or 2 n d + 8 k d): they decode twice. "
+        "Frontiers and designs in FLOPs are of TopK's; a run of these costs more than they say."
+    )
+
+
 CHECKS: dict[str, Callable[[pd.DataFrame], str]] = {
     "one_seed": _one_seed,
     "repeated_tokens": _repeated_tokens,
@@ -115,4 +130,5 @@ CHECKS: dict[str, Callable[[pd.DataFrame], str]] = {
     "mixed_batch_tokens": _mixed_batches,
     "many_silent_latents": _many_silent,
     "dying_latents": _dying_latents,
+    "other_flops": _other_flops,
 }

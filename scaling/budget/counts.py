@@ -16,11 +16,14 @@ def n_params(n_latents: int, d_model: int) -> int:
 MORE_PRODUCTS = {"gated": 2}
 """Products between a code and decoder rows, by architecture, beyond those of every autoencoder.
 gated: its gate's values are decoded too, and the gradient comes back to them, not to the rows."""
+MORE_DENSE_PRODUCTS = {**MORE_PRODUCTS, "multi_topk": 3}
+"""The same with every product dense. multi_topk: its wider code is decoded too, and gradients come
+back to it and to the rows; of active latents alone, `decoded_pairs` counts these."""
 
 
-def more_products(architecture: str) -> int:
-    """As `MORE_PRODUCTS` says; 0 for an architecture that needs none."""
-    return MORE_PRODUCTS.get(architecture, 0)
+def more_products(architecture: str, *, dense: bool = False) -> int:
+    """As `MORE_PRODUCTS` says, or `MORE_DENSE_PRODUCTS`; 0 for an architecture that needs none."""
+    return (MORE_DENSE_PRODUCTS if dense else MORE_PRODUCTS).get(architecture, 0)
 
 
 def flops_per_token_dense(n_latents: int, d_model: int, *, more: int = 0) -> int:

@@ -33,6 +33,9 @@ RESULT_FIELDS: dict[str, Field] = {
     "penalty": Field(
         _FLOAT_OR_NULL, "", "weight of the sparsity penalty; null where k fixes sparsity", True
     ),
+    "target_l0": Field(
+        _FLOAT_OR_NULL, "latents", "L0 that the penalty asks for; null where it asks for none", True
+    ),
     "dead_treatment": Field(
         _STR, "", "what is done for dead latents: auxk, ghost_grads, resample, none", True
     ),

@@ -58,13 +58,18 @@ def _options(ae: AutoencoderConfig, steps: int) -> dict[str, Any]:
         return {"threshold_decay": ae.threshold_decay}
     if not isinstance(ae, PenalizedConfig):
         return {}
-    common = {"penalty": ae.penalty, "warmup_steps": round(ae.penalty_warmup * steps)}
+    common = {"penalty": ae.penalty, "warmup_steps": warmup_steps(ae, steps)}
     if isinstance(ae, ProLUConfig):
         return {**common, "gradient": str(ae.gradient), "weighted_l1": ae.weighted_l1}
     if isinstance(ae, JumpReLUConfig):
         own = ("bandwidth", "initial_threshold", "target_l0")
         return {**common, **{key: getattr(ae, key) for key in own}}
     return common
+
+
+def warmup_steps(ae: PenalizedConfig, steps: int) -> int:
+    """Updates over which the weight of the penalty rises."""
+    return round(ae.penalty_warmup * steps)
 
 
 def prefix_counts(ae: MatryoshkaConfig) -> list[int]:

@@ -81,9 +81,9 @@ def _check_bought(point: RunConfig) -> None:
 def flops_per_token(point: RunConfig, d_model: int) -> int:
     """Training FLOPs of a token, by the point's convention."""
     ae = point.autoencoder
-    more = budget.more_products(name_of(ae))
     match point.train.flops_convention:
         case FlopsConvention.dense:
+            more = budget.more_products(name_of(ae), dense=True)
             return budget.flops_per_token_dense(ae.n_latents, d_model, more=more)
         case FlopsConvention.sparse:
             if (k := k_of(ae)) is None:
@@ -93,5 +93,5 @@ def flops_per_token(point: RunConfig, d_model: int) -> int:
                     "train.flops_convention=dense."
                 )
             wide_k = widest_k(ae) if isinstance(ae, MultiTopKConfig) else None
-            pairs = budget.decoded_pairs(k, wide_k)
+            more, pairs = budget.more_products(name_of(ae)), budget.decoded_pairs(k, wide_k)
             return budget.flops_per_token_sparse(ae.n_latents, d_model, pairs, more=more)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from scaling import budget
+from scaling.autoencoder_config import PenalizedConfig
 from scaling.choices import LrRule
 from scaling.config import RunConfig
 from scaling.errors import UserError
+from scaling.sweep.architectures import warmup_steps
 from scaling.sweep.planner import lr_rule, peak_lr
 from scaling.sweep.ranges import at_least, positive, within
 from scaling.train.stopping import first_step
@@ -41,6 +43,7 @@ def check_train(config: RunConfig) -> None:
         )
     _check_rates(config)
     _check_stop(train)
+    _check_penalty_before_stop(config)
     positive("train.clip_norm", train.clip_norm)
     positive("train.adam_eps", train.adam_eps)
     if train.spike_factor is not None:
@@ -130,6 +133,24 @@ def _check_doubling(train: TrainConfig) -> None:
             f"train.stop.after_tokens={train.stop.after_tokens} leaves no doubling to judge within "
             f"train.tokens={train.tokens}: the first evaluation is after step {first} of {steps} "
             f"(train.batch_tokens={train.batch_tokens}). Lower the one or raise the other."
+        )
+
+
+def _check_penalty_before_stop(config: RunConfig) -> None:
+    """While the weight of a penalty rises, so does the loss: no sign that a run is through."""
+    ae, train = config.autoencoder, config.train
+    if train.stop.fall is None or not isinstance(ae, PenalizedConfig):
+        return
+    steps = budget.n_steps(train.tokens, train.batch_tokens)
+    rising = warmup_steps(ae, steps)
+    if rising > first_step(train.stop.after_tokens, train.batch_tokens):
+        tokens = rising * train.batch_tokens
+        raise UserError(
+            f"autoencoder.penalty_warmup={ae.penalty_warmup} of train.tokens={train.tokens} ends "
+            f"after {tokens} tokens, and train.stop judges losses from train.stop.after_tokens="
+            f"{train.stop.after_tokens} on: they rise with the penalty's weight, and the run would "
+            f"end as converged. Set train.stop.after_tokens={tokens} or more, or lower "
+            "autoencoder.penalty_warmup."
         )
 
 

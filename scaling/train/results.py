@@ -75,6 +75,7 @@ def planned_results(plan: RunPlan, steps_done: int) -> dict[str, Any]:
     return {
         "autoencoder": ae.name,
         "penalty": ae.penalty,
+        "target_l0": ae.options.get("target_l0"),
         "dead_treatment": ae.dead_treatment,
         "n_latents": n,
         "k": ae.k,

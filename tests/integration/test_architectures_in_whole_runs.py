@@ -33,6 +33,9 @@ def test_a_stopped_run_resumes_to_the_bit_with_its_own_parameters(
     assert found.result == expected.result
     own, d_model = ARCHITECTURES[name].MORE_PER_LATENT, plan.source.d_model
     assert found.result["params"] == 2 * N * d_model + N + d_model + len(own) * N
+    result, ae = found.result, plan.autoencoder
+    assert result["flops_sparse"] == result["tokens"] * ae.flops_sparse(d_model, result["l0"])
+    assert result["l0_ema"] != result["l0"]  # of weights of an earlier time
     weights = [read_tensors(folder.path / "weights")[1] for folder in (straight, broken)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())

@@ -91,6 +91,17 @@ def test_a_done_run_in_one_file(
     assert config["activations"]["id"] == result["activations_id"]
 
 
+def test_a_run_that_its_rule_ended_is_of_the_tokens_it_saw(tmp_path: Path) -> None:
+    stop = ["train.stop.fall=0.9", "train.stop.after_tokens=1_280", "train.decay_fraction=0"]
+    plan, folder = planned(tmp_path, *stop)
+    assert end_phase.take_up(folder)["status"] is Status.done
+    result = folder.read_record().result
+    assert result["steps"] < plan.train.steps
+    _, config = exported(folder, tmp_path / "out")
+    assert (config["step"], config["tokens"]) == (result["steps"], result["tokens"])
+    assert config["normalized_mse"] == result["normalized_mse"]
+
+
 def test_the_formula_in_the_docs_scores_as_recorded(tmp_path: Path, done: RunFolder) -> None:
     weights, config = exported(done, tmp_path / "out")
     source = open_source(RunPlan.from_json(done.read_plan()).source)

@@ -22,9 +22,13 @@ OPTIMIZER = OptimizerSpec(beta1=0.9, beta2=0.999, eps=6.25e-10, clip_norm=None, 
 
 
 def engine(
-    kernels: str = "torch", optimizer: OptimizerSpec = OPTIMIZER, dtype: torch.dtype = torch.float64
+    kernels: str = "torch",
+    optimizer: OptimizerSpec = OPTIMIZER,
+    dtype: torch.dtype = torch.float64,
+    **switches: bool,
 ) -> TorchEngine:
     spec = TopKSpec(d_model=D, n_latents=N, k=K, k_aux=8, aux_coef=1 / 32, mean_predictor_mse=0.5)
+    spec = replace(spec, **switches)
     weights = initial_weights(N, torch.full((D,), 0.1), tied=True, seed=0, dtype=dtype)
     model = TopKAutoencoder(spec, load_kernels(kernels), weights)
     return TorchEngine(model, optimizer, dead_after_tokens=64)
@@ -37,7 +41,12 @@ def batch(step: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def restated_steps(
-    n_steps: int, lr: float, clip_norm: float | None
+    n_steps: int,
+    lr: float,
+    clip_norm: float | None,
+    *,
+    unit_rows: bool = True,
+    project: bool = True,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
     """Plain tensors, the reference kernels' gradients and the published formulas."""
     source = engine("reference")
@@ -58,7 +67,8 @@ def restated_steps(
         )
         with torch.no_grad():
             rows = model.w_dec
-            grads["w_dec"] = grads["w_dec"] - (grads["w_dec"] * rows).sum(1, keepdim=True) * rows
+            along = (grads["w_dec"] * rows).sum(1, keepdim=True) * rows
+            grads["w_dec"] = grads["w_dec"] - project * along
             norm = math.sqrt(sum(float(grad.square().sum()) for grad in grads.values()))
             norms.append(norm)
             factor = 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-6))
@@ -67,7 +77,7 @@ def restated_steps(
                 m[name] = 0.9 * m[name] + 0.1 * g
                 v[name] = 0.999 * v[name] + 0.001 * g * g
                 p -= lr * (m[name] / (1 - 0.9**t)) / ((v[name] / (1 - 0.999**t)).sqrt() + 6.25e-10)
-            rows /= rows.norm(dim=1, keepdim=True)
+            rows /= rows.norm(dim=1, keepdim=True) if unit_rows else 1.0
             for name, p in source.params.items():
                 ema[name] = 0.9 * ema[name] + 0.1 * p
             silent += len(x)
@@ -93,6 +103,15 @@ def test_twenty_steps_equal_the_restatement(clip_norm: float | None) -> None:
     assert largest_difference(trained.weights(averaged=True), averaged) < 1e-10
     measured = [float(s.grad_norm) for s in stats if s.grad_norm is not None]
     assert measured == pytest.approx(norms, rel=1e-9)
+
+
+@pytest.mark.parametrize("unit_rows", [False, True])
+def test_without_projection_and_unit_rows_it_takes_neither(unit_rows: bool) -> None:
+    trained = engine(decoder_norm=unit_rows, gradient_projection=False)
+    for step in range(20):
+        trained.step(batch(step), 3e-3)
+    weights, _, _ = restated_steps(20, 3e-3, None, unit_rows=unit_rows, project=False)
+    assert largest_difference(trained.weights(), weights) < 1e-10
 
 
 def _no_projection(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:

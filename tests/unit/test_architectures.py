@@ -10,11 +10,15 @@ from scaling import budget
 from scaling.activations.build import prepare
 from scaling.autoencoder.dense import PenalizedSpec
 from scaling.autoencoder.gated import GatedAutoencoder
+from scaling.autoencoder.multi_topk import MultiTopKAutoencoder, MultiTopKSpec
 from scaling.errors import UserError
+from scaling.kernels import load_kernels
 from scaling.plan import RunPlan
 from scaling.sweep.planner import make_plan
+from scaling.sweep.tokens import flops_per_token
 from scaling.sweep.validate import validate
 from scaling.train.architectures import n_params
+from scaling.train.results import planned_results
 from tests.compose import tiny
 
 
@@ -63,6 +67,7 @@ def test_an_architectures_own_keys_are_part_of_the_run() -> None:
     assert len({plan.run_id for plan in jumprelu}) == 3
     assert jumprelu[1].autoencoder.options["target_l0"] == 8.0
     assert "L0=8" in jumprelu[1].title
+    assert [planned_results(plan, 1)["target_l0"] for plan in jumprelu] == [None, 8.0, None]
     ste, relu = (planned("autoencoder=prolu", f"autoencoder.gradient={g}") for g in ("ste", "relu"))
     assert ste.run_id != relu.run_id
 
@@ -94,3 +99,29 @@ def test_the_flops_of_a_gated_step_are_those_that_torch_counts() -> None:
     assert planned("autoencoder=gated").autoencoder.flops_dense(d) == 16 * 64 * d
     assert planned("autoencoder=relu").autoencoder.flops_dense(d) == 12 * 64 * d
     assert planned("autoencoder=gated").autoencoder.flops_sparse(d, 3.0) == 2 * 64 * d + 12 * 3 * d
+
+
+def test_the_flops_of_two_reconstructions_are_those_that_torch_counts() -> None:
+    n, d, tokens = 48, 16, 8
+    spec = MultiTopKSpec(
+        d_model=d, n_latents=n, mean_predictor_mse=1.0, k=3, k_aux=1, aux_coef=0.0,
+        wide_k=12, wide_weight=0.125,
+    )  # fmt: skip
+    weights = {"w_enc": torch.randn(n, d), "w_dec": torch.randn(n, d)}
+    weights |= {"b_enc": torch.zeros(n), "b_pre": torch.zeros(d)}
+    model = MultiTopKAutoencoder(spec, load_kernels("reference"), weights)
+    none = torch.tensor([], dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model.encode_with_losses(torch.randn(tokens, d), none)[1].total.backward()
+    assert counter.get_total_flops() == tokens * 18 * n * d
+    multi = planned("autoencoder=multi_topk").autoencoder
+    assert multi.flops_dense(d) == 18 * 64 * d
+    assert multi.flops_sparse(d) == 2 * 64 * d + (8 * 16 + 6 * 4) * d
+
+
+def test_flops_pay_for_two_reconstructions() -> None:
+    keys = ["autoencoder=multi_topk", "train.tokens=0"]
+    point = tiny(*keys, "train.flops=1e9")
+    assert flops_per_token(point, 8) == 18 * 64 * 8
+    sparse = tiny(*keys, "train.flops=1e9", "train.flops_convention=sparse")
+    assert flops_per_token(sparse, 8) == 2 * 64 * 8 + (8 * 16 + 6 * 4) * 8

@@ -6,6 +6,7 @@ an error that its runs of one n share, as runs of one seed do.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def plant(
                         count += 1
                         _write(folder, arm, n, (seed, setting, rate), np.exp(error) * factor, count)
     return folder
+
+
+def ask_for_l0(folder: Path) -> None:
+    """Make the penalized runs there such as were asked for an L0 each, at one penalty."""
+    for path in folder.glob("*/record.json"):
+        row = json.loads(path.read_text())
+        if (penalty := row["result"].get("penalty")) is not None:
+            row["result"] |= {"penalty": 0.3, "target_l0": round(l0_of(penalty, 1024))}
+            path.write_text(json.dumps(row))
 
 
 def _write(

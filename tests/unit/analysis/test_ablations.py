@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from planted_ablations import ablate
-from planted_frontiers import plant
+from planted_frontiers import ask_for_l0, plant
 
 from analysis.ablation.found import Ablation, ablations_of
 from analysis.records.exclusions import with_dead
@@ -165,15 +165,29 @@ def test_the_figure_has_a_line_for_each_cell(treatments: Path) -> None:
     assert np.max([line.get_ydata() for line in dead.lines]) == pytest.approx(0.7)
 
 
-def test_levels_of_runs_without_k_are_compared_at_equal_l0(tmp_path: Path) -> None:
-    plant(tmp_path, ("relu",), (512,), seeds=(0, 1))
-    for path in sorted(tmp_path.glob("*/record.json")):
+def _treat_again(folder: Path) -> None:
+    """A second run of each, with another treatment, which lowers the loss by a tenth."""
+    for path in sorted(folder.glob("*/record.json")):
         row = json.loads(path.read_text())
         treated = {**row["result"], "dead_treatment": "ghost_grads"}
         treated["normalized_mse"] *= 0.9
         again = {**row, "run_id": f"f{row['run_id'][1:]}", "result": treated}
-        (tmp_path / again["run_id"]).mkdir()
-        (tmp_path / again["run_id"] / "record.json").write_text(json.dumps(again))
+        (folder / again["run_id"]).mkdir()
+        (folder / again["run_id"] / "record.json").write_text(json.dumps(again))
+
+
+def test_runs_asked_for_another_l0_are_another_cell(tmp_path: Path) -> None:
+    plant(tmp_path, ("relu",), (512,), seeds=(0,))
+    ask_for_l0(tmp_path)
+    _treat_again(tmp_path)
+    (found,) = ablations_of(load_runs(tmp_path, allow="dead_treatment"))
+    assert [len(at.runs) for levels in found.cells.values() for at in levels.values()] == [1] * 8
+    assert "target L0 = 35" in list(found.cells)[1]
+
+
+def test_levels_of_runs_without_k_are_compared_at_equal_l0(tmp_path: Path) -> None:
+    plant(tmp_path, ("relu",), (512,), seeds=(0, 1))
+    _treat_again(tmp_path)
     assert main([str(tmp_path)]) == 0
     found = json.loads((tmp_path / "report" / "comparison.json").read_text())
     (one,) = found["ablations"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted_frontiers import B_N, LEVELS, plant, planted_loss
+from planted_frontiers import B_N, LEVELS, ask_for_l0, plant, planted_loss
 
 from analysis.equal_l0 import equal_l0_command
 from analysis.errors import TableError
@@ -29,6 +29,16 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(sweep: Path) -> Comparison:
     return compare(load_runs(sweep, allow="autoencoder"), l0s=[32.0])
+
+
+def test_runs_that_were_asked_for_an_l0_make_a_curve_too(tmp_path: Path) -> None:
+    """All of one penalty: they differ in the L0 that it asks for."""
+    plant(tmp_path, ("topk", "relu"), (1024,), (0,), noise=0.0)
+    ask_for_l0(tmp_path)
+    (at,) = compare(load_runs(tmp_path, allow="autoencoder"), l0s=[32.0]).targets
+    losses = {one.place.arm: one.loss for one in at.found}
+    wanted = {arm: planted_loss(arm, 1024, 32.0) for arm in ("topk", "relu")}
+    assert losses == pytest.approx(wanted, rel=0.01)
 
 
 def test_a_curve_goes_through_its_points_and_never_rises() -> None:

@@ -45,6 +45,13 @@ def test_train_heldout_gap(tmp_path: Path) -> None:
     assert "1.0% at the smallest n, 10.0% at the largest" in found["train_heldout_gap"]
 
 
+def test_runs_that_cost_more_than_budgets_count(tmp_path: Path) -> None:
+    flops = record(CELLS[0], 0.4)["result"]["flops_dense"]
+    found = _cautions(tmp_path, {"seed": 1, "flops_dense": 1.5 * flops})
+    assert list(found) == ["other_flops"]
+    assert "1 of 3 runs took up to 1.5 times the FLOPs" in found["other_flops"]
+
+
 def test_batches_of_several_sizes_are_no_reason_to_refuse(tmp_path: Path) -> None:
     found = _cautions(tmp_path, {"batch_tokens": 512})
     assert "256 (2 runs), 512 (1 runs)" in found["mixed_batch_tokens"]

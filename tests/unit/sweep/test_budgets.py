@@ -285,6 +285,11 @@ def test_a_rule_of_ones_own_is_read_from_its_keys() -> None:
              "train.lr_power.tokens=0.1"],
             r"train\.lr_rule=power has the exponent 0\.1",
         ),
+        (
+            [*STOP, "train.decay_fraction=0", "train.lr=1e-3", "autoencoder=relu",
+             "autoencoder.penalty_warmup=0.3"],
+            r"penalty_warmup=0\.3 of .* ends after 3072 tokens.*after_tokens=3072 or more",
+        ),
         (["train.stop.per_doubling=99"], r"train\.stop\.per_doubling=99 is not read without"),
         (["train.stop.after_tokens=-7"], r"train\.stop\.after_tokens=-7 is not read without"),
     ],
@@ -299,6 +304,8 @@ def test_rules_at_their_limits_are_taken() -> None:
     validate(tiny(*stop, "train.stop.after_tokens=5120"), n_train=None)
     validate(tiny(*stop, "train.batch_tokens=1024", "train.tokens=2050",
                   "train.stop.after_tokens=1024"), n_train=None)  # fmt: skip
+    warm = ["autoencoder=relu", "autoencoder.penalty_warmup=0.3", "train.stop.after_tokens=3072"]
+    validate(tiny(*stop, *warm), n_train=None)
     own = ["train.lr_rule=power", "train.lr_power={lr: 1e-3, n: -0.25}"]
     validate(tiny(*stop[:2], *own, "train.stop.after_tokens=2560"), n_train=None)
 
