@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,6 +47,11 @@ class AutoencoderPlan:
         return f"{named}n={self.n_latents}"
 
     @property
+    def sparsity(self) -> str:
+        """For a table: "16" of k, "λ=0.05" of a penalty."""
+        return sparsity_of(self.k, self.options)
+
+    @property
     def widest_code(self) -> int:
         """Latents that may be active for a token."""
         return self.n_latents if self.k is None else self.k
@@ -86,6 +92,15 @@ _LATER_AUTOENCODER_KEYS = {
     "options": {},
 }
 """Keys younger than some records, with the value that those records had without saying so."""
+
+
+def sparsity_of(k: int | None, options: Mapping[str, Any]) -> str:
+    """What sets how many latents are active: k, else the L0 aimed at, else the penalty."""
+    if k is not None:
+        return str(k)
+    if options.get("target_l0") is not None:
+        return f"L0={options['target_l0']:g}"
+    return f"λ={options['penalty']:g}" if "penalty" in options else "-"
 
 
 def but_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

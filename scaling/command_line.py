@@ -16,25 +16,40 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from scaling.autoencoder_config import ARCHITECTURES
 from scaling.config import (
-    ActivationsConfig,
-    AutoencoderConfig,
-    LauncherConfig,
+    HarvestConfig,
+    PlantedConfig,
     RunConfig,
+    StoreConfig,
     register,
     to_run_configs,
 )
 from scaling.errors import UserError
+from scaling.launcher_config import (
+    DeepSpeedLauncherConfig,
+    LocalLauncherConfig,
+    SlurmLauncherConfig,
+)
 from scaling.sweep_config import KEYS_OF_A_POINT
 
 _NOISE = ("reference_type", "object_type", "To append to your config", "Set the environment")
 _WHERE = "All keys: python launch.py --cfg job, or scaling/config.py."
-_GROUPS: dict[str, list[type]] = {
-    "autoencoder": AutoencoderConfig.__subclasses__(),
-    "activations": ActivationsConfig.__subclasses__(),
-    "launcher": LauncherConfig.__subclasses__(),
+_GROUPS: dict[str, dict[str, type]] = {
+    "autoencoder": dict(ARCHITECTURES),
+    "activations": {
+        "planted": PlantedConfig,
+        "embedded": HarvestConfig,
+        "hf": HarvestConfig,
+        "store": StoreConfig,
+    },
+    "launcher": {
+        "local": LocalLauncherConfig,
+        "slurm": SlurmLauncherConfig,
+        "deepspeed": DeepSpeedLauncherConfig,
+    },
 }
-"""The schemas that the options of a config group may have."""
+"""The schema of each option of a config group."""
 
 
 def compose_points(root: Path) -> list[RunConfig]:
@@ -97,13 +112,14 @@ def _sentence(message: str) -> str:
 
 def _hint(unknown: str) -> str:
     group, _, name = unknown.partition(".")
-    options = _GROUPS.get(group, ())
-    owners = [option.__name__ for option in options if name in {f.name for f in fields(option)}]
+    options = _GROUPS.get(group, {}).items()
+    owners = [option for option, schema in options if name in {f.name for f in fields(schema)}]
     if owners:
-        return f" It belongs to another option of the group {group} ({', '.join(owners)})."
-    if unknown in known_keys():
+        return f" It is a key of {group}={', '.join(owners)}."
+    known = {*known_keys()}
+    if unknown in known:
         return " It cannot be given on the command line, only in a sweep file."
-    near = difflib.get_close_matches(unknown, list(known_keys()), n=2, cutoff=0.6)
+    near = difflib.get_close_matches(unknown, sorted(known), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -111,7 +127,8 @@ def known_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
     """Full names of the keys of a config dataclass and of those within it, all options."""
     for field in fields(schema):
         name, default = f"{prefix}{field.name}", field.default_factory
-        inner = _GROUPS.get(field.name) or ([default] if isinstance(default, type) else [])
+        schemas = _GROUPS.get(field.name, {}).values()
+        inner = [*schemas] or ([default] if isinstance(default, type) else [])
         nested = [option for option in inner if is_dataclass(option)]
         for option in nested:
             yield from known_keys(option, f"{name}.")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.records.columns import LOSSES, is_number, numbers
+from analysis.records.mixtures import RECIPE
 from analysis.records.sparsity import COORDINATES, coordinates
 from analysis.records.table import Dropped
 from scaling.runs.record import Status
@@ -42,7 +43,7 @@ def reasons(frame: pd.DataFrame, loss: str) -> list[str]:
     """Why each row is not fitted, "" for a usable run. `frame` has the column `loss` already."""
     dead = np.minimum(*(numbers(frame, name) for name in DEATH_MEASURES))  # NaN: not known dead
     columns = ("run_id", "status", "folder", "source", "error", "loss", *COORDINATES)
-    kind = ("autoencoder", "l0", "l0_ema", *LOSSES)
+    kind = ("autoencoder", "l0", "l0_ema", *LOSSES, *RECIPE)
     names = [name for name in (*columns, *kind, *DEATH_MEASURES) if name in frame]
     rows = zip(*(frame[name].tolist() for name in names), strict=True)
     found: list[str] = []
@@ -85,10 +86,12 @@ def _death_reason(row: dict[str, Any], dead_share: float) -> str:
 
 
 def _copy_of(row: dict[str, Any], seen: dict[object, str]) -> str:
-    """One run_id twice, or two runs equal to the last digit, in both losses: counted once."""
+    """One run_id twice, or two runs of one recipe equal to the last digit, in both losses: counted
+    once. Of unlike recipes they are two: that a treatment had no effect is a result."""
     # A null k is a NaN in a column of numbers, and no NaN equals another.
     values = [row.get(name) for name in (*COORDINATES, "l0", "loss", *LOSSES)]
-    result = tuple(value if is_number(value) else None for value in values)
+    recipe = [repr(row.get(name)) for name in ("autoencoder", *RECIPE)]
+    result = (*(value if is_number(value) else None for value in values), *recipe)
     identities: Sequence[object] = (row["run_id"], result)
     first = next((seen[identity] for identity in identities if identity in seen), "")
     for identity in identities:

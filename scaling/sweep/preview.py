@@ -16,6 +16,7 @@ from scaling.sweep.estimate import makespan_s
 from scaling.sweep.footprint import plan_shape
 from scaling.sweep.groups import Group, each_alone
 from scaling.sweep.planner import BYTES_PER_VALUE
+from scaling.sweep.table import add_by_architecture
 from scaling.train.architectures import n_params
 
 BYTES_PER_FINAL_PARAM = 8
@@ -115,21 +116,22 @@ def _table(plans: Sequence[RunPlan]) -> Table:
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits 80 columns
     for name in ("run", "n", "k", "tokens", "steps", "lr", "FLOPs", "GiB", "s (est.)"):
         table.add_column(name, justify="left" if name == "run" else "right")
-    for plan in sorted(plans, key=_by_size):
-        table.add_row(*_cells(plan))
+    by_kind = [(plan.autoencoder.name, _cells(plan)) for plan in sorted(plans, key=_by_size)]
+    add_by_architecture(table, by_kind)
     return table
 
 
 def _by_size(plan: RunPlan) -> tuple[float, ...]:
     ae = plan.autoencoder
-    return ae.n_latents, ae.widest_code, ae.penalty or 0.0, plan.tokens
+    aim = ae.options.get("target_l0") or 0.0
+    return ae.n_latents, ae.widest_code, aim, ae.penalty or 0.0, plan.tokens, plan.train.lr
 
 
 def _cells(plan: RunPlan) -> list[str]:
     return [
         plan.run_id if plan.source.content_hash else "-",
         str(plan.autoencoder.n_latents),
-        _sparsity(plan),
+        plan.autoencoder.sparsity,
         f"{plan.tokens:,}",
         f"{plan.train.steps:,}",
         f"{plan.train.lr:.3g}",
@@ -141,11 +143,6 @@ def _cells(plan: RunPlan) -> list[str]:
 
 def _flops_sparse(plan: RunPlan) -> int:
     return plan.autoencoder.flops_sparse(plan.source.d_model)
-
-
-def _sparsity(plan: RunPlan) -> str:
-    ae = plan.autoencoder
-    return str(ae.k) if ae.k is not None else f"λ={ae.penalty:g}"
 
 
 def _checkpoints_bytes(plan: RunPlan) -> int:

@@ -140,7 +140,12 @@ def test_keys_added_with_a_plus_are_refused_too() -> None:
     ("overrides", "said"),
     [
         (["autoencoder.n_latent=3"], "Did you mean autoencoder.n_latents"),
-        (["activations.layer=3"], "another option of the group activations"),
+        (["activations.layer=3"], "It is a key of activations=embedded, hf."),
+        (["launcher.partition=a"], "It is a key of launcher=slurm."),
+        (["autoencoder.target_l0=16"], "It is a key of autoencoder=jumprelu."),
+        (["autoencoder.penalty=1"], "It is a key of autoencoder=relu, prolu, gated, jumprelu."),
+        (["autoencoder.bandwith=1"], "Did you mean autoencoder.bandwidth or "),
+        (["autoencoder.b_end=1"], "autoencoder.b_enc or autoencoder.b_pre_init?"),
         (["train.tokens=1e6"], "could not be converted to Integer"),
         (
             ["autoencoder=moe"],

@@ -113,6 +113,18 @@ def test_runs_equal_in_raw_loss_are_no_copies_where_averaged_weights_differ(
     assert len(found.level_of) == 4
 
 
+def test_a_treatment_without_effect_is_a_level_and_no_copy(tmp_path: Path) -> None:
+    """Where no latent dies, every treatment leaves the same bits: a difference of nothing."""
+    levels = [ON, ({"dead_treatment": "none"}, 1.0 + 1e-12)]
+    same = {"normalized_mse": 0.25, "normalized_mse_ema": 0.26}
+    named = zip(levels, ("auxk", "none"), strict=True)
+    results = {factor: {**same, "dead_treatment": name} for (_, factor), name in named}
+    ablate(tmp_path, levels, seeds=(0,), results=results)
+    (found,) = ablations_of(load_runs(tmp_path, allow="dead_treatment"))
+    assert found.key == "autoencoder.dead_treatment"
+    assert len(found.level_of) == 4
+
+
 @pytest.fixture(scope="module")
 def treatments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without a treatment most latents die: here that is the result, and no reason to leave out."""

@@ -195,6 +195,17 @@ def test_the_preview_lists_runs_by_size_and_then_by_penalty() -> None:
     assert re.findall(r"λ=(\S+)", out.getvalue()) == sorted(penalties)
 
 
+def test_the_preview_of_a_mixed_sweep_names_architectures() -> None:
+    plans = plans_of(["autoencoder=relu"], ["autoencoder.k=2"])
+    out = io.StringIO()
+    print_preview(plans, [], 1, Console(file=out, width=300))
+    words = [line.split() for line in out.getvalue().splitlines() if line.strip()]
+    assert [w for w in words if len(w) == 1 and w[0].isalpha()] == [["relu"], ["topk"]]
+    out = io.StringIO()
+    print_preview(plans[:1], [], 1, Console(file=out, width=300))
+    assert "relu" not in out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

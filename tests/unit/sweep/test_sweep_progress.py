@@ -19,7 +19,9 @@ def clock(monkeypatch: pytest.MonkeyPatch):
 
 
 def _row(run_id: str, status: Status) -> RunRow:
-    return RunRow(run_id, 64, 4, 300, 0, status, {"normalized_mse": 0.5}, {"wall_s": 2.0})
+    return RunRow(
+        run_id, "topk", 64, 4, {}, 300, 0, status, {"normalized_mse": 0.5}, {"wall_s": 2.0}
+    )
 
 
 def test_eta_follows_the_pace_of_this_launch(clock):
