@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from scaling.autoencoder_config import ARCHITECTURES
 from scaling.config import (
     ActivationsConfig,
-    AutoencoderConfig,
     LauncherConfig,
     RunConfig,
     register,
@@ -30,11 +30,12 @@ from scaling.sweep_config import KEYS_OF_A_POINT
 _NOISE = ("reference_type", "object_type", "To append to your config", "Set the environment")
 _WHERE = "All keys: python launch.py --cfg job, or scaling/config.py."
 _GROUPS: dict[str, list[type]] = {
-    "autoencoder": AutoencoderConfig.__subclasses__(),
+    "autoencoder": [*ARCHITECTURES.values()],
     "activations": ActivationsConfig.__subclasses__(),
     "launcher": LauncherConfig.__subclasses__(),
 }
 """The schemas that the options of a config group may have."""
+_NAMES = {schema: f"autoencoder={name}" for name, schema in ARCHITECTURES.items()}
 
 
 def compose_points(root: Path) -> list[RunConfig]:
@@ -98,12 +99,13 @@ def _sentence(message: str) -> str:
 def _hint(unknown: str) -> str:
     group, _, name = unknown.partition(".")
     options = _GROUPS.get(group, ())
-    owners = [option.__name__ for option in options if name in {f.name for f in fields(option)}]
+    owners = [option for option in options if name in {f.name for f in fields(option)}]
     if owners:
+        owners = [_NAMES.get(option, option.__name__) for option in owners]
         return f" It belongs to another option of the group {group} ({', '.join(owners)})."
     if unknown in known_keys():
         return " It cannot be given on the command line, only in a sweep file."
-    near = difflib.get_close_matches(unknown, list(known_keys()), n=2, cutoff=0.6)
+    near = difflib.get_close_matches(unknown, sorted({*known_keys()}), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 

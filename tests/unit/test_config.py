@@ -141,6 +141,8 @@ def test_keys_added_with_a_plus_are_refused_too() -> None:
     [
         (["autoencoder.n_latent=3"], "Did you mean autoencoder.n_latents"),
         (["activations.layer=3"], "another option of the group activations"),
+        (["autoencoder.target_l0=9"], "of the group autoencoder (autoencoder=jumprelu)"),
+        (["autoencoder=jumprelu", "autoencoder.bandwith=1"], "mean autoencoder.bandwidth"),
         (["train.tokens=1e6"], "could not be converted to Integer"),
         (
             ["autoencoder=moe"],
