@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scaling.errors import UserError
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
 
@@ -53,6 +54,15 @@ class RunRow:
             cost=record.cost,
             error=f"{record.error.type}: {record.error.message}" if record.error else None,
         )
+
+    @classmethod
+    def anyhow(cls, folder: RunFolder) -> RunRow:
+        """The same; a file that is damaged or gone is this run's failure, and nobody else's."""
+        try:
+            return cls.of(folder)
+        except (UserError, OSError) as error:
+            unknown = (None, None, None, None)
+            return cls(folder.run_id, *unknown, Status.failed, {}, {}, error=str(error))
 
     def line(self) -> str:
         """For people: "n=4096 k=16 tokens=500,000  done  normalized_mse 0.1234  12.3 s"."""
