@@ -25,6 +25,7 @@ from torch import Tensor
 
 from scaling.errors import UserError
 from scaling.interchange import hub, native, openai, ours, sae_lens, sparsify
+from scaling.interchange.normalization import KINDS as NORMALIZATIONS
 from scaling.plan import RunPlan
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
@@ -114,6 +115,8 @@ def export(
                 )
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"--out={final} was not written: {error}.") from error
     except ValueError as error:
         raise UserError(f"{error}: it changed while it was read; try again.") from error
     return final
@@ -162,7 +165,10 @@ def _plan(folder: RunFolder) -> RunPlan:
             "RUNS_DIR/SWEEP/RUN_ID."
         )
     try:
-        return RunPlan.from_json(folder.read_plan())
+        plan = RunPlan.from_json(folder.read_plan())
+        if plan.source.description["normalization"] in NORMALIZATIONS:
+            return plan
+        raise ValueError(f"source.description is {plan.source.description}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder.plan_path} cannot be read: {error}") from error
 

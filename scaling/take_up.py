@@ -75,6 +75,11 @@ def taking_up(
 ) -> Course[dict[str, Any]]:
     """The same as a course: it yields the steps whose batches it is to be sent."""
     try:
+        if not folder.plan_path.exists():
+            raise UserError(
+                f"{folder.path} was removed, or its plan.json was, after the launch had begun. The "
+                "same command again plans the run and does it anew."
+            )
         lease = Lease.acquire(folder.path, timeout_s=command["lease_timeout_s"])
         if lease is None:
             return {"event": "held"}

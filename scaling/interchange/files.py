@@ -37,8 +37,8 @@ class Tensors:
         """
         if name not in self.values:
             raise UserError(
-                f"{self.path} has no tensor {name} (it has {_listed(self.values)}): it is "
-                "incomplete, or of another format."
+                f"{self.path} has no tensor {name} (besides what was read, it has "
+                f"{_listed(self.values)}): it is incomplete, or of another format."
             )
         tensor = self.values.pop(name)
         self._check(name, tensor, shape)
@@ -52,6 +52,8 @@ class Tensors:
         return taken
 
     def _check(self, name: str, tensor: Any, shape: tuple[int | None, ...]) -> None:
+        if isinstance(tensor, Tensor):
+            vars(tensor).clear()  # a pickle may have put values in the place of methods
         if not isinstance(tensor, Tensor) or not _is_plain(tensor):
             raise UserError(f"{self.path}: {name} is not a dense tensor held by the file.")
         if tensor.dtype not in _DTYPES:

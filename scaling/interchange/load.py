@@ -35,7 +35,7 @@ def load_autoencoder(source: str | Path) -> LoadedAutoencoder:
             be computed here; the message says which, and what to do.
     """
     path = Path(source)
-    if path.exists():
+    if _exists(path):
         return _read(path, str(source))
     hub_id = hub.HubId.parse(str(source))
     if hub_id is None:
@@ -52,9 +52,31 @@ def load_autoencoder(source: str | Path) -> LoadedAutoencoder:
     return _read(folder, str(source))
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for a file may still be meant as an id
+        return False
+
+
 def _read(path: Path, source: str) -> LoadedAutoencoder:
     name, portable = _portable(path)
+    _check_finite(path, portable)
     return LoadedAutoencoder(portable, Facts.of(portable, source=source, format_name=name))
+
+
+def _check_finite(path: Path, portable: Portable) -> None:
+    """Of finite tensors too the options of a format, folded in, may make what is none."""
+    weights = dict(portable.weights)
+    if "r_mag" in weights:
+        weights["r_mag"] = weights["r_mag"].exp()
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"{path}: {name} of the autoencoder is not finite once the options of the "
+                "format are applied to what the file holds (a decoder row of norm 0, or values "
+                "beyond float32): it has no reconstruction. Take another checkpoint."
+            )
 
 
 def _portable(path: Path) -> tuple[str, Portable]:

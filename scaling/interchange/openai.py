@@ -107,9 +107,20 @@ def write(portable: Portable, folder: Path) -> None:
             f"with {implied} there, and this run was trained with activations.normalization="
             f"{trained_on}: --format sae_lens or native keeps it."
         )
-    torch.save(_state_dict(portable), folder / WEIGHTS)
+    _save(_state_dict(portable), folder / WEIGHTS)
     facts = {"architecture": portable.architecture, "trained_on": trained_on, **portable.facts}
     write_json(folder / FACTS, facts)
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """Raises `OSError` where the disk does, which torch's own words would cover up."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _state_dict(portable: Portable) -> dict[str, Any]:

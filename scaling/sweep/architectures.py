@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from scaling import budget
@@ -85,6 +86,11 @@ def k_aux_of(ae: AutoencoderConfig, d_model: int) -> int:
     return budget.power_of_two_near(d_model / 2) if ae.k_aux is None else ae.k_aux
 
 
+LARGEST_FACTOR, SMALLEST_FACTOR = 1e18, 1e-18
+"""Of weights in a loss, and of widths that it is divided by: so that a step stays within float32.
+What overflows would be kept as a run that diverged, and blamed on the architecture."""
+
+
 def check_autoencoder(ae: AutoencoderConfig) -> None:
     """Check the keys of `autoencoder` against each other.
 
@@ -98,7 +104,7 @@ def check_autoencoder(ae: AutoencoderConfig) -> None:
         _check_topk(ae)
     if isinstance(ae, MultiTopKConfig):
         at_least("autoencoder.wide_factor", ae.wide_factor, 1)
-        at_least("autoencoder.wide_weight", ae.wide_weight, 0)
+        _check_weight("autoencoder.wide_weight", ae.wide_weight)
     if isinstance(ae, MatryoshkaConfig):
         _check_prefixes(ae)
     if isinstance(ae, BatchTopKConfig):
@@ -123,6 +129,18 @@ def _check_present(key: str, value: object, example: str) -> None:
         )
 
 
+def _check_weight(key: str, value: float) -> None:
+    at_least(key, value, 0)
+    within(key, value, lambda v: v <= LARGEST_FACTOR, f"at most {LARGEST_FACTOR:.0e}")
+
+
+def _check_width(key: str, value: float | None) -> None:
+    positive(key, value)
+    if value is not None:
+        allowed = f"{SMALLEST_FACTOR:.0e} to {LARGEST_FACTOR:.0e}"
+        within(key, value, lambda v: SMALLEST_FACTOR <= v <= LARGEST_FACTOR, allowed)
+
+
 def _check_topk(ae: TopKConfig) -> None:
     _check_present("k", ae.k, "32")
     at_least("autoencoder.k", ae.k, 1)
@@ -131,12 +149,19 @@ def _check_topk(ae: TopKConfig) -> None:
             f"autoencoder.k={ae.k} is larger than autoencoder.n_latents={ae.n_latents}: a token "
             f"cannot have more active latents than there are. Set k to at most {ae.n_latents}."
         )
-    at_least("autoencoder.aux_coef", ae.aux_coef, 0)
+    _check_weight("autoencoder.aux_coef", ae.aux_coef)
     if ae.k_aux is not None:
         at_least("autoencoder.k_aux", ae.k_aux, 1)
 
 
 def _check_prefixes(ae: MatryoshkaConfig) -> None:
+    for given in ae.prefixes:
+        if not _is_prefix(given):
+            raise UserError(
+                f"autoencoder.prefixes={list(ae.prefixes)}: {given} is neither a share of the "
+                "latents, up to 1, nor a whole number of them. Give other prefixes, e.g. "
+                "autoencoder.prefixes=[0.25,0.5,1]."
+            )
     counts = prefix_counts(ae)
     if counts != sorted({count for count in counts if count > 0}) or counts[-1:] != [ae.n_latents]:
         raise UserError(
@@ -147,16 +172,23 @@ def _check_prefixes(ae: MatryoshkaConfig) -> None:
         )
 
 
+def _is_prefix(given: object) -> bool:
+    """Whatever its list declares: a number that is no count is a share."""
+    if not isinstance(given, int | float) or not math.isfinite(given):
+        return False
+    return given <= 1 or given == int(given)
+
+
 def _check_penalized(ae: PenalizedConfig) -> None:
     _check_present("penalty", ae.penalty, "0.01")
-    at_least("autoencoder.penalty", ae.penalty, 0)
+    _check_weight("autoencoder.penalty", ae.penalty)
     share = ae.penalty_warmup
     within("autoencoder.penalty_warmup", share, lambda v: 0 <= v <= 1, "0..1")
     if isinstance(ae, ProLUConfig | GatedConfig):
         _check_gated(ae)
     if isinstance(ae, JumpReLUConfig):
         for key in ("bandwidth", "initial_threshold", "target_l0"):
-            positive(f"autoencoder.{key}", getattr(ae, key))
+            _check_width(f"autoencoder.{key}", getattr(ae, key))
         if ae.target_l0 is not None and ae.target_l0 > ae.n_latents:
             raise UserError(
                 f"autoencoder.target_l0={ae.target_l0:g} is more than autoencoder.n_latents="

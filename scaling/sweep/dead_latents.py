@@ -85,9 +85,9 @@ def check_resampling(config: RunConfig) -> None:
 
 def _check_unread(ae: AutoencoderConfig) -> None:
     """A key that nothing reads is a mistake."""
-    if ae.resample_every_tokens is not None:
-        raise UserError(
-            f"autoencoder.resample_every_tokens={ae.resample_every_tokens} is not read with "
-            f"autoencoder.dead_treatment={ae.dead_treatment}. Set "
-            "autoencoder.dead_treatment=resample, or leave it out."
-        )
+    for key in ("resample_every_tokens", "resample_until"):
+        if (value := getattr(ae, key)) != getattr(AutoencoderConfig(), key):
+            raise UserError(
+                f"autoencoder.{key}={value} is not read with autoencoder.dead_treatment="
+                f"{ae.dead_treatment}. Set autoencoder.dead_treatment=resample, or leave it out."
+            )

@@ -88,7 +88,7 @@ def execute(
             if mirror and (warning := mirror.finish(hurry=interrupts.count > 0)):
                 console.print(warning, style="yellow", markup=False, soft_wrap=True)
         interrupted = interrupts.count > 0
-    rows = [RunRow.of(store.folder(plan.run_id)) for plan in plans]
+    rows = [RunRow.anyhow(store.folder(plan.run_id)) for plan in plans]
     print_table(rows, console)
     wall_s = time.monotonic() - started
     return Summary(rows, len(plans) - len(todo), wall_s, interrupted, goes_on)

@@ -145,7 +145,11 @@ class Schedule:
 
     def _is_settled_elsewhere(self, run_id: str) -> bool:
         """Whether another launch has settled the run since this one began; then it is here too."""
-        record = self._store.folder(run_id).read_record()
+        try:
+            record = self._store.folder(run_id).read_record()
+        except UserError as error:  # damaged since the launch began
+            self._settle(run_id, Status.failed, str(error))
+            return True
         failed_since = record.status is Status.failed and record != self._before[run_id]
         if settled := record.status in FINAL or failed_since:
             self._settle(run_id, record.status)
@@ -217,7 +221,7 @@ class Schedule:
 
     def _settle(self, run_id: str, status: Status, message: str | None = None) -> None:
         self._tally.settle(run_id, status)
-        row = RunRow.of(self._store.folder(run_id))
+        row = RunRow.anyhow(self._store.folder(run_id))
         self._display.note(self._tally, replace(row, status=status, error=message or row.error))
 
     # ------------------------------------------------------------------ deaths

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scaling.autoencoder_plan import sparsity_of
+from scaling.errors import UserError
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
 
@@ -64,6 +65,26 @@ class RunRow:
     @property
     def sparsity(self) -> str:
         return sparsity_of(self.k, self.options)
+
+    @classmethod
+    def anyhow(cls, folder: RunFolder) -> RunRow:
+        """The same; a file that is damaged or gone is this run's failure, and nobody else's."""
+        try:
+            return cls.of(folder)
+        except (UserError, OSError) as error:
+            return cls(
+                run_id=folder.run_id,
+                architecture="?",
+                n_latents=None,
+                k=None,
+                options={},
+                tokens=None,
+                seed=None,
+                status=Status.failed,
+                result={},
+                cost={},
+                error=str(error),
+            )
 
     def line(self) -> str:
         """For people: "n=4096 k=16 tokens=500,000  done  normalized_mse 0.1234  12.3 s", and

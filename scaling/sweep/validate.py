@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from scaling.autoencoder_config import BatchTopKConfig, has_dense_code, name_of
+from scaling.autoencoder_config import has_dense_code, name_of
 from scaling.choices import EngineName, ExchangeName, LauncherName, Precision
 from scaling.config import RunConfig
 from scaling.errors import UserError
@@ -193,10 +193,11 @@ def _check_mesh(config: RunConfig) -> None:
     at_least("mesh.dp", mesh.dp, 1)
     at_least("mesh.latent", mesh.latent, 1)
     positive("mesh.capacity_factor", mesh.capacity_factor)
-    if mesh.capacity_factor is not None and isinstance(config.autoencoder, BatchTopKConfig):
+    if mesh.capacity_factor is not None and has_dense_code(config.autoencoder):
         raise UserError(
-            f"mesh.capacity_factor={mesh.capacity_factor} with autoencoder=batch_topk: what is "
-            "selected of a whole batch has no capacity per token. Leave it out."
+            f"mesh.capacity_factor={mesh.capacity_factor} with autoencoder="
+            f"{name_of(config.autoencoder)}: a capacity is of a selection of k latents of each "
+            "token, which it does not make. Leave it out."
         )
     within("mesh.zero_stage", mesh.zero_stage, lambda v: v in (1, 2), "1 or 2")
     if n_latents % mesh.latent:

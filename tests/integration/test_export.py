@@ -162,6 +162,29 @@ def test_what_cannot_be_exported_is_explained(
     assert not (tmp_path / "out").exists()
 
 
+def test_where_it_cannot_be_written_is_named(
+    tmp_path: Path, done: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in ("/proc/none/out", str(tmp_path / "file" / "out")):
+        message = refused([str(done.path), "--out", out], capsys)
+        assert message.startswith(f"--out={out} was not written: ")
+        assert message.count("\n") == 1
+
+
+def test_a_plan_that_was_edited_is_named(
+    tmp_path: Path, done: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited = RunFolder(tmp_path / done.run_id)
+    shutil.copytree(done.path, edited.path)
+    for description in (7, {}, {"normalization": "cube"}):  # no part of the identity
+        plan = done.read_plan()
+        plan["source"]["description"] = description
+        edited.plan_path.write_text(json.dumps(plan))
+        message = refused([str(edited.path), "--out", str(tmp_path / "out")], capsys)
+        assert f"{edited.plan_path} cannot be read" in message
+
+
 def test_a_full_disk_leaves_nothing(
     tmp_path: Path,
     done: RunFolder,

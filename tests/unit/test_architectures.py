@@ -40,6 +40,13 @@ def planned(*overrides: str) -> RunPlan:
         (["autoencoder=jumprelu", "autoencoder.target_l0=65"], "target_l0=65 is more than .*=64"),
         (["autoencoder=jumprelu", "autoencoder.dead_treatment=auxk"], "not defined for .*jumprelu"),
         (["autoencoder=gated", "engine=fused"], "engine=fused with autoencoder=gated"),
+        (["autoencoder=relu", "mesh.latent=2", "mesh.capacity_factor=1"], "=1.0 with .*=relu: a"),
+        (["autoencoder=relu", "autoencoder.penalty=1e300"], "penalty=1e.300 .* at most 1e.18"),
+        (["autoencoder.aux_coef=1e300"], "aux_coef=1e.300 .* at most 1e.18"),
+        (["autoencoder=multi_topk", "autoencoder.wide_weight=1e300"], "wide_weight=1e.300 .* most"),
+        (["autoencoder=jumprelu", "autoencoder.bandwidth=1e-300"], "bandwidth=1e-300 .* 1e-18 to"),
+        (["autoencoder=jumprelu", "autoencoder.initial_threshold=1e300"], "=1e.300 .* 1e-18 to"),
+        (["autoencoder=jumprelu", "autoencoder.target_l0=1e-300"], "=1e-300 .* 1e-18 to"),
     ],
 )
 def test_what_is_not_defined_is_refused_with_its_remedy(overrides: list[str], said: str) -> None:

@@ -245,6 +245,48 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_options_that_make_finite_weights_infinite_are_refused(tmp_path: Path) -> None:
+    scaled = tmp_path / "scaled"
+    scaled.mkdir()
+    sae_lens.write(random_portable(), scaled)
+    config = json.loads((scaled / sae_lens.CONFIG).read_text())
+    config["rescale_acts_by_decoder_norm"] = True
+    (scaled / sae_lens.CONFIG).write_text(json.dumps(config))
+    assert scaling.load_autoencoder(scaled).facts.k == K
+    spoil(scaled, sae_lens.WEIGHTS, lambda t: t["W_dec"][3].zero_())
+    with pytest.raises(UserError, match=r"w_dec of the autoencoder is not finite .* norm 0"):
+        scaling.load_autoencoder(scaled)
+    sae_lens.write(random_portable("gated"), tmp_path)
+    spoil(tmp_path, sae_lens.WEIGHTS, lambda t: t["r_mag"].fill_(1000))
+    with pytest.raises(UserError, match="r_mag of the autoencoder is not finite"):
+        scaling.load_autoencoder(tmp_path)
+
+
+def test_values_in_the_place_of_a_tensors_methods_are_not_read(tmp_path: Path) -> None:
+    state = released()
+    state["pre_bias"].__dict__ |= {"detach": 5, "dim": "x"}
+    torch.save(state, tmp_path / "some.pt")
+    assert scaling.load_autoencoder(tmp_path / "some.pt").facts.k == K
+
+
+def test_a_missing_tensor_is_told_with_what_is_left(tmp_path: Path) -> None:
+    sae_lens.write(random_portable(), tmp_path)
+    spoil(tmp_path, sae_lens.WEIGHTS, lambda t: t.__delitem__("b_dec"))
+    with pytest.raises(UserError, match=r"no tensor b_dec .besides what was read, it has nothing"):
+        scaling.load_autoencoder(tmp_path)
+
+
+def test_a_name_too_long_for_a_file_is_no_autoencoder() -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        scaling.load_autoencoder("a" * 5000)
+
+
+def test_a_disk_that_fills_up_under_a_pickle_says_so(tmp_path: Path) -> None:
+    (tmp_path / openai.WEIGHTS).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        openai.write(random_portable("topk", "std"), tmp_path)
+
+
 def test_half_precision_is_read_in_float32(tmp_path: Path) -> None:
     portable = random_portable()
     sparsify.write(portable, tmp_path)

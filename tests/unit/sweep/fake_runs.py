@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -32,7 +33,8 @@ class FakePlan:
     step_s: float = 0.01
     misbehavior: str = ""
     """At step 2 of the first attempt: kill, segfault, exit, sigterm, full_disk, raise, bad_input
-    (with _always: of each attempt); at the end: diverge, kill_after_record."""
+    (with _always: of each attempt); at the end: diverge,
+    kill_after_record, remove_folder, damage_others."""
     estimated_s: float | None = 1.0
     estimated_memory_bytes: int = 1
     world_size: int = 1
@@ -86,6 +88,10 @@ def run(
             aside.write_text(str(step))
             aside.replace(checkpoint)  # whole or not at all, whenever this process is killed
     note(folder, "ends", f"{folder.run_id} {attempt} {time.monotonic()}")
+    if plan["misbehavior"] == "remove_folder":
+        shutil.rmtree(folder.path)
+    if plan["misbehavior"] == "damage_others":
+        (folder.path.parent / "z" / "record.json").write_text("{")
     if plan["misbehavior"] == "kill_after_record":
         RunFolder.remove_checkpoints = lambda _folder: os.kill(os.getpid(), signal.SIGKILL)
     if plan["misbehavior"] == "diverge":

@@ -63,6 +63,7 @@ def test_only_the_torch_engine_does_these(tmp_path: Path) -> None:
     [
         ([*RESAMPLED[:1], "autoencoder.resample_until=0.1"], "=None .null: an eighth"),
         (["autoencoder.resample_every_tokens=4096"], "is not read with .*=auxk"),
+        (["autoencoder.resample_until=-1"], "resample_until=-1.0 is not read with .*=auxk"),
         ([*RESAMPLED, "autoencoder.resample_every_tokens=100"], "resample_every_tokens=100 is out"),
         ([*RESAMPLED, "autoencoder.resample_every_tokens=6_000"], "at most 5120"),
         ([*RESAMPLED, "autoencoder.resample_until=1.5"], "resample_until=1.5 is out of range"),
@@ -80,6 +81,10 @@ def test_what_is_refused_is_named_with_its_remedy(overrides: list[str], said: st
         (["autoencoder=matryoshka", "autoencoder.prefixes=[0.5]"], r"prefixes=\[0.5\] is \[32\]"),
         (["autoencoder=matryoshka", "autoencoder.prefixes=[0.001,1]"], r"is \[0, 64\]"),
         (["autoencoder=matryoshka", "autoencoder.prefixes=[]"], r"prefixes=\[\]"),
+        (["autoencoder=matryoshka", "autoencoder.prefixes=[nan,1]"], "nan is neither a share"),
+        (["autoencoder=matryoshka", "autoencoder.prefixes=[inf,1]"], "inf is neither a share"),
+        (["autoencoder=matryoshka", "autoencoder.prefixes=[[1],1]"], "is neither a share"),
+        (["autoencoder=matryoshka", "autoencoder.prefixes=[3.4,64]"], "3.4 .* nor a whole number"),
         (["autoencoder=multi_topk", "autoencoder.wide_factor=0"], "wide_factor=0 is out of range"),
         (["autoencoder=batch_topk", "autoencoder.threshold_decay=1"], "threshold_decay=1.0 is out"),
         (["autoencoder=batch_topk", "mesh.latent=2", "mesh.capacity_factor=1"], "capacity_factor"),

@@ -95,6 +95,33 @@ def test_a_failing_run_stops_no_other_and_is_retried_by_the_next_call(store: Swe
     assert set(_trained(store).values()) == {1}  # it resumed where it had failed
 
 
+def test_a_folder_removed_meanwhile_ends_its_run_alone(store: SweepStore):
+    plans = [FakePlan("a", misbehavior="remove_folder"), FakePlan("b"), FakePlan("c")]
+    out = io.StringIO()
+    summary = launch(store, plans, Console(file=out, width=120))
+    assert summary.exit_code == 1
+    assert {row.run_id: str(row.status) for row in summary.rows} == {
+        "a": "failed",
+        "b": "done",
+        "c": "done",
+    }
+    assert "was removed" in out.getvalue()
+    assert not store.folder("a").path.exists()
+    assert launch(store, [FakePlan("a"), *plans[1:]]).exit_code == 0
+
+
+def test_a_record_damaged_meanwhile_ends_its_run_alone(store: SweepStore):
+    plans = [FakePlan("a", misbehavior="damage_others"), FakePlan("y"), FakePlan("z")]
+    out = io.StringIO()
+    summary = launch(store, plans, Console(file=out, width=120), workers=1)
+    assert {row.run_id: str(row.status) for row in summary.rows} == {
+        "a": "done",
+        "y": "done",
+        "z": "failed",
+    }
+    assert "record.json is not valid JSON" in out.getvalue()
+
+
 def test_bad_input_is_told_without_a_traceback(store: SweepStore):
     assert launch(store, [FakePlan("a", misbehavior="bad_input")]).exit_code == 1
     error = store.folder("a").read_record().error
@@ -282,7 +309,7 @@ def test_a_launch_killed_outright_takes_its_workers_along(store: SweepStore):
 def test_everything_killed_at_once_is_resumed_without_waiting_for_leases(store: SweepStore):
     plans = [FakePlan(str(index), steps=40, step_s=0.02) for index in range(2)]
     killed = _launch_apart(store, plans)
-    _wait_for(lambda: len(noted(store, "steps")) > 4)
+    _wait_for(lambda: {step[0] for step in noted(store, "steps")} == {"0", "1"})
     for pid in [killed.pid, *_worker_pids(store)]:
         os.kill(pid, signal.SIGKILL)
     killed.communicate()
