@@ -75,7 +75,7 @@ def _by_feed(folders: Sequence[RunFolder]) -> list[list[RunFolder]]:
     groups: dict[object, list[RunFolder]] = {}
     for folder in folders:
         key: object = folder.run_id
-        with suppress(UserError, OSError, KeyError, TypeError, ValueError):
+        with suppress(UserError, OSError, LookupError, AttributeError, TypeError, ValueError):
             key = feed_of(RunPlan.from_json(folder.read_plan())) or key
         groups.setdefault(key, []).append(folder)
     return list(groups.values())

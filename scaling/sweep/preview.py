@@ -42,7 +42,7 @@ def print_preview(
     passing = sorted((_checkpoints_bytes(plan) for plan in plans), reverse=True)[:at_a_time]
     console.print(
         f"{len(plans)} runs, {short(sum(plan.tokens for plan in plans))} tokens, "
-        f"{flops:.2e} FLOPs (sparse convention), {_time(groups, workers, slots)}, "
+        f"{flops:.2e} FLOPs ({_convention(plans)}), {_time(groups, workers, slots)}, "
         f"{sum(memory) / GIB:.1f} GiB memory at most, "
         f"{disk / GIB:.2f} GiB disk for the final weights and {sum(passing) / GIB:.2f} GiB for "
         "checkpoints that come and go."
@@ -67,7 +67,8 @@ def _multiplexed(groups: Sequence[Group]) -> list[str]:
         for group in together
     ]
     n_alone = len(groups) - len(together)
-    return [*lines, f"{n_alone} runs share their batches with no other."] if n_alone else lines
+    share = "1 run shares its" if n_alone == 1 else f"{n_alone} runs share their"
+    return [*lines, f"{share} batches with no other."] if n_alone else lines
 
 
 def _sizes(group: Group) -> str:
@@ -139,6 +140,12 @@ def _cells(plan: RunPlan) -> list[str]:
         f"{plan.estimated_memory_bytes / GIB:.2f}",
         "-" if plan.estimated_s is None else f"{plan.estimated_s:.0f}",
     ]
+
+
+def _convention(plans: Sequence[RunPlan]) -> str:
+    """An outcome is not known before: then the count is an upper bound, and said to be."""
+    bound = any(plan.autoencoder.k is None for plan in plans)
+    return "sparse convention" + (", at most: where a penalty decides, L0 = n is assumed" * bound)
 
 
 def _flops_sparse(plan: RunPlan) -> int:

@@ -82,12 +82,12 @@ class ModelHolder(Generic[M]):
         """All replicas hold the same rows, and all shards the same b_pre, or something is broken.
 
         Sums are compared, to a tolerance that the rounding of unlike processors stays within:
-        of weights, averages and counters, weighted by position. One process has nobody to differ
-        from.
+        of weights, averages, statistics and counters, weighted by position. One process has nobody
+        to differ from.
         """
         if self.mesh.world_size == 1:
             return
-        held = {**self.params, **self.average.targets()}
+        held = {**self.params, **self.average.targets(), **dict(self.model.named_buffers())}
         held["tokens_since_fired"] = self.dead.tokens_since_fired_N
         sums = {name: _weighted_sum(tensor) for name, tensor in held.items()}
         everything = torch.stack(list(sums.values()))

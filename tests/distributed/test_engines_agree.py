@@ -117,8 +117,10 @@ def test_a_rank_that_hangs_while_moments_are_gathered_is_named(tmp_path: Path) -
 def drifted(mesh: Mesh, how: str) -> bool:
     engine = make_engine(Case("torch"), mesh, MeshShard(mesh, N))
     steps(engine, mesh, 0, 2)
+    model = engine.model  # type: ignore[attr-defined]
+    model.register_buffer("statistic", torch.ones(()))
     engine.check_replicas()
-    weights = dict(engine.model.named_parameters())  # type: ignore[attr-defined]
+    weights = dict(model.named_parameters())
     if how == "infinite alike":
         with torch.no_grad():
             weights["b_pre"][0] = torch.inf
@@ -133,6 +135,8 @@ def drifted(mesh: Mesh, how: str) -> bool:
                     weights["w_dec"][:2] = weights["w_dec"][:2].flip(0)
                 case "counter":
                     engine.tokens_since_fired()[0] += 64
+                case "statistic":
+                    model.statistic += 0.01
                 case "average":
                     engine.average.averages["b_enc"] += 0.01  # type: ignore[attr-defined]
     try:
@@ -142,7 +146,7 @@ def drifted(mesh: Mesh, how: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("how", ["value", "nan", "rows", "counter", "average"])
+@pytest.mark.parametrize("how", ["value", "nan", "rows", "counter", "statistic", "average"])
 def test_replicas_that_drift_apart_are_noticed(how: str) -> None:
     assert all(run_threads(lambda mesh: drifted(mesh, how), 2, 1))
 

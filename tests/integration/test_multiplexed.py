@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import os
 import signal
 import threading
@@ -207,6 +208,17 @@ def test_one_that_raises_or_is_held_ends_alone(
     assert_same(folders["wide"], solo["wide"])
     assert folders["small"].read_record().cost["resumed_at_step"] == 8
     assert folders["wide"].read_record().cost["resumed_at_step"] == 0
+
+
+def test_a_plan_that_was_damaged_fails_its_own_run_alone(
+    tmp_path: Path, solo: dict[str, RunFolder]
+) -> None:
+    damaged, sound = planned_all(tmp_path)["short"], planned_all(tmp_path)["small"]
+    plan = damaged.read_plan() | {"source": None}
+    (damaged.path / "plan.json").write_text(json.dumps(plan))
+    ends = taken_up([damaged, sound]).ends()
+    assert ends == {damaged.run_id: "failed", sound.run_id: "done"}
+    assert_same(sound, solo["small"])
 
 
 def test_what_has_ended_is_out_of_memory_at_once(

@@ -177,7 +177,7 @@ def test_the_preview_says_what_goes_together() -> None:
     out = io.StringIO()
     print_preview(plans, [], 1, Console(file=out, width=300), groups=groups)
     assert "2 runs by turns in one process (1 of n=64, 1 of n=32): " in out.getvalue()
-    assert "1 runs share their batches with no other" in out.getvalue()
+    assert "1 run shares its batches with no other" in out.getvalue()
     plans = plans_of(["autoencoder=relu"], ["autoencoder=gated"], ["autoencoder=relu"])
     groups = [Group(tuple(plans), GIB)]
     print_preview(plans, [], 1, Console(file=out, width=300), groups=groups)
@@ -193,6 +193,7 @@ def test_the_preview_lists_runs_by_size_and_then_by_penalty() -> None:
     out = io.StringIO()
     print_preview(plans, [], 1, Console(file=out, width=300))
     assert re.findall(r"λ=(\S+)", out.getvalue()) == sorted(penalties)
+    assert "at most: where a penalty decides, L0 = n is assumed" in out.getvalue()
 
 
 def test_the_preview_of_a_mixed_sweep_names_architectures() -> None:
