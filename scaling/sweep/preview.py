@@ -22,6 +22,9 @@ from scaling.train.architectures import n_params
 BYTES_PER_FINAL_PARAM = 8
 """Raw and averaged weights in float32, kept after a run; checkpoints come and go."""
 
+_IN_COLUMNS = {"n_latents", "k", "penalty", "target_l0", "tokens", "flops", "lr", "lr_scale"}
+"""Keys of a plan's config that a column of the table shows, or follows from."""
+
 
 def print_preview(
     plans: Sequence[RunPlan],
@@ -47,11 +50,23 @@ def print_preview(
         f"{disk / GIB:.2f} GiB disk for the final weights and {sum(passing) / GIB:.2f} GiB for "
         "checkpoints that come and go."
     )
-    for line in [*_meshes(plans), *_multiplexed(groups)]:
+    for line in [*_also_varied(plans), *_meshes(plans), *_multiplexed(groups)]:
         console.print(line)
     for source in sources:
         print_harvest(source, console)
     console.print("dry_run=true: nothing was harvested or trained.")
+
+
+def _also_varied(plans: Sequence[RunPlan]) -> list[str]:
+    """Keys that no column shows and that tell rows apart: seeds, treatments."""
+    values: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        for group in ("autoencoder", "train", "numerics"):
+            for name, value in plan.config.get(group, {}).items():
+                if name not in _IN_COLUMNS:
+                    values.setdefault(f"{group}.{name}", {})[str(value)] = None
+    varied = [f"{key}={','.join(seen)}" for key, seen in values.items() if len(seen) > 1]
+    return ["Also varied: " + " ".join(varied)] if varied else []
 
 
 def _multiplexed(groups: Sequence[Group]) -> list[str]:

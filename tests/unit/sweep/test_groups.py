@@ -196,6 +196,15 @@ def test_the_preview_lists_runs_by_size_and_then_by_penalty() -> None:
     assert "at most: where a penalty decides, L0 = n is assumed" in out.getvalue()
 
 
+def test_the_preview_tells_rows_apart_that_look_alike() -> None:
+    seeds = plans_of(["autoencoder.k=2"], ["autoencoder.k=4"], ["autoencoder.k=4", "train.seed=1"])
+    for plans, said in ((seeds, True), (seeds[:2], False)):
+        out = io.StringIO()
+        print_preview(plans, [], 1, Console(file=out, width=300))
+        assert ("Also varied: train.seed=0,1\n" in out.getvalue()) == said
+        assert ("Also varied" in out.getvalue()) == said
+
+
 def test_the_preview_of_a_mixed_sweep_names_architectures() -> None:
     plans = plans_of(["autoencoder=relu"], ["autoencoder.k=2"])
     out = io.StringIO()
