@@ -39,7 +39,7 @@ class Subject:
     """
 
     def __init__(self, folder: Path, *, layers: Sequence[int], dtype: str, device: str) -> None:
-        model = _load(folder, getattr(torch, dtype)).eval().to(device)
+        model = load_model(folder, dtype).eval().to(device)
         blocks = find_blocks(model)
         del blocks[max(layers) :]  # never reached
         self._model = model
@@ -86,6 +86,12 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
         return encoded["input_ids"]
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """Each token by itself as people read it, spaces kept."""
+        return self._tokenizer.batch_decode(
+            [[token] for token in ids], clean_up_tokenization_spaces=False
+        )
 
 
 def local_folder(location: ModelLocation) -> Path:
@@ -154,10 +160,15 @@ def save_tokenizer(gguf_path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> nn.Module:
+def load_model(folder: Path, dtype: str) -> nn.Module:
+    """The causal LM in a folder, from safetensors only, in torch's dtype of that name.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     with _reported(ModelLocation(str(folder)), "model"):
         return transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True
+            folder, dtype=getattr(torch, dtype), use_safetensors=True
         )
 
 
