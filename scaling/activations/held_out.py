@@ -1,0 +1,83 @@
+"""The held-out text of a harvest, as token ids: what a run's latents are looked at on.
+
+The contexts come in the order in which held-out vectors are harvested, so those of a small request
+begin those of a larger one, and all are of documents that no training vector is of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling.activations import embedded
+from scaling.activations.contexts import Contexts, tokenize
+from scaling.activations.manifest import load_manifest
+from scaling.activations.request import HarvestRequest
+from scaling.activations.stream_contexts import has_contexts, read_contexts, write_contexts
+from scaling.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Contexts with what tells which of their tokens an autoencoder is for."""
+
+    contexts_CT: Contexts
+    drop_positions: int
+    """First positions that were no training vectors."""
+    max_norm: float
+    """Vectors above it were left out of training."""
+
+
+def model_folder(request: HarvestRequest) -> Path:
+    """The subject model as a folder: converted at the harvest, or as the hub's cache has it.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if request.model == embedded.EMBEDDED:
+        folder = embedded.model_folder(request.data_dir)
+        if not folder.exists():
+            raise UserError(
+                f"the packaged model is not in data_dir={request.data_dir}: give the data_dir of "
+                "the launch, or launch the sweep again (its runs that are done stay done)."
+            )
+        return folder
+    from scaling.activations.subject import ModelLocation, local_folder
+
+    return local_folder(ModelLocation(request.model_path, request.revision))
+
+
+def held_out(request: HarvestRequest, model: Path, n_contexts: int) -> HeldOut:
+    """The first `n_contexts` held-out contexts, or all there are; tokenized once and kept.
+
+    Raises:
+        UserError: the store of the harvest is gone, or the text holds out no context.
+    """
+    manifest = load_manifest(request.store(request.layer))
+    if manifest is None:
+        raise UserError(
+            f"there is no store in {request.store(request.layer)}: give the data_dir of the "
+            "launch, or launch the sweep again (its runs that are done stay done)."
+        )
+    folder = request.data_dir / "activations" / f"{request.recipe.id}-held-out{n_contexts}"
+    if not has_contexts(folder):
+        write_contexts(folder, _tokenized(request, model, n_contexts))
+    return HeldOut(
+        contexts_CT=read_contexts(folder),
+        drop_positions=request.recipe.drop_positions,
+        max_norm=request.recipe.outlier_factor * manifest.median_norm,
+    )
+
+
+def _tokenized(request: HarvestRequest, model: Path, n_contexts: int) -> Contexts:
+    from scaling.activations.subject import Tokenizer
+
+    wanted = {"train": 0, "eval": n_contexts}
+    found = tokenize(request.text, Tokenizer(model), request.recipe, wanted, lambda _: None)
+    contexts_CT = found.contexts["eval"][:n_contexts]
+    if not len(contexts_CT):
+        raise UserError(
+            f"activations.text={request.text.name!r} has no held-out context of "
+            f"{request.recipe.context} tokens."
+        )
+    return contexts_CT

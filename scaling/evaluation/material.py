@@ -1,0 +1,98 @@
+"""What the runs of a sweep are evaluated on: held-out text, the subject model, its residual stream.
+
+Made once for all runs that share their activations, each part when a metric first asks for it.
+
+Shapes: C contexts, T tokens per context, D = d_model, R = vectors kept of all contexts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from scaling.activations.held_out import HeldOut, held_out, model_folder
+from scaling.activations.request import HarvestRequest
+from scaling.activations.split_subject import SplitSubject
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Some contexts with the residual stream at the autoencoder's layer."""
+
+    ids_CT: Tensor
+    """int64."""
+    residual_CTD: Tensor
+    """As the subject model has it, in its dtype."""
+    kept_CT: Tensor
+    """bool: the tokens that autoencoders are for. Not the first positions, and no outliers."""
+
+
+class Material:
+    """See the module. `n_contexts` and `batch_contexts` are counted in contexts."""
+
+    def __init__(
+        self,
+        request: HarvestRequest,
+        *,
+        n_contexts: int,
+        batch_contexts: int,
+        dtype: str | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.request = request
+        self.device = device
+        self._n_contexts = n_contexts
+        self._batch_contexts = batch_contexts
+        self._made: dict[str, Any] = {}
+        self._dtype = dtype or request.recipe.model_dtype
+
+    @cached_property
+    def model_folder(self) -> Path:
+        return model_folder(self.request)
+
+    @cached_property
+    def subject(self) -> SplitSubject:
+        return SplitSubject(
+            self.model_folder, layer=self.request.layer, dtype=self._dtype, device=self.device
+        )
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        return held_out(self.request, self.model_folder, self._n_contexts)
+
+    @cached_property
+    def ids_CT(self) -> Tensor:
+        """All contexts, int64 [C, T]."""
+        return torch.from_numpy(self.held_out.contexts_CT.astype("int64"))
+
+    def once(self, name: str, make: Callable[[Material], V]) -> V:
+        """What `make` gives, the same for all runs: made at the first call of that name."""
+        if name not in self._made:
+            self._made[name] = make(self)
+        return self._made[name]
+
+    def batches(self) -> Iterator[TextBatch]:
+        """All contexts in their order; the residual stream is computed once and kept."""
+        yield from self._batches
+
+    @cached_property
+    def _batches(self) -> list[TextBatch]:
+        return [self._batch(ids_CT) for ids_CT in self.ids_CT.split(self._batch_contexts)]
+
+    def _batch(self, ids_CT: Tensor) -> TextBatch:
+        residual_CTD = self.subject.residual(ids_CT)
+        return TextBatch(ids_CT, residual_CTD, self.kept(residual_CTD))
+
+    def kept(self, residual_CTD: Tensor) -> Tensor:
+        """Which tokens are such as training vectors were, bool [C, T]."""
+        kept_CT = residual_CTD.float().norm(dim=2) <= self.held_out.max_norm
+        kept_CT[:, : self.held_out.drop_positions] = False
+        return kept_CT

@@ -1,0 +1,90 @@
+"""The keys of `python -m scaling.evaluate`, as KEY=VALUE on its command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scaling.errors import UserError
+from scaling.evaluation.registry import METRICS
+
+
+@dataclass
+class Common:
+    """What all metrics share."""
+
+    metrics: list[str] = field(default_factory=lambda: list(METRICS))
+    contexts: int = 128
+    """Held-out contexts; all there are where the text has fewer."""
+    batch_contexts: int = 8
+    averaged: bool = False
+    """Evaluate the averaged weights."""
+    dtype: str | None = None
+    """Of the subject model: float32, bfloat16 or float16; null = as harvested."""
+    device: str = "cpu"
+    data_dir: str | None = None
+    """Where activations and models are; null = where the launch had them."""
+
+
+Options: Any = make_dataclass(
+    "Options",
+    [(name, kind, field(default_factory=kind)) for name, (_, kind) in METRICS.items()],
+    bases=(Common,),
+)
+"""`Common`, and for each metric its own under its name: downstream.KEY=VALUE."""
+
+
+def parsed(overrides: Sequence[str]) -> Any:
+    """The options with KEY=VALUE applied.
+
+    Raises:
+        UserError: a key that there is not, a value of another type, a metric that there is not.
+    """
+    schema = OmegaConf.structured(Options)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise UserError(f"{override}: give KEY=VALUE, or the folder of a run or a sweep.")
+        if key not in (known := _keys(Options())):
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Known are {', '.join(known)}."
+            raise UserError(f"{key} is not a key of an evaluation.{hint}")
+        try:
+            given = OmegaConf.from_dotlist([_as_list(override) if key == "metrics" else override])
+            schema = OmegaConf.merge(schema, given)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
+    options: Any = OmegaConf.to_object(schema)
+    _check(options)
+    return options
+
+
+def _check(options: Any) -> None:
+    for name in options.metrics:
+        if name not in METRICS:
+            raise UserError(f"metrics={name}: there is none; known are {', '.join(METRICS)}.")
+    for key in ("contexts", "batch_contexts"):
+        if getattr(options, key) < 1:
+            raise UserError(f"{key}={getattr(options, key)} must be at least 1.")
+    if options.dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"dtype={options.dtype}: use float32, bfloat16, float16 or null.")
+
+
+def _as_list(override: str) -> str:
+    """metrics=a,b as metrics=[a,b]."""
+    key, _, value = override.partition("=")
+    return override if value.startswith("[") else f"{key}=[{value}]"
+
+
+def _keys(options: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for one in fields(options):
+        value = getattr(options, one.name)
+        own = f"{prefix}{one.name}"
+        keys += _keys(value, f"{own}.") if is_dataclass(value) else [own]
+    return keys

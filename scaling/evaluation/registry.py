@@ -1,0 +1,14 @@
+"""The metrics by name, with the options of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from scaling.evaluation import downstream
+from scaling.evaluation.metric import Metric
+
+METRICS: dict[str, tuple[Callable[[], Metric], type[Any]]] = {
+    "downstream": (downstream.Downstream, downstream.Options),
+}
+"""In the order in which they run: cheap ones first."""
