@@ -73,8 +73,8 @@ def atomic_path(path: Path, *, bytes_needed: int | None = None) -> Iterator[Path
     with reports_full_disk(path, bytes_needed), _aside(path) as temp:
         yield temp
         _flush(temp)
-        temp.replace(path)
-        _flush(path.parent)
+        with _flushed_after(path.parent):
+            temp.replace(path)
 
 
 def commit_folder(temp: Path, final: Path) -> None:
@@ -187,6 +187,18 @@ def _is_full_disk(error: Exception) -> bool:
         return error.errno in _DISK_FULL
     # safetensors reports the system's error as text only.
     return any(f"os error {number}" in str(error) for number in _DISK_FULL)
+
+
+@contextmanager
+def _flushed_after(folder: Path) -> Iterator[None]:
+    """Flush the folder after the block, wherever it is by then: who waited for a file in it may
+    rename it at once."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _flush(path: Path) -> None:

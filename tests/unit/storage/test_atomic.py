@@ -75,6 +75,21 @@ def test_other_errors_pass_and_leave_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_may_be_renamed_as_soon_as_its_last_file_is_there(tmp_path: Path, monkeypatch):
+    """As the leading rank does once it has every rank's word."""
+    folder, final, replace = tmp_path / "aside", tmp_path / "final", Path.replace
+    folder.mkdir()
+
+    def and_renamed(self: Path, target: Path) -> Path:
+        there = replace(self, target)
+        folder.rename(final)
+        return there
+
+    monkeypatch.setattr(Path, "replace", and_renamed)
+    atomic.write_json(folder / "word.json", {"token": 1})
+    assert atomic.read_json(final / "word.json") == {"token": 1}
+
+
 def test_folder_is_committed_whole_and_never_over_another(tmp_path: Path):
     temp, final = tmp_path / "temp", tmp_path / "final"
     (temp / "deep").mkdir(parents=True)
