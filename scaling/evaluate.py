@@ -22,6 +22,7 @@ from scaling.evaluation import options as evaluation_options
 from scaling.evaluation.screen import Screen
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder, SweepStore
+from scaling.runs.wandb_mirror import Cursor
 from scaling.sweep.mirror import Mirror, WandbOptions
 
 SEND_WITHIN_S = 120.0
@@ -38,9 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = evaluation_options.parsed(overrides)
         folders = _done([Path(text) for text in given if text not in overrides], screen)
-        evaluation = evaluate_runs.Evaluation(options, screen)
-        all_there = evaluation.of(folders)
-        _mirror(evaluation.measured, screen)
+        all_there = evaluate_runs.Evaluation(options, screen).of(folders)
+        _mirror(folders, screen)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -75,12 +75,10 @@ def _done(paths: Sequence[Path], screen: Screen) -> list[RunFolder]:
     return done
 
 
-def _mirror(measured: Sequence[RunFolder], screen: Screen) -> None:
-    """Send what is new of runs that were launched with logger=wandb."""
-    loggers = {folder.path.parent: _logger_of(folder) for folder in measured}
+def _mirror(folders: Sequence[RunFolder], screen: Screen) -> None:
+    """Send what W&B lacks of runs that were launched with logger=wandb."""
+    loggers = {folder.path.parent: _logger_of(folder) for folder in folders if _unsent(folder)}
     for sweep, logger in loggers.items():
-        if logger.get("name") != "wandb":
-            continue
         options = WandbOptions(
             project=logger["project"],
             entity=logger.get("entity"),
@@ -90,6 +88,11 @@ def _mirror(measured: Sequence[RunFolder], screen: Screen) -> None:
         warning = Mirror.start(SweepStore(sweep), options).finish()
         if warning is not None:
             screen.say(warning)
+
+
+def _unsent(folder: RunFolder) -> bool:
+    # Not only what was measured just now: an evaluation that was stopped has sent nothing.
+    return _logger_of(folder).get("name") == "wandb" and Cursor.of(folder).lacks(folder)
 
 
 def _logger_of(folder: RunFolder) -> dict[str, Any]:

@@ -51,8 +51,6 @@ class Evaluation:
     def __init__(self, options: Any, screen: Screen) -> None:
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"device={options.device}: there is no such GPU. Use device=cpu.")
-        self.measured: list[RunFolder] = []
-        """Those with new numbers."""
         self._options = options
         self._screen = screen
         self._all_there = True
@@ -120,7 +118,6 @@ class Evaluation:
                     one.identity,
                 )
                 self._measure(one, run, material, results, lease)
-            self.measured.append(folder)
 
     def _has_its_text(self, metric: Metric, plan: RunPlan) -> bool:
         of_text = has_text(plan.source.description)

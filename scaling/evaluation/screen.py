@@ -73,17 +73,17 @@ class _PlainLines:
     def __init__(self, screen: Screen, name: str) -> None:
         self._screen, self._name = screen, name
         self._started_s = self._said_s = time.monotonic()
-        self._done = 0
+        self._first = self._done = 0
 
     def __call__(self, done: int, total: int) -> None:
         now_s = time.monotonic()
         if done < self._done:  # a metric's next phase
-            self._started_s = now_s
+            self._started_s, self._first = now_s, done
         self._done = done
-        if now_s - self._said_s < PLAIN_EVERY_S or not 0 < done < total:
+        if now_s - self._said_s < PLAIN_EVERY_S or not self._first < done < total:
             return
         self._said_s = now_s
-        left_s = (now_s - self._started_s) * (total - done) / done
+        left_s = (now_s - self._started_s) * (total - done) / (done - self._first)
         self._screen.say(f"  {self._name}: {done:,} of {total:,}, about {short_time(left_s)} left")
 
 
