@@ -20,6 +20,7 @@ from scaling import evaluate_runs
 from scaling.errors import UserError
 from scaling.evaluation import options as evaluation_options
 from scaling.evaluation.screen import Screen
+from scaling.malloc import keep_pages
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder, SweepStore
 from scaling.runs.wandb_mirror import Cursor
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", nargs="+", metavar="RUN_OR_SWEEP | KEY=VALUE")
     given = parser.parse_args(arguments).what
     overrides = [text for text in given if "=" in text and not Path(text).exists()]
+    keep_pages()  # logits of megabytes come and go with every batch
     screen = Screen()
     try:
         options = evaluation_options.parsed(overrides)

@@ -19,18 +19,21 @@ from scaling.config import HarvestConfig
 from scaling.errors import UserError
 from scaling.evaluation.material import Material, VectorMaterial
 from scaling.plan import RunPlan
+from scaling.storage.hashing import canonical_json
 
 
-def material_key(plan: Mapping[str, Any]) -> str:
-    """The same for runs (plan.json) that are evaluated on the same text, model and layer."""
-    description = plan["source"]["description"]
+def material_key(plan: RunPlan) -> str:
+    """The same for runs that are evaluated on the same text, model and layer."""
+    description = plan.source.description
     if not has_text(description):
-        return plan["source"]["eval_hash"]
-    parts = ("subject_content", "text_content", "layer")
-    keys = ("model", "text", "layer", "data_dir", "path")
-    config = plan["config"]
-    where = {**config["activations"], "data_dir": config["data_dir"]}
-    return str([description.get(p) for p in parts] + [where.get(key) for key in keys])
+        return plan.source.eval_hash
+    config = {**plan.config["activations"], "data_dir": plan.config["data_dir"]}
+    which = {key: value for key, value in config.items() if key not in _HOW_MUCH}
+    return canonical_json([description.get("subject_content"), which]).decode()
+
+
+_HOW_MUCH = ("max_tokens", "eval_tokens", "also_layers", "processes", "stream", "buffer_tokens")
+"""Keys that change neither model nor text, nor which of its tokens are held out and kept."""
 
 
 def has_text(description: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scaling import evaluate
-from scaling.evaluate_material import material_key, material_of
+from scaling.evaluate_material import material_of
 from scaling.evaluation.options import parsed
 from scaling.interchange.normalization import normalized
 from scaling.run_weights import load_run, plan_of
@@ -103,13 +103,6 @@ def test_a_run_that_reads_a_stream(tmp_path: Path, llama_folder: Path, text_fold
     )  # fmt: skip
     assert evaluated(folder.path, *FEW) == 0
     assert content(folder.evaluation_path)["metrics"]["downstream"]["notes"]["n_tokens"] == 4 * 7
-
-
-def test_the_key_of_what_is_shared(finished: RunFolder) -> None:
-    plan = finished.read_plan()
-    assert material_key(plan) == material_key(json.loads(json.dumps(plan)))
-    plan["source"]["description"]["layer"] += 1
-    assert material_key(plan) != material_key(finished.read_plan())
 
 
 _WANDB = """
