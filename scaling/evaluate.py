@@ -30,8 +30,9 @@ SEND_WITHIN_S = 120.0
 
 
 def main(arguments: list[str] | None = None) -> int:
+    keys = "\n  ".join(["keys and their defaults:", *evaluation_options.known_keys()])
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="+", metavar="RUN_OR_SWEEP | KEY=VALUE")
     given = parser.parse_args(arguments).what

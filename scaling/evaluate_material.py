@@ -63,8 +63,7 @@ def _request(plan: RunPlan, options: Any) -> HarvestRequest:
     tried = list(_data_dirs(plan, options))
     requests = [make_request(config, data_dir) for data_dir in tried]
     for request in requests:
-        manifest = load_manifest(request.store(request.layer))
-        if manifest is not None and manifest.recipe == request.recipe.to_json():
+        if load_manifest(request.store(request.layer)) is not None:  # named by its recipe
             return request
     raise UserError(
         f"no store of recipe {requests[0].recipe.id}, layer {config.layer}, is in "

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Downstream:
         return {**asdict(options), "compute_table": None if table is None else table.digest}
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        zero, mean = material.once("downstream baselines", _baselines)
+        zero, mean = material.once("downstream baselines", partial(_baselines, told=told))
         sums = substituted(material, run.autoencoder.reconstruct, told)
         ce, ce_after = sums.ce_before / sums.n_predicted, sums.ce_after / sums.n_predicted
         if not math.isfinite(ce):
@@ -126,10 +127,10 @@ def substituted(material: Material, replace: Replacement, told: Told | None = No
     return sums
 
 
-def ce_with(material: Material, replace: Replacement) -> float:
+def ce_with(material: Material, replace: Replacement, told: Told | None = None) -> float:
     """Mean cross-entropy of the next token, in nats, with kept vectors replaced."""
     total, n_predicted = 0.0, 0
-    for batch, after_CTV in _replaced_logits(material, replace, None):
+    for batch, after_CTV in _replaced_logits(material, replace, told):
         for after_TV, ids_T, kept_T in zip(after_CTV, batch.ids_CT, batch.kept_CT, strict=True):
             next_P1, has_next_R = _next_tokens(ids_T, kept_T)
             log_q_RV = after_TV[kept_T].log_softmax(dim=1)
@@ -179,11 +180,11 @@ def _require_tokens(n_predicted: int) -> None:
         )
 
 
-def _baselines(material: Material) -> tuple[float, float]:
+def _baselines(material: Material, told: Told) -> tuple[float, float]:
     """Cross-entropies with zeros, and with the mean vector. None of a run's: kept for the next."""
     mean_D = mean_of_kept(material)
-    zero = ce_with(material, torch.zeros_like)
-    return zero, ce_with(material, lambda x_RD: mean_D.to(x_RD.device).expand_as(x_RD))
+    zero = ce_with(material, torch.zeros_like, told)
+    return zero, ce_with(material, lambda x_RD: mean_D.expand_as(x_RD), told)
 
 
 def _recovered(ce: float, ce_after: float, ce_baseline: float) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scaling.errors import UserError
@@ -69,6 +69,19 @@ def parsed(overrides: Sequence[str]) -> Any:
     options: Any = OmegaConf.to_object(schema)
     _check(options)
     return options
+
+
+def known_keys() -> list[str]:
+    """Every KEY=VALUE with its default, for people."""
+    options = Options()
+    shown = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(options)))
+    return [f"{key}={_shown(OmegaConf.select(shown, key))}" for key in _keys(options)]
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return ",".join(map(str, value)) if isinstance(value, ListConfig) else str(value)
 
 
 def _check(options: Any) -> None:

@@ -237,3 +237,11 @@ def test_what_is_refused_before_anything_is_computed(
     assert evaluated(finished.path, given) == 2
     assert why in capsys.readouterr().err
     assert not finished.evaluation_path.exists()
+
+
+def test_help_names_every_key(counting: type[Counting], capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        evaluated("--help")
+    out = capsys.readouterr().out
+    for line in ("metrics=", "contexts=128", "averaged=false", "dtype=null", "counting.rows=1"):
+        assert f"\n  {line}" in out

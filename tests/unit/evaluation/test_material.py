@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,19 @@ def test_runs_of_wandb_get_their_numbers_there(
     assert row["evaluation/downstream_kl"] == kl
     assert evaluated(finished.path, *FEW) == 0  # nothing new: nothing sent
     assert len((tmp_path / "notes").read_text().splitlines()) == 1
+
+
+def test_a_model_of_the_hub_comes_from_its_cache(
+    tmp_path: Path, llama_folder: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(llama_folder, cached / "snapshots" / "0123")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123")
+    for name, value in (("HF_HUB_CACHE", str(tmp_path / "hub")), ("HF_HUB_OFFLINE", "1")):
+        monkeypatch.setenv(name, value)  # for processes that harvest
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    folder = trained(planned(tmp_path, *of_text(Path("someone/tiny"), text_folder)))
+    assert evaluated(folder.path, *FEW) == 0
+    shutil.rmtree(tmp_path / "hub")
+    assert evaluated(folder.path, *FEW, "contexts=3") == 1
