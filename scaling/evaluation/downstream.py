@@ -17,8 +17,8 @@ Shapes: C contexts, T tokens per context, D = d_model, V = vocabulary, R kept to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Sums:
     """Of these, with a next token."""
     n_left: int = 0
     """Whose residual was left alone."""
+    of_contexts: list[tuple[float, float, int, int]] = field(default_factory=list)
+    """KL, cross-entropy gained, tokens and predicted tokens of each."""
 
     @property
     def delta_ce(self) -> float:
@@ -67,13 +69,33 @@ class Sums:
         log_p_RV = before_TV[kept_T].log_softmax(dim=1)
         log_q_RV = after_TV[kept_T].log_softmax(dim=1)
         # 0 exactly where the logits are equal.
-        self.kl += float((log_p_RV.exp() * (log_p_RV - log_q_RV)).sum(dim=1).double().sum())
+        kl = float((log_p_RV.exp() * (log_p_RV - log_q_RV)).sum(dim=1).double().sum())
         next_P1, has_next_R = _next_tokens(ids_T, kept_T)
-        self.ce_before -= float(log_p_RV[has_next_R].gather(1, next_P1).double().sum())
-        self.ce_after -= float(log_q_RV[has_next_R].gather(1, next_P1).double().sum())
-        self.n_tokens += int(kept_T.sum())
+        before = -float(log_p_RV[has_next_R].gather(1, next_P1).double().sum())
+        after = -float(log_q_RV[has_next_R].gather(1, next_P1).double().sum())
+        n_tokens = int(kept_T.sum())
+        self.kl += kl
+        self.ce_before += before
+        self.ce_after += after
+        self.n_tokens += n_tokens
         self.n_predicted += len(next_P1)
-        self.n_left += int((~kept_T).sum())
+        self.n_left += len(kept_T) - n_tokens
+        self.of_contexts.append((kl, after - before, n_tokens, len(next_P1)))
+
+    def standard_errors(self) -> tuple[float | None, float | None]:
+        """Of KL and delta CE, as of means over contexts drawn at random; None of one context."""
+        kls, gained, n_tokens, n_predicted = zip(*self.of_contexts, strict=True)
+        return standard_error(kls, n_tokens), standard_error(gained, n_predicted)
+
+
+def standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Of sum(sums) / sum(counts) over clusters, by linearization."""
+    n, total = len(sums), sum(counts)
+    if n < 2:
+        return None
+    mean = sum(sums) / total
+    spread = sum((one - mean * count) ** 2 for one, count in zip(sums, counts, strict=True))
+    return math.sqrt(spread * n / (n - 1)) / total
 
 
 class Downstream:
@@ -94,6 +116,7 @@ class Downstream:
         ce, ce_after = sums.ce_before / sums.n_predicted, sums.ce_after / sums.n_predicted
         if not math.isfinite(ce):
             raise UserError("the subject model's own loss is not finite: use dtype=bfloat16.")
+        kl_error, delta_ce_error = sums.standard_errors()
         fraction, undefined = _fraction(_table(options), ce, ce_after)
         return Measured(
             numbers={
@@ -104,6 +127,8 @@ class Downstream:
                 **fraction,
             },
             notes={
+                "downstream_kl_standard_error": kl_error,
+                "downstream_delta_ce_standard_error": delta_ce_error,
                 "ce": ce,
                 "ce_zero": zero,
                 "ce_mean": mean,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -125,6 +127,8 @@ def test_known_limits(llama_folder: Path) -> None:
     assert (perfect["downstream_kl"], perfect["downstream_delta_ce"]) == (0.0, 0.0)
     assert (perfect["loss_recovered_zero"], perfect["loss_recovered_mean"]) == (1.0, 1.0)
     zero = measured(material, torch.zeros_like).numbers
+    noted = measured(material, torch.zeros_like).notes
+    assert noted["downstream_kl_standard_error"] > 0 < noted["downstream_delta_ce_standard_error"]
     mean_D = downstream.mean_of_kept(material)
     mean = measured(material, lambda x_RD: mean_D.expand_as(x_RD)).numbers
     assert zero["loss_recovered_zero"] == pytest.approx(0, abs=1e-6)
@@ -152,6 +156,16 @@ def test_a_dtype_that_overflows_is_named(
     )
     with pytest.raises(UserError, match=r"dtype=float16.*Use dtype=bfloat16"):
         measured(material, halves)
+
+
+def test_the_standard_error_is_that_of_contexts_drawn_again() -> None:
+    rng = random.Random(0)
+    counts = [rng.choice([3, 7]) for _ in range(60)]
+    sums = [rng.gauss(0.5, 1) * count for count in counts]
+    draws = [rng.choices(range(60), k=60) for _ in range(2000)]
+    means = [sum(sums[i] for i in draw) / sum(counts[i] for i in draw) for draw in draws]
+    assert downstream.standard_error(sums, counts) == pytest.approx(stdev(means), rel=0.1)
+    assert downstream.standard_error(sums[:1], counts[:1]) is None
 
 
 def table(path: Path, *rows: str) -> Path:
