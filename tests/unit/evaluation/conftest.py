@@ -14,9 +14,9 @@ from scaling.runs.store import RunFolder, SweepStore
 from scaling.sweep.planner import make_plan
 from tests.compose import tiny
 from tests.integration import end_phase
-from tests.unit.activations.conftest import gpt2_folder, llama_folder, text_folder
+from tests.unit.activations.conftest import gpt2_folder, harvest_config, llama_folder, text_folder
 
-__all__ = ["gpt2_folder", "llama_folder", "text_folder"]
+__all__ = ["gpt2_folder", "harvest_config", "llama_folder", "text_folder"]
 
 RunMaker = Callable[..., RunFolder]
 
