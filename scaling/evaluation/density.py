@@ -1,0 +1,166 @@
+"""How often, how strongly and where latents are active; which are silent, dense or dead.
+
+Over the vectors of the held-out text that autoencoders are for, for each latent i:
+
+    frequency   share of vectors with z_i > 0
+    importance  rise of normalized MSE if z_i alone were 0:
+                sum over vectors of (|e + z_i w_i|^2 - |e|^2) / sum of |x - mean|^2,  e = x - xhat
+    position    information in bits that "it fired" gives about where in the context: KL of its
+                firings over 8 ranges of positions, equally full, against the vectors' own
+
+Columns of evaluation.json, over latents:
+
+    density_l0          mean number of active latents of a vector
+    density_silent      share that is active on none of the vectors
+    density_dead        share that is silent over the last `dead_after_tokens` of them, which is the
+                        run's own definition; undefined where the text has fewer vectors
+    density_dense       share that is active on more than `dense` of the vectors
+    density_median      median frequency of those that are not silent
+    density_importance  share of all importance that the most important 1% have, those that do harm
+                        (below 0) left out
+    density_position    share of those active on 100 vectors or more of which position tells more
+                        than 0.1 bits
+
+The rest is kept for each latent in `evaluation/density.npz`: see `density_file.py`.
+
+Shapes: B vectors, D = d_model, N latents, P active (vector, latent) pairs, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from scaling.errors import UserError
+from scaling.evaluation import clusters
+from scaling.evaluation.density_file import FILE_NAME, write_density
+from scaling.evaluation.density_sums import DensitySums, summed
+from scaling.evaluation.material import Material
+from scaling.evaluation.metric import Measured, Subject, Told
+from scaling.runs.store import RunFolder
+
+MIN_FIRINGS = 100
+"""Below it, where a latent fires is mostly chance: 7 / (2 ln 2 * 100) = 0.05 bits of bias."""
+POSITION_BITS = 0.1
+RANGES = 8
+LISTED = 20
+
+
+@dataclass
+class Options:
+    dense: float = 0.1
+    """A latent active on a larger share of vectors counts as dense."""
+    layout: str = "pca"
+    """Of the decoder in 2-D: pca or umap (which needs umap-learn)."""
+
+
+class Density:
+    """See the module."""
+
+    name = "density"
+    version = 1
+    packages = ()
+    on_text = True
+
+    def settings(self, options: Options) -> Mapping[str, object]:
+        return asdict(options)
+
+    def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
+        _check(options)
+        sums = summed(run.autoencoder, material, told)
+        bits_N = position_bits(sums.by_position_NT, sums.kept_T)
+        run.folder.mkdir(exist_ok=True, parents=True)
+        layout_N2 = clusters.layout(run.autoencoder.w_dec, options.layout)
+        write_density(run.folder / FILE_NAME, sums, bits_N, layout_N2)
+        window = _dead_after(run)
+        return Measured(
+            numbers=numbers(sums, bits_N, dense=options.dense, dead_after=window),
+            notes={
+                "n_vectors": sums.n_vectors,
+                "dead_after_tokens": window,
+                "file": FILE_NAME,
+                "densest": _densest(sums),
+            },
+        )
+
+
+def numbers(
+    sums: DensitySums, bits_N: Tensor, *, dense: float, dead_after: int | None
+) -> dict[str, float | None]:
+    """The columns; see the module."""
+    frequency_N, fires_N = sums.frequency_N, sums.count_N > 0
+    often_N = sums.count_N >= MIN_FIRINGS
+    return {
+        "density_l0": float(frequency_N.sum()),
+        "density_silent": _share(~fires_N),
+        "density_dead": _dead(sums, dead_after),
+        "density_dense": _share(frequency_N > dense),
+        "density_median": float(frequency_N[fires_N].quantile(0.5)) if fires_N.any() else None,
+        "density_importance": _of_the_top(sums.importance_N, 0.01),
+        "density_position": _share(bits_N[often_N] > POSITION_BITS) if often_N.any() else None,
+    }
+
+
+def position_bits(by_position_NT: Tensor, kept_T: Tensor) -> Tensor:
+    """KL in bits of each latent's firings over ranges of positions against all vectors', less what
+    chance alone gives on average ((ranges - 1) / (2 ln 2 firings)), at least 0: float64 [N].
+
+    Ranges are of neighbouring positions and hold as equal numbers of vectors as these allow.
+    """
+    share_T = kept_T.double() / kept_T.sum()
+    middle_T = share_T.cumsum(0) - share_T / 2
+    range_T = (middle_T * RANGES).long().clamp(0, RANGES - 1)
+    firings_NG = torch.zeros(len(by_position_NT), RANGES, dtype=torch.float64)
+    firings_NG.index_add_(1, range_T, by_position_NT.double())
+    vectors_G = torch.zeros(RANGES, dtype=torch.float64).index_add_(0, range_T, share_T)
+    count_N = firings_NG.sum(dim=1)
+    p_NG = firings_NG / count_N.clamp_min(1)[:, None]
+    ratio_NG = (p_NG / vectors_G.clamp_min(1e-300)).clamp_min(1e-300)
+    bits_N = torch.where(p_NG > 0, p_NG * ratio_NG.log2(), 0).sum(dim=1)
+    n_ranges = int((vectors_G > 0).sum())
+    by_chance_N = (n_ranges - 1) / (2 * math.log(2) * count_N.clamp_min(1))
+    return (bits_N - by_chance_N).clamp_min(0)
+
+
+def _check(options: Options) -> None:
+    if not 0 < options.dense < 1:
+        raise UserError(f"density.dense={options.dense} must be above 0 and below 1.")
+    clusters.check(options.layout)
+
+
+def _share(which: Tensor) -> float:
+    return float(which.double().mean())
+
+
+def _dead(sums: DensitySums, dead_after: int | None) -> float | None:
+    if dead_after is None or sums.n_vectors < dead_after:
+        return None
+    return _share(sums.n_vectors - 1 - sums.last_N >= dead_after)
+
+
+def _of_the_top(importance_N: Tensor, share: float) -> float | None:
+    n_top = max(1, round(share * len(importance_N)))
+    total = float(importance_N.clamp_min(0).sum())
+    return float(importance_N.topk(n_top).values.sum()) / total if total > 0 else None
+
+
+def _densest(sums: DensitySums) -> list[dict[str, float]]:
+    """The latents that fire most, for who looks for recurring ones among runs."""
+    order = sums.frequency_N.argsort(descending=True, stable=True)[:LISTED].tolist()
+    return [
+        {
+            "latent": i,
+            "frequency": float(sums.frequency_N[i]),
+            "importance": float(sums.importance_N[i]),
+        }
+        for i in order
+    ]
+
+
+def _dead_after(run: Subject) -> int | None:
+    """The run's window, in tokens; None where it has none."""
+    return (RunFolder(run.folder.parent).read_record().result or {}).get("dead_after_tokens")

@@ -1,0 +1,127 @@
+"""Density against a plain count over a dense table of latents; position and dead by definition."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scaling.errors import UserError
+from scaling.evaluation import clusters
+from scaling.evaluation.density import Density, Options, position_bits
+from scaling.evaluation.density_sums import summed
+from scaling.evaluation.sampled import kept_vectors
+from scaling.interchange.normalization import normalized
+from scaling.runs.record import Record, Status
+from tests.portables import D, N, model_of, random_portable
+from tests.unit.evaluation.vectors_material import random_vectors, subject, untold
+
+
+def run_folder(tmp_path: Path, dead_after: int | None) -> Path:
+    """`evaluation` within a run's."""
+    record = Record("run", "s", Status.done, result={"dead_after_tokens": dead_after})
+    (tmp_path / "record.json").write_text(json.dumps(record.to_json()))
+    return tmp_path / "evaluation"
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+def test_every_number_is_the_plain_one(kind: str, tmp_path: Path) -> None:
+    run = subject(random_portable(kind, "unit_norm"), run_folder(tmp_path, 50))
+    vectors = random_vectors(D)
+    measured = Density().measure(run, vectors, Options(dense=0.2), untold)  # type: ignore[arg-type]
+    x_RD = kept_vectors(vectors)  # type: ignore[arg-type]
+    input_RD = normalized(x_RD, "unit_norm")[0].double()
+    z_RN, w_ND = run.autoencoder.latents(x_RD).double(), run.autoencoder.w_dec.double()
+    error_RD = input_RD - z_RN @ w_ND - run.autoencoder.b_pre
+    rise_N = (
+        torch.stack(
+            [
+                ((error_RD + z_RN[:, i : i + 1] * w_ND[i]).square() - error_RD.square()).sum()
+                for i in range(N)
+            ]
+        )
+        / (input_RD - input_RD.mean(dim=0)).square().sum()
+    )
+    on_RN = z_RN > 0
+    frequency_N = on_RN.double().mean(dim=0)
+    silent_at_the_end_N = ~on_RN[-50:].any(dim=0)
+    expected = {
+        "density_l0": float(on_RN.sum(dim=1).double().mean()),
+        "density_silent": float((frequency_N == 0).double().mean()),
+        "density_dead": float(silent_at_the_end_N.double().mean()),
+        "density_dense": float((frequency_N > 0.2).double().mean()),
+        "density_median": float(frequency_N[frequency_N > 0].quantile(0.5)),
+        "density_importance": float(rise_N.max() / rise_N.clamp_min(0).sum()),
+    }
+    found = {name: measured.numbers[name] for name in expected}
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert measured.numbers["density_silent"] != measured.numbers["density_dead"]
+    file = np.load(run.folder / "density.npz")
+    assert file["frequency"] == pytest.approx(frequency_N.numpy(), rel=1e-6)
+    assert file["importance"] == pytest.approx(rise_N.numpy(), rel=1e-3, abs=1e-7)
+    assert file["largest"] == pytest.approx(z_RN.max(dim=0).values.numpy(), rel=1e-5)
+    assert file["mean"] * file["frequency"] == pytest.approx(z_RN.mean(dim=0).numpy(), rel=1e-5)
+    assert file["histogram"].sum(axis=1).tolist() == on_RN.sum(dim=0).tolist()
+    assert file["by_position"].sum(axis=1).tolist() == on_RN.sum(dim=0).tolist()
+    assert file["kept"].tolist() == [0] + [12] * 7
+    in_bin = np.histogram(z_RN[:, 5][on_RN[:, 5]], file["edges"])[0]  # rows have norm 1
+    assert file["histogram"][5].tolist() == in_bin.tolist()
+
+
+def test_dead_is_undefined_where_the_window_is_longer_than_the_text(tmp_path: Path) -> None:
+    for window in (10_000_000, None):
+        run = subject(random_portable(), run_folder(tmp_path, window))
+        measured = Density().measure(run, random_vectors(D), Options(), untold)  # type: ignore[arg-type]
+        assert measured.numbers["density_dead"] is None
+        assert measured.numbers["density_position"] is None  # nothing fires a hundred times
+
+
+def test_position_bits() -> None:
+    """A latent that fires in the first quarter alone tells two bits; one that fires anywhere, and
+    one that never does, none."""
+    kept_T = torch.full((16,), 1000)
+    by_position_NT = torch.zeros(3, 16, dtype=torch.int32)
+    by_position_NT[0, :4], by_position_NT[1] = 250, 100
+    bits_N = position_bits(by_position_NT, kept_T)
+    assert bits_N.tolist() == pytest.approx([2 - 7 / (2 * math.log(2) * 1000), 0, 0], abs=1e-9)
+    uneven_T = kept_T.clone()
+    uneven_T[0] = 0
+    assert float(position_bits(by_position_NT, uneven_T)[1]) > 0  # the vectors' own shares count
+
+
+def test_batches_change_nothing() -> None:
+    autoencoder, vectors = model_of(random_portable("relu", "std")), random_vectors(D)
+    once = summed(autoencoder, vectors, untold)  # type: ignore[arg-type]
+    vectors.residual_CTD, vectors.kept_CT = vectors.residual_CTD[:1], vectors.kept_CT[:1]
+    first = summed(autoencoder, vectors, untold)  # type: ignore[arg-type]
+    assert (once.n_vectors, first.n_vectors) == (84, 7)
+    assert bool((first.count_N <= once.count_N).all())
+    assert int(once.last_N.max()) > 80  # numbered through all batches
+
+
+def test_layouts() -> None:
+    """Two bundles of directions are two clusters along the first axis; unknown ones are refused."""
+    generator = torch.Generator().manual_seed(0)
+    noise_ND = 0.1 * torch.randn(40, 12, generator=generator)
+    side_N = torch.arange(40) % 2
+    rows_ND = torch.eye(12)[side_N] + noise_ND
+    rows_ND[7] = 0
+    points_N2 = clusters.layout(rows_ND * 3, "pca")
+    is_row_N = torch.arange(40) != 7
+    first_N = points_N2[:, 0]
+    assert bool(points_N2.isfinite().all())
+    lower, upper = first_N[is_row_N & (side_N == 0)], first_N[is_row_N & (side_N == 1)]
+    assert float(lower.max()) < float(upper.min()) or float(upper.max()) < float(lower.min())
+    assert torch.equal(points_N2, clusters.layout(rows_ND * 3, "pca"))
+    with pytest.raises(UserError, match="pca or umap"):
+        clusters.check("tsne")
+
+
+def test_umap_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install umap-learn"):
+        clusters.check("umap")
