@@ -6,6 +6,7 @@ PCA: unit decoder rows less their mean, along the two directions in which they v
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -25,7 +26,7 @@ def check(kind: str) -> None:
     if kind == "umap" and importlib.util.find_spec("umap") is None:
         raise UserError(
             "density.layout=umap needs umap-learn, which is not installed: "
-            "pip install umap-learn adds it, and density.layout=pca does without."
+            "pip install 'sae-scaling[map]' adds it, and density.layout=pca does without."
         )
 
 
@@ -46,7 +47,6 @@ def pca(unit_ND: Tensor) -> Tensor:
 
 
 def _umap(unit_ND: Tensor) -> Tensor:
-    import umap
-
-    reducer: Any = umap.UMAP(n_components=2, metric="cosine", random_state=SEED, n_jobs=1)
+    umap: Any = importlib.import_module("umap")  # an extra: not there to be checked
+    reducer = umap.UMAP(n_components=2, metric="cosine", random_state=SEED, n_jobs=1)
     return torch.from_numpy(reducer.fit_transform(unit_ND.numpy())).float()

@@ -144,8 +144,9 @@ def _dead(sums: DensitySums, dead_after: int | None) -> float | None:
 
 def _of_the_top(importance_N: Tensor, share: float) -> float | None:
     n_top = max(1, round(share * len(importance_N)))
-    total = float(importance_N.clamp_min(0).sum())
-    return float(importance_N.topk(n_top).values.sum()) / total if total > 0 else None
+    useful_N = importance_N.clamp_min(0)
+    total = float(useful_N.sum())
+    return float(useful_N.topk(n_top).values.sum()) / total if total > 0 else None
 
 
 def _densest(sums: DensitySums) -> list[dict[str, float]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scaling.evaluation import density, downstream, omp, refine
+from scaling.evaluation import density, downstream, omp, progressive, refine
 from scaling.evaluation.metric import Metric
 
 METRICS: dict[str, tuple[Callable[[], Metric], type[Any]]] = {
     "density": (density.Density, density.Options),
     "refinement": (refine.Refinement, refine.Options),
+    "progressive": (progressive.Progressive, progressive.Options),
     "downstream": (downstream.Downstream, downstream.Options),
     "omp": (omp.SparseCoding, omp.Options),
 }
