@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scaling.evaluation import density, downstream, omp, progressive, refine
+from scaling.evaluation import density, downstream, ksvd, omp, progressive, refine
 from scaling.evaluation.metric import Metric
 
 METRICS: dict[str, tuple[Callable[[], Metric], type[Any]]] = {
@@ -14,5 +14,6 @@ METRICS: dict[str, tuple[Callable[[], Metric], type[Any]]] = {
     "progressive": (progressive.Progressive, progressive.Options),
     "downstream": (downstream.Downstream, downstream.Options),
     "omp": (omp.SparseCoding, omp.Options),
+    "ksvd": (ksvd.KSVD, ksvd.Options),
 }
 """In the order in which they run: cheap ones first."""
