@@ -74,7 +74,7 @@ class Density:
         sums = summed(run.autoencoder, material, told)
         bits_N = position_bits(sums.by_position_NT, sums.kept_T)
         run.folder.mkdir(exist_ok=True, parents=True)
-        layout_N2 = clusters.layout(run.autoencoder.w_dec, options.layout)
+        layout_N2 = clusters.layout(run.autoencoder.w_dec.cpu(), options.layout)
         write_density(run.folder / FILE_NAME, sums, bits_N, layout_N2)
         window = _dead_after(run)
         return Measured(

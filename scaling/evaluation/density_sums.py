@@ -25,7 +25,7 @@ N_BINS = (HIGHEST - LOWEST) * PER_OCTAVE
 
 @dataclass
 class DensitySums:
-    """Over the vectors seen, in the order of the text."""
+    """Over the vectors seen, in the order of the text; on the CPU, wherever the work was done."""
 
     count_N: Tensor
     """int64: vectors on which it is active."""
@@ -79,31 +79,33 @@ class DensitySums:
         row_P, latent_P, value_P = active_pairs(code)
         w_dec_PD = w_dec_ND[latent_P]
         recon_BD = torch.zeros_like(x_BD).index_add_(0, row_P, value_P[:, None] * w_dec_PD)
-        norm_P = w_dec_PD.norm(dim=1)
+        size_P = value_P * w_dec_PD.norm(dim=1)
         along_P = ((x_BD - recon_BD)[row_P] * w_dec_PD).sum(dim=1)
-        gain_P = 2 * value_P * along_P + (value_P * norm_P).square()
+        gain_P = (2 * value_P * along_P + size_P.square()).cpu()
+        row_P, latent_P, value_P = row_P.cpu(), latent_P.cpu(), value_P.cpu()
         ones_P = torch.ones_like(latent_P)
         self.count_N.index_add_(0, latent_P, ones_P)
         self.value_N.index_add_(0, latent_P, value_P.double())
         self.gain_N.index_add_(0, latent_P, gain_P.double())
         self.largest_N.scatter_reduce_(0, latent_P, value_P, "amax")
         self.last_N.scatter_reduce_(0, latent_P, self.n_vectors + row_P, "amax")
-        _count(self.histogram_NH, latent_P, bin_of(value_P * norm_P))
+        _count(self.histogram_NH, latent_P, bin_of(size_P.cpu()))
         _count(self.by_position_NT, latent_P, position_B[row_P])
         self.n_vectors += len(x_BD)
 
 
 def summed(autoencoder: LoadedAutoencoder, material: Material, told: Told) -> DensitySums:
     """The sums of one autoencoder over all vectors kept of the material."""
-    kept_CT = torch.cat([batch.kept_CT for batch in material.batches()])
+    kept_CT = torch.cat([batch.kept_CT.cpu() for batch in material.batches()])
     kind = autoencoder.facts.normalization
     total = material.once(f"squares about the mean, {kind}", lambda m: _total(m, kind))
     sums = DensitySums.empty(autoencoder.facts.n_latents, kept_CT.sum(dim=0), total)
     done = 0
     for batch in material.batches():
-        position_R = batch.kept_CT.nonzero()[:, 1]
+        position_R = batch.kept_CT.cpu().nonzero()[:, 1]
         x_RD = batch.residual_CTD[batch.kept_CT].float()
         for x_BD, position_B in zip(x_RD.split(CHUNK), position_R.split(CHUNK), strict=True):
+            x_BD = x_BD.to(autoencoder.b_pre)
             input_BD, _ = normalized(x_BD, kind)
             code = autoencoder.encode(x_BD).code
             sums.add(input_BD - autoencoder.b_pre, position_B, code, autoencoder.w_dec)

@@ -63,15 +63,18 @@ class KSVD:
         if training_BD is None or len(training_BD) < needed:
             why = f"{n_latents} rows need ksvd.vectors={needed} of a harvest that has as many"
             return Measured({"ksvd_gap": None}, {"undefined": why})
+        training_BD = training_BD.to(run.autoencoder.b_pre)
         found = sample(run.autoencoder, some_vectors(material, options.evaluated))
         k = run.autoencoder.facts.k or max(1, round(float(found.chosen.counts_R.double().mean())))
         # Of n, k and the options alone: runs of other seeds and learning rates share it.
         learned = material.once(
             f"ksvd {n_latents} {k} {sorted(asdict(options).items())}",
-            lambda _: learn(training_BD, n_latents, k, options.iterations, told),
+            lambda _: learn(
+                training_BD.to(found.target_RD), n_latents, k, options.iterations, told
+            ),
         )
         input_RD = found.target_RD + run.autoencoder.b_pre
-        counts_R = torch.full((len(input_RD),), k)
+        counts_R = torch.full_like(found.chosen.counts_R, k)
         error = omp(input_RD - learned.mean_D, learned.rows_ND, counts_R).error
         own = found.error(run.autoencoder.w_dec)
         return Measured(
@@ -102,7 +105,7 @@ def learn(x_BD: Tensor, n_rows: int, k: int, iterations: int, told: Told | None 
     generator = torch.Generator().manual_seed(SEED)
     first = torch.randperm(len(x_BD), generator=generator)[:n_rows]
     rows_ND = torch.nn.functional.normalize(centered_BD[first], dim=1)
-    counts_B = torch.full((len(x_BD),), k)
+    counts_B = torch.full((len(x_BD),), k, device=x_BD.device)
     total, errors = float(centered_BD.double().square().sum()), []
     for iteration in range(iterations):
         coded = omp(centered_BD, rows_ND, counts_B)

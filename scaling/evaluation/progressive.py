@@ -60,7 +60,7 @@ class Progressive:
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        x_RD = some_vectors(material, options.vectors)
+        x_RD = some_vectors(material, options.vectors).to(run.autoencoder.b_pre)
         k = own_k(run.autoencoder, x_RD)
         if k is None:
             columns = ["half", "double", "quadruple", "threshold"]
@@ -113,8 +113,8 @@ def recovered(
         for place, masks in enumerate(_chosen(z_BN, levels, thresholds_L)):
             for how, kept_BN in enumerate(masks):
                 error_BD = target_BD - kept_BN @ autoencoder.w_dec
-                errors_2L[how, place] += error_BD.double().square().sum()
-                active_2L[how, place] += (kept_BN > 0).sum()
+                errors_2L[how, place] += float(error_BD.double().square().sum())
+                active_2L[how, place] += int((kept_BN > 0).sum())
         told(number + 1, len(chunks))
     total = _total(x_RD, autoencoder.facts.normalization)
     mse_2L, l0_2L = (errors_2L / total).tolist(), (active_2L / len(x_RD)).tolist()

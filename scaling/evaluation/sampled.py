@@ -60,8 +60,9 @@ def some_vectors(material: Material, n_vectors: int) -> Tensor:
 
 
 def sample(autoencoder: LoadedAutoencoder, x_RD: Tensor, chunk: int = 256) -> Sample:
-    """Raw vectors and the autoencoder's code of them, `chunk` at a time."""
-    input_RD, _ = normalized(x_RD.float(), autoencoder.facts.normalization)
+    """Raw vectors and the autoencoder's code of them, on its device, `chunk` at a time."""
+    x_RD = x_RD.to(autoencoder.b_pre)
+    input_RD, _ = normalized(x_RD, autoencoder.facts.normalization)
     parts = [chosen(autoencoder.encode(part).code) for part in x_RD.split(chunk)]
     total = float((input_RD - input_RD.double().mean(dim=0)).square().sum())
     return Sample(input_RD - autoencoder.b_pre, _joined(parts), total)
