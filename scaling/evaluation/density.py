@@ -5,8 +5,7 @@ Over the vectors of the held-out text that autoencoders are for, for each latent
     frequency   share of vectors with z_i > 0
     importance  rise of normalized MSE if z_i alone were 0:
                 sum over vectors of (|e + z_i w_i|^2 - |e|^2) / sum of |x - mean|^2,  e = x - xhat
-    position    information in bits that "it fired" gives about where in the context: KL of its
-                firings over 8 ranges of positions, equally full, against the vectors' own
+    position    bits that a firing gives about where in the context it is: `position_bits`
 
 Columns of evaluation.json, over latents:
 
@@ -28,7 +27,6 @@ Shapes: B vectors, D = d_model, N latents, P active (vector, latent) pairs, T po
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -44,7 +42,7 @@ from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.runs.store import RunFolder
 
 MIN_FIRINGS = 100
-"""Below it, where a latent fires is mostly chance: 7 / (2 ln 2 * 100) = 0.05 bits of bias."""
+"""Below it, where in the context a latent fires cannot be told."""
 POSITION_BITS = 0.1
 RANGES = 8
 LISTED = 20
@@ -72,7 +70,7 @@ class Density:
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
         _check(options)
         sums = summed(run.autoencoder, material, told)
-        bits_N = position_bits(sums.by_position_NT, sums.kept_T)
+        bits_N = position_bits(sums.by_position_N2T, sums.kept_T)
         run.folder.mkdir(exist_ok=True, parents=True)
         layout_N2 = clusters.layout(run.autoencoder.w_dec.cpu(), options.layout)
         write_density(run.folder / FILE_NAME, sums, bits_N, layout_N2)
@@ -105,25 +103,26 @@ def numbers(
     }
 
 
-def position_bits(by_position_NT: Tensor, kept_T: Tensor) -> Tensor:
-    """KL in bits of each latent's firings over ranges of positions against all vectors', less what
-    chance alone gives on average ((ranges - 1) / (2 ln 2 firings)), at least 0: float64 [N].
+def position_bits(by_position_N2T: Tensor, kept_T: Tensor) -> Tensor:
+    """What a firing tells of the position, in bits, at least 0: float64 [N].
 
-    Ranges are of neighbouring positions and hold as equal numbers of vectors as these allow.
+    sum_g p_g log2(p'_g / q_g), p of one half of the contexts, p' of the other (with one firing
+    more, spread as the vectors are, so that none is 0), q of all vectors; the mean of both ways.
+    Firings come in bursts, so that chance makes p uneven, and p' too, but not alike: what is left
+    holds in both. Ranges g are of neighbouring positions, with as equal numbers of vectors as
+    these allow.
     """
     share_T = kept_T.double() / kept_T.sum()
     middle_T = share_T.cumsum(0) - share_T / 2
     range_T = (middle_T * RANGES).long().clamp(0, RANGES - 1)
-    firings_NG = torch.zeros(len(by_position_NT), RANGES, dtype=torch.float64)
-    firings_NG.index_add_(1, range_T, by_position_NT.double())
+    firings_N2G = torch.zeros(*by_position_N2T.shape[:2], RANGES, dtype=torch.float64)
+    firings_N2G.index_add_(2, range_T, by_position_N2T.double())
     vectors_G = torch.zeros(RANGES, dtype=torch.float64).index_add_(0, range_T, share_T)
-    count_N = firings_NG.sum(dim=1)
-    p_NG = firings_NG / count_N.clamp_min(1)[:, None]
-    ratio_NG = (p_NG / vectors_G.clamp_min(1e-300)).clamp_min(1e-300)
-    bits_N = torch.where(p_NG > 0, p_NG * ratio_NG.log2(), 0).sum(dim=1)
-    n_ranges = int((vectors_G > 0).sum())
-    by_chance_N = (n_ranges - 1) / (2 * math.log(2) * count_N.clamp_min(1))
-    return (bits_N - by_chance_N).clamp_min(0)
+    count_N21 = firings_N2G.sum(dim=2, keepdim=True)
+    p_N2G = firings_N2G / count_N21.clamp_min(1)
+    ratio_N2G = (firings_N2G + vectors_G) / (count_N21 + 1) / vectors_G
+    bits_N2G = torch.where(vectors_G > 0, p_N2G * ratio_N2G.flip(1).log2(), 0)
+    return bits_N2G.sum(dim=2).mean(dim=1).clamp_min(0)
 
 
 def _check(options: Options) -> None:

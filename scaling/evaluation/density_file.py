@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def write_density(path: Path, sums: DensitySums, bits_N: Tensor, layout_N2: Tens
         "last": sums.last_N.numpy(),
         "histogram": sums.histogram_NH.numpy(),
         "edges": edges().numpy(),
-        "by_position": sums.by_position_NT.numpy(),
+        "by_position": sums.by_position_N2T.sum(dim=1, dtype=torch.int32).numpy(),
         "kept": sums.kept_T.numpy(),
         "position": bits_N.float().numpy(),
         "layout": layout_N2.float().numpy(),

@@ -39,8 +39,8 @@ class DensitySums:
     """int64: the last vector on which it was active; -1 = none."""
     histogram_NH: Tensor
     """int32: activations times the norm of the decoder row, by bin."""
-    by_position_NT: Tensor
-    """int32: vectors on which it is active, by position in the context."""
+    by_position_N2T: Tensor
+    """int32: vectors on which it is active, by half of the contexts and position within one."""
     kept_T: Tensor
     """int64: vectors by position."""
     total: float
@@ -59,7 +59,7 @@ class DensitySums:
             gain_N=zeros(dtype=torch.float64),
             last_N=zeros(dtype=torch.int64) - 1,
             histogram_NH=zeros(N_BINS, dtype=torch.int32),
-            by_position_NT=zeros(len(kept_T), dtype=torch.int32),
+            by_position_N2T=zeros(2, len(kept_T), dtype=torch.int32),
             kept_T=kept_T,
             total=total,
         )
@@ -74,8 +74,9 @@ class DensitySums:
         """Rise of normalized MSE if it alone were 0, float64."""
         return self.gain_N / self.total
 
-    def add(self, x_BD: Tensor, position_B: Tensor, code: Code, w_dec_ND: Tensor) -> None:
-        """Vectors less b_pre, where they stand in their contexts, and their code."""
+    def add(self, x_BD: Tensor, place_B: Tensor, code: Code, w_dec_ND: Tensor) -> None:
+        """Vectors less b_pre, their positions (plus T in the second half of the contexts), and
+        their code."""
         row_P, latent_P, value_P = active_pairs(code)
         w_dec_PD = w_dec_ND[latent_P]
         recon_BD = torch.zeros_like(x_BD).index_add_(0, row_P, value_P[:, None] * w_dec_PD)
@@ -90,7 +91,7 @@ class DensitySums:
         self.largest_N.scatter_reduce_(0, latent_P, value_P, "amax")
         self.last_N.scatter_reduce_(0, latent_P, self.n_vectors + row_P, "amax")
         _count(self.histogram_NH, latent_P, bin_of(size_P.cpu()))
-        _count(self.by_position_NT, latent_P, position_B[row_P])
+        _count(self.by_position_N2T.flatten(1), latent_P, place_B[row_P])
         self.n_vectors += len(x_BD)
 
 
@@ -100,15 +101,16 @@ def summed(autoencoder: LoadedAutoencoder, material: Material, told: Told) -> De
     kind = autoencoder.facts.normalization
     total = material.once(f"squares about the mean, {kind}", lambda m: _total(m, kind))
     sums = DensitySums.empty(autoencoder.facts.n_latents, kept_CT.sum(dim=0), total)
-    done = 0
+    done, n_tokens = 0, kept_CT.shape[1]
     for batch in material.batches():
-        position_R = batch.kept_CT.cpu().nonzero()[:, 1]
+        context_R, position_R = batch.kept_CT.cpu().nonzero(as_tuple=True)
+        place_R = position_R + n_tokens * (2 * (done + context_R) >= len(kept_CT))
         x_RD = batch.residual_CTD[batch.kept_CT].float()
-        for x_BD, position_B in zip(x_RD.split(CHUNK), position_R.split(CHUNK), strict=True):
+        for x_BD, place_B in zip(x_RD.split(CHUNK), place_R.split(CHUNK), strict=True):
             x_BD = x_BD.to(autoencoder.b_pre)
             input_BD, _ = normalized(x_BD, kind)
             code = autoencoder.encode(x_BD).code
-            sums.add(input_BD - autoencoder.b_pre, position_B, code, autoencoder.w_dec)
+            sums.add(input_BD - autoencoder.b_pre, place_B, code, autoencoder.w_dec)
         done += len(batch.ids_CT)
         told(done, len(kept_CT))
     return sums

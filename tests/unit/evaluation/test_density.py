@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -81,16 +80,20 @@ def test_dead_is_undefined_where_the_window_is_longer_than_the_text(tmp_path: Pa
 
 
 def test_position_bits() -> None:
-    """A latent that fires in the first quarter alone tells two bits; one that fires anywhere, and
-    one that never does, none."""
+    """A latent that fires in the first quarter alone tells two bits; one that fires anywhere, one
+    that never does, and one whose bursts are elsewhere in each half, none."""
     kept_T = torch.full((16,), 1000)
-    by_position_NT = torch.zeros(3, 16, dtype=torch.int32)
-    by_position_NT[0, :4], by_position_NT[1] = 250, 100
-    bits_N = position_bits(by_position_NT, kept_T)
-    assert bits_N.tolist() == pytest.approx([2 - 7 / (2 * math.log(2) * 1000), 0, 0], abs=1e-9)
+    by_position_N2T = torch.zeros(4, 2, 16, dtype=torch.int32)
+    by_position_N2T[0, :, :4], by_position_N2T[1] = 2500, 100
+    by_position_N2T[3, 0, 2], by_position_N2T[3, 1, 9] = 50, 50
+    bits_N = position_bits(by_position_N2T, kept_T)
+    assert bits_N.tolist() == pytest.approx([2, 0, 0, 0], abs=1e-3)
+    alike_N2T = by_position_N2T.clone()
+    alike_N2T[3, 1] = alike_N2T[3, 0]
+    assert float(position_bits(alike_N2T, kept_T)[3]) > 2.5
     uneven_T = kept_T.clone()
-    uneven_T[0] = 0
-    assert float(position_bits(by_position_NT, uneven_T)[1]) > 0  # the vectors' own shares count
+    uneven_T[:2] = 10
+    assert float(position_bits(by_position_N2T, uneven_T)[1]) > 0.01  # of all vectors
 
 
 def test_batches_change_nothing() -> None:
@@ -101,6 +104,9 @@ def test_batches_change_nothing() -> None:
     assert (once.n_vectors, first.n_vectors) == (84, 7)
     assert bool((first.count_N <= once.count_N).all())
     assert int(once.last_N.max()) > 80  # numbered through all batches
+    halves_2 = once.by_position_N2T.sum(dim=(0, 2)).tolist()
+    latents_RN = autoencoder.latents(kept_vectors(random_vectors(D)))  # type: ignore[arg-type]
+    assert halves_2 == [int((part > 0).sum()) for part in latents_RN.split(42)]
 
 
 def test_layouts() -> None:
