@@ -46,6 +46,13 @@ MIN_FIRINGS = 100
 POSITION_BITS = 0.1
 RANGES = 8
 LISTED = 20
+_WHY = {
+    "density_dead": "fewer held-out vectors than dead_after_tokens",
+    "density_median": "no latent is active",
+    "density_importance": "no latent is of use",
+    "density_position": f"no text, or no latent fires {MIN_FIRINGS} times",
+}
+"""Such a column is undefined."""
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Density:
     name = "density"
     version = 1
     packages = ()
-    on_text = True
+    on_text = False
 
     def settings(self, options: Options) -> Mapping[str, object]:
         return asdict(options)
@@ -73,15 +80,19 @@ class Density:
         bits_N = position_bits(sums.by_position_N2T, sums.kept_T)
         run.folder.mkdir(exist_ok=True, parents=True)
         layout_N2 = clusters.layout(run.autoencoder.w_dec.cpu(), options.layout)
-        write_density(run.folder / FILE_NAME, sums, bits_N, layout_N2)
+        write_density(run.folder / FILE_NAME, sums, bits_N, layout_N2, identity=run.identity)
         window = _dead_after(run)
+        found = numbers(sums, bits_N, dense=options.dense, dead_after=window)
+        if not material.has_text:
+            found["density_position"] = None
         return Measured(
-            numbers=numbers(sums, bits_N, dense=options.dense, dead_after=window),
+            numbers=found,
             notes={
                 "n_vectors": sums.n_vectors,
                 "dead_after_tokens": window,
                 "file": FILE_NAME,
                 "densest": _densest(sums),
+                "undefined": {name: _WHY[name] for name, value in found.items() if value is None},
             },
         )
 

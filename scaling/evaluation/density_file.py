@@ -11,6 +11,7 @@ by_position  int32   [N, T]  vectors on which it is active, by position in the c
 kept         int64   [T]     vectors by position
 position     float32 [N]     bits that a firing gives about the position
 layout       float32 [N, 2]  of the decoder rows, see clusters.py
+    identity     text            of the numbers in evaluation.json that it goes with
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from scaling.storage.atomic import atomic_path
 FILE_NAME = "density.npz"
 
 
-def write_density(path: Path, sums: DensitySums, bits_N: Tensor, layout_N2: Tensor) -> None:
+def write_density(
+    path: Path, sums: DensitySums, bits_N: Tensor, layout_N2: Tensor, *, identity: str
+) -> None:
     """Replace the file, at once and whole.
 
     Raises:
@@ -47,6 +50,7 @@ def write_density(path: Path, sums: DensitySums, bits_N: Tensor, layout_N2: Tens
         "kept": sums.kept_T.numpy(),
         "position": bits_N.float().numpy(),
         "layout": layout_N2.float().numpy(),
+        "identity": np.array(identity),
     }
     with atomic_path(path) as temp, temp.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

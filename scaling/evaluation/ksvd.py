@@ -31,7 +31,7 @@ from scaling.activations.store import ShardedRows
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.evaluation.pursuit import omp
-from scaling.evaluation.sampled import SEED, sample, some_vectors
+from scaling.evaluation.sampled import SEED, check_counts, sample, some_vectors
 
 
 @dataclass
@@ -57,12 +57,13 @@ class KSVD:
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
+        check_counts(self.name, options)
         n_latents = run.autoencoder.facts.n_latents
         needed = options.per_row * n_latents
         training_BD = _training(material, options.vectors) if needed <= options.vectors else None
         if training_BD is None or len(training_BD) < needed:
             why = f"{n_latents} rows need ksvd.vectors={needed} of a harvest that has as many"
-            return Measured({"ksvd_gap": None}, {"undefined": why})
+            return Measured({"ksvd_gap": None}, {"undefined": {"ksvd_gap": why}})
         training_BD = training_BD.to(run.autoencoder.b_pre)
         found = sample(run.autoencoder, some_vectors(material, options.evaluated))
         k = run.autoencoder.facts.k or max(1, round(float(found.chosen.counts_R.double().mean())))
@@ -84,6 +85,7 @@ class KSVD:
                 "normalized_mse_ksvd": error / found.total,
                 "normalized_mse_in_training": learned.mse_of_iterations,
                 "k": k,
+                "undefined": {} if error > 0 else {"ksvd_gap": "K-SVD leaves no error"},
                 "n_vectors": len(input_RD),
             },
         )

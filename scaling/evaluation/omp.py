@@ -25,7 +25,7 @@ from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.evaluation.pursuit import Coded, gradient_pursuit, omp
 from scaling.evaluation.refine import refined_sample
-from scaling.evaluation.sampled import Chosen, Sample, sample, some_vectors
+from scaling.evaluation.sampled import Chosen, Sample, check_counts, sample, some_vectors
 from scaling.evaluation.sampled import squared_error as squared_error_of
 
 
@@ -43,12 +43,13 @@ class SparseCoding:
     name = "omp"
     version = 1
     packages = ()
-    on_text = True
+    on_text = False
 
     def settings(self, options: Options) -> Mapping[str, object]:
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
+        check_counts(self.name, options)
         decoder_ND = run.autoencoder.w_dec
         everything = sample(run.autoencoder, some_vectors(material, options.vectors))
         counts_R = budgets(everything, run.autoencoder.facts.k)
@@ -58,7 +59,8 @@ class SparseCoding:
         notes: dict[str, object] = {"n_vectors": len(counts_R), "n_left_out": n_left_out}
         if not len(counts_R):
             why = f"all vectors have more than omp.max_active={options.max_active} active latents"
-            return Measured(dict.fromkeys(_CODERS, None), {**notes, "undefined": why})
+            undefined = dict.fromkeys(_CODERS, why)
+            return Measured(dict.fromkeys(_CODERS, None), {**notes, "undefined": undefined})
         own = found.error(decoder_ND)
         notes |= {"normalized_mse": own / found.total, "k": float(counts_R.double().mean())}
         numbers: dict[str, float | None] = {}
@@ -71,6 +73,8 @@ class SparseCoding:
                 "seconds": round(time.monotonic() - started, 3),
             }
             told(done, len(_CODERS))
+        perfect = [column for column, gap in numbers.items() if gap is None]
+        notes["undefined"] = dict.fromkeys(perfect, "the coder leaves no error")
         return Measured(numbers, notes)
 
 

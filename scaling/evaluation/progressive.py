@@ -31,13 +31,14 @@ from torch import Tensor
 from scaling.autoencoder.code import Dense
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
-from scaling.evaluation.sampled import some_vectors
+from scaling.evaluation.sampled import check_counts, some_vectors
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.normalization import normalized
 
 CHUNK = 256
 LARGEST = 4
 """Times k: the largest k' looked at."""
+COLUMNS = tuple(f"progressive_{name}" for name in ("half", "double", "quadruple", "threshold"))
 HEADROOM = 4
 """Times the largest k': magnitudes of a vector that a threshold is looked for among."""
 
@@ -54,22 +55,30 @@ class Progressive:
     name = "progressive"
     version = 1
     packages = ()
-    on_text = True
+    on_text = False
 
     def settings(self, options: Options) -> Mapping[str, object]:
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
+        check_counts(self.name, options)
         x_RD = some_vectors(material, options.vectors).to(run.autoencoder.b_pre)
         k = own_k(run.autoencoder, x_RD)
         if k is None:
-            columns = ["half", "double", "quadruple", "threshold"]
-            nothing: dict[str, float | None] = {f"progressive_{name}": None for name in columns}
-            return Measured(nothing, {"undefined": "no latent is active"})
+            nothing = dict.fromkeys(COLUMNS, "no latent is active")
+            return Measured(dict.fromkeys(COLUMNS, None), {"undefined": nothing})
         curve = recovered(
             run.autoencoder, x_RD, levels_of(k, run.autoencoder.facts.n_latents), told
         )
-        return Measured(_numbers(curve, k), {"k": k, "curve": curve, "n_vectors": len(x_RD)})
+        numbers = _numbers(curve, k)
+        beyond = [column for column, ratio in numbers.items() if ratio is None]
+        notes = {
+            "k": k,
+            "curve": curve,
+            "n_vectors": len(x_RD),
+            "undefined": dict.fromkeys(beyond, "not that many latents, or no error at k"),
+        }
+        return Measured(numbers, notes)
 
 
 def levels_of(k: int, n_latents: int) -> list[int]:
@@ -161,12 +170,8 @@ def _numbers(curve: Sequence[Mapping[str, float]], k: int) -> dict[str, float | 
     def ratio(level: int, column: str = "normalized_mse") -> float | None:
         return at[level][column] / own if level in at and own > 0 else None
 
-    return {
-        "progressive_half": ratio(max(1, k // 2)),
-        "progressive_double": ratio(2 * k),
-        "progressive_quadruple": ratio(LARGEST * k),
-        "progressive_threshold": ratio(k, "threshold_normalized_mse"),
-    }
+    ratios = (ratio(max(1, k // 2)), ratio(2 * k), ratio(LARGEST * k))
+    return dict(zip(COLUMNS, (*ratios, ratio(k, "threshold_normalized_mse")), strict=True))
 
 
 def _total(x_RD: Tensor, kind: str) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
-from scaling.evaluation.sampled import Sample, sample, some_vectors, squared_error
+from scaling.evaluation.sampled import Sample, check_counts, sample, some_vectors, squared_error
 
 MAX_SWEEPS = 300
 CLOSE_ENOUGH = 1e-5
@@ -41,12 +41,13 @@ class Refinement:
     name = "refinement"
     version = 1
     packages = ()
-    on_text = True
+    on_text = False
 
     def settings(self, options: Options) -> Mapping[str, object]:
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
+        check_counts(self.name, options)
         decoder_ND = run.autoencoder.w_dec
         found = sample(run.autoencoder, some_vectors(material, options.vectors))
         values_RK = refined_sample(found, decoder_ND, told)
@@ -64,6 +65,10 @@ class Refinement:
                 "normalized_mse_refined": after / found.total,
                 "set_to_zero": _share_of_zeros(values_RK, found.chosen.counts_R),
                 "n_vectors": len(found.target_RD),
+                "undefined": {
+                    **({} if sum_before else {"refinement_shift": "no latent is active"}),
+                    **({} if before else {"refinement_gain": "the reconstruction is perfect"}),
+                },
             },
         )
 

@@ -8,12 +8,14 @@ Shapes: R vectors, D = d_model, N latents, K active latents of the fullest vecto
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scaling.autoencoder.code import Code, Dense
+from scaling.errors import UserError
 from scaling.evaluation.material import Material
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.normalization import normalized
@@ -44,6 +46,13 @@ class Sample(NamedTuple):
     def error(self, decoder_ND: Tensor) -> float:
         """The encoder's own sum of squared errors."""
         return squared_error(self.target_RD, decoder_ND, self.chosen.ids_RK, self.chosen.values_RK)
+
+
+def check_counts(metric: str, options: Any) -> None:
+    """Raises UserError where a count among a metric's options is below 1."""
+    for key, value in asdict(options).items():
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{metric}.{key}={value} must be at least 1.")
 
 
 def kept_vectors(material: Material) -> Tensor:

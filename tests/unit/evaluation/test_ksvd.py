@@ -68,7 +68,7 @@ def test_the_gap_and_where_it_is_undefined(monkeypatch: pytest.MonkeyPatch, tmp_
     run, vectors = subject(random_portable("relu", "none"), tmp_path), random_vectors(D)
     too_few = KSVD().measure(run, vectors, Options(vectors=4 * N - 1), untold)  # type: ignore[arg-type]
     assert too_few.numbers == {"ksvd_gap": None}
-    assert f"ksvd.vectors={4 * N}" in too_few.notes["undefined"]
+    assert f"ksvd.vectors={4 * N}" in too_few.notes["undefined"]["ksvd_gap"]
     training_BD = random_vectors(D, n_contexts=60).residual_CTD.flatten(0, 1)
     monkeypatch.setattr(ksvd, "_training", lambda material, n: training_BD)
     measured = KSVD().measure(run, vectors, Options(iterations=2), untold)  # type: ignore[arg-type]

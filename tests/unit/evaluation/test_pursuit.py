@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scaling.errors import UserError
 from scaling.evaluation.omp import Options, SparseCoding, budgets
 from scaling.evaluation.pursuit import gradient_pursuit, omp
 from scaling.evaluation.refine import Options as RefinementOptions
@@ -148,3 +149,9 @@ def test_shrunken_magnitudes_are_found_and_sound_ones_left(tmp_path: Path) -> No
         assert best_RK.sum() == pytest.approx(float(kept_vectors(vectors).sum()), rel=1e-4)  # type: ignore[arg-type]
     assert shifts[0] < 1e-6 < shifts[1]
     assert K < D
+
+
+def test_counts_below_one_are_refused(tmp_path: Path) -> None:
+    run, vectors = subject(random_portable(), tmp_path), random_vectors(D)
+    with pytest.raises(UserError, match=r"omp\.vectors=0 must be at least 1"):
+        SparseCoding().measure(run, vectors, Options(vectors=0), untold)  # type: ignore[arg-type]

@@ -18,6 +18,8 @@ from tests.portables import model_of
 class Vectors:
     """`Material` of residual streams that are given, in batches of two contexts."""
 
+    has_text = True
+
     def __init__(self, residual_CTD: Tensor, kept_CT: Tensor | None = None) -> None:
         self.residual_CTD = residual_CTD
         everything_CT = torch.ones(residual_CTD.shape[:2], dtype=torch.bool)
