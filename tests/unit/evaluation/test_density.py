@@ -79,6 +79,20 @@ def test_dead_is_undefined_where_the_window_is_longer_than_the_text(tmp_path: Pa
         assert measured.numbers["density_position"] is None  # nothing fires a hundred times
 
 
+def test_without_text_there_is_no_position(tmp_path: Path) -> None:
+    run, vectors = (
+        subject(random_portable("relu"), run_folder(tmp_path, None)),
+        random_vectors(D, 60),
+    )
+    found = []
+    for vectors.has_text in (True, False):
+        measured = Density().measure(run, vectors, Options(), untold)  # type: ignore[arg-type]
+        found.append(measured.numbers["density_position"])
+    assert found[0] is not None
+    assert found[1] is None
+    assert "no text" in measured.notes["undefined"]["density_position"]
+
+
 def test_position_bits() -> None:
     """A latent that fires in the first quarter alone tells two bits; one that fires anywhere, one
     that never does, and one whose bursts are elsewhere in each half, none."""
