@@ -1,0 +1,68 @@
+"""Other numbers of active latents: at its own k an autoencoder is what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaling.evaluation.progressive import Options, Progressive, levels_of, recovered
+from scaling.evaluation.sampled import kept_vectors
+from scaling.interchange.normalization import normalized
+from tests.portables import D, K, N, by_equations, model_of, random_portable
+from tests.unit.evaluation.vectors_material import random_vectors, subject, untold
+
+
+def test_levels() -> None:
+    assert levels_of(5, N) == [1, 2, 4, 5, 8, 10, 16, 20]
+    assert levels_of(32, 64) == [1, 2, 4, 8, 16, 32, 64]
+    assert levels_of(1, 8) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("normalization", ["none", "unit_norm"])
+def test_at_its_own_k_it_is_the_run_itself(normalization: str) -> None:
+    portable = random_portable("topk", normalization)
+    x_RD = kept_vectors(random_vectors(D))  # type: ignore[arg-type]
+    input_RD, scale = normalized(x_RD, normalization)
+    recon_RD = by_equations(portable, x_RD)[1]
+    if scale is not None:
+        recon_RD = (recon_RD - scale.mean_B1) / scale.factor_B1
+    error = float((input_RD - recon_RD).square().sum())
+    total = float((input_RD - input_RD.mean(dim=0)).square().sum())
+    (point,) = recovered(model_of(portable), x_RD, [K], untold)
+    assert point["normalized_mse"] == pytest.approx(error / total, rel=1e-5)
+    (other,) = recovered(model_of(portable), x_RD, [K + 1], untold)
+    assert other["normalized_mse"] != pytest.approx(error / total, rel=1e-3)
+
+
+def test_a_threshold_leaves_as_many_on_average_and_is_the_plain_one() -> None:
+    portable, x_RD = random_portable("topk", "unit_norm"), kept_vectors(random_vectors(D))  # type: ignore[arg-type]
+    model = model_of(portable)
+    input_RD = normalized(x_RD, "unit_norm")[0]
+    pre_RN = model.pre_acts(input_RD).relu()
+    for point in recovered(model, x_RD, [2, 5, 20], untold):
+        assert point["threshold_l0"] == pytest.approx(point["k"], abs=1 / len(x_RD))
+        kept_RN = pre_RN * (pre_RN > point["threshold"])
+        error_RD = input_RD - kept_RN @ model.w_dec - model.b_pre
+        total = (input_RD - input_RD.mean(dim=0)).square().sum()
+        plain = float(error_RD.square().sum() / total)
+        assert point["threshold_normalized_mse"] == pytest.approx(plain, rel=1e-4)
+
+
+def test_where_sparsity_is_an_outcome_all_that_is_active_is_the_run_itself(tmp_path: Path) -> None:
+    portable, vectors = random_portable("jumprelu", "std"), random_vectors(D)
+    x_RD = kept_vectors(vectors)  # type: ignore[arg-type]
+    latents_RN = model_of(portable).latents(x_RD)
+    most = int((latents_RN > 0).sum(dim=1).max())
+    points = recovered(model_of(portable), x_RD, [most, N], untold)
+    assert points[0]["l0"] == points[1]["l0"] == float((latents_RN > 0).sum()) / len(x_RD)
+    assert points[0]["normalized_mse"] == points[1]["normalized_mse"]
+    measured = Progressive().measure(subject(portable, tmp_path), vectors, Options(), untold)  # type: ignore[arg-type]
+    k = measured.notes["k"]
+    assert k == round(float((latents_RN > 0).sum()) / len(x_RD))
+    assert [point["k"] for point in measured.notes["curve"]] == levels_of(k, N)
+    dead = portable.with_weights({"threshold": torch.full((N,), 1e9)})
+    nothing = Progressive().measure(subject(dead, tmp_path), vectors, Options(), untold)  # type: ignore[arg-type]
+    assert set(nothing.numbers) == set(measured.numbers)
+    assert set(nothing.numbers.values()) == {None}
