@@ -76,6 +76,15 @@ LAYERS = {
         "scaling.train.tensor_file",
         "scaling.errors",
     ],
+    "scaling/viewer/": [
+        "scaling.viewer",
+        "scaling.activations",
+        "scaling.autoencoder",
+        "scaling.evaluation",
+        "scaling.interchange",
+        "scaling.storage",
+        "scaling.errors",
+    ],
     "analysis/": [
         "analysis",
         "scaling.runs.fields",

@@ -1,0 +1,48 @@
+"""A site over HTTP, for this machine alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from scaling.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    """Answers those that ask for this machine by its own name: a page from elsewhere whose host
+    name was pointed here does not read the text."""
+
+    def send_head(self) -> BytesIO | BinaryIO | None:
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        if host not in (LOOPBACK, "localhost"):
+            self.send_error(403)
+            return None
+        return super().send_head()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent."""
+
+
+def serve(folder: Path, port: int, told: Callable[[str], None]) -> None:
+    """Serve `folder` on the loopback address until it is interrupted; `told` gets its URL. Port 0
+    is any that is free.
+
+    Raises:
+        UserError: somebody else has the port.
+    """
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
+    except OSError as error:
+        raise UserError(f"--serve {port}: {error}. Take another port, or 0 for any.") from error
+    with server:
+        told(f"http://{LOOPBACK}:{server.server_port}/")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return
