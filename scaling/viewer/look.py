@@ -22,6 +22,9 @@ Told = Callable[[str, int, int], None]
 """Gets what is being done, how much is done, and of how much."""
 
 
+Json = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much a page shows of each."""
@@ -52,8 +55,9 @@ class Known:
     """What evaluations kept of single latents, beside the numbers of the run."""
 
     columns: Sequence[Column] = ()
-    patterns: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    """N2G patterns of the latents that were explained."""
+    patterns: Mapping[int, Sequence[Json]] = field(default_factory=dict)
+    """N2G patterns of the latents that were explained: tokens in reading order with null for any,
+    value, examples."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Look:
     plane_share: float
     scale: decoder.Scale
     columns: Sequence[Column]
-    patterns: Mapping[int, Sequence[str]]
+    patterns: Mapping[int, Sequence[Json]]
     tokens: Sequence[str]
     """Text of each token of the vocabulary."""
     normalization: str
@@ -150,6 +154,3 @@ def peak_tokens(look: Look, n: int) -> Array:
     for latent, tokens in filled.items():
         found[latent, : len(tokens)] = tokens
     return found
-
-
-Json = dict[str, Any]

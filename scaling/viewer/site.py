@@ -169,7 +169,9 @@ class _Latents:
             "neighbours": _ranked(look.neighbours, latent),
         }
         if latent in look.patterns:
-            made["patterns"] = list(look.patterns[latent])
+            made["patterns"] = [
+                {**one, "value": rounded(one["value"])} for one in look.patterns[latent]
+            ]
         return made
 
     def _example(self, pair: int) -> list[Any]:

@@ -204,18 +204,26 @@ const viewer = (() => {
         make("td", { class: "n" }, number(cosine))))));
   }
 
+  // Tokens in reading order; null is any token.
   function patternList(patterns) {
     if (!patterns) return [];
-    const items = patterns.map((pattern) => make("li", { class: "token" }, visible(pattern)));
-    return [make("h3", {}, "N-gram patterns"), make("ul", { class: "patterns" }, ...items)];
+    const rows = patterns.map(({ tokens, value, examples }) => make("tr", {},
+      make("td", { class: "token wide" }, ...tokens.map((id) => (id === null
+        ? make("span", { class: "any", title: "any token" }, "⋯") : token(id)))),
+      make("td", { class: "n", title: "mean activation of the examples that gave it" },
+        `${number(value)} of ${number(examples)}`)));
+    return [make("h3", {}, "N-gram patterns"),
+      make("table", { id: "patterns" }, make("tbody", {}, ...rows))];
   }
 
   function aside(of, largest) {
     const { factor, length, has_final_norm } = it.about;
     const norm = has_final_norm ? `, final norm ${number(length)}` : "";
     return make("div", {},
-      make("h3", {}, "Activations"), histogram(of.histogram, largest),
-      make("p", { class: "soft small" }, "Heights are logarithmic."),
+      make("h3", {}, "Activations"),
+      ...(largest > 0 ? [histogram(of.histogram, largest),
+        make("p", { class: "soft small" }, "Tokens by activation; heights are logarithmic.")]
+        : [make("p", { class: "soft" }, "It is active nowhere in this text.")]),
       ...patternList(of.patterns),
       make("h3", {}, "Logits it adds"),
       make("div", { class: "pair" }, tokenTable("Promotes", "up", of.promoted),

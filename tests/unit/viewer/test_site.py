@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from scaling import run_weights, view
 from scaling.activations.readout import tried
 from scaling.activations.split_subject import SplitSubject
-from scaling.config import harvest_config
 from scaling.runs.store import RunFolder
 from scaling.view import _material, _parser
 from tests.unit.viewer import pages
@@ -138,7 +137,8 @@ def test_what_evaluations_kept_is_shown(finished: RunFolder) -> None:
     np.savez(
         kept / "ablation.npz", latent=[7, 7, 9], sparsity=[0.1, 0.3, np.nan], l2=[1.0, 2.0, 4.0]
     )
-    entry = {"patterns": ["a * b"], "precision": 0.5, "recall": None}
+    pattern = {"tokens": [3, None, 5], "value": 1.5, "examples": 2}
+    entry = {"patterns": [pattern], "precision": 0.5, "recall": None}
     (kept / "n2g.json").write_text(json.dumps({"7": entry}))
     finished.evaluation_path.write_text(json.dumps({"downstream_kl": 0.25, "metrics": {}}))
     assert view.main([str(finished.path)]) == 0
@@ -150,7 +150,7 @@ def test_what_evaluations_kept_is_shown(finished: RunFolder) -> None:
     assert columns["ablation_l2"][9] == 4.0
     assert columns["n2g_precision"][7] == 0.5
     assert np.isnan(columns["n2g_recall"]).all()
-    assert pages.latents(site)[7]["patterns"] == ["a * b"]
+    assert pages.latents(site)[7]["patterns"] == [pattern]
     assert pages.about(site)["run"]["evaluation"] == {"downstream_kl": 0.25}
     np.savez(kept / "density.npz", frequency=frequency[:9])
     assert view.main([str(finished.path)]) == 2  # of another run
@@ -170,4 +170,3 @@ def test_refusals_name_the_remedy(
     plan["config"]["activations"] = {"d_model": 16}
     finished.plan_path.write_text(json.dumps(plan))
     assert "of no language model" in refused()
-    assert harvest_config({"model": "m", "text": "t", "layer": 1}).layer == 1
