@@ -1,6 +1,7 @@
 """What evaluations kept of single latents beside the run's numbers, where they did.
 
     density.npz    frequency, importance, position   float [N]
+                   layout                            float [N, 2]
     ablation.npz   latent, sparsity, l2              of single ablations, [A]
     n2g.json       LATENT to its patterns, their precision and recall
 
@@ -47,8 +48,9 @@ def read_known(folder: Path, n_latents: int) -> Known:
     """
     try:
         n2g = _n2g(folder / "n2g.json")
+        density = _arrays(folder / "density.npz")
         columns = [
-            *_density(_arrays(folder / "density.npz"), n_latents),
+            *_density(density, n_latents),
             *_ablation(_arrays(folder / "ablation.npz"), n_latents),
             *_explained(n2g, n_latents),
         ]
@@ -59,7 +61,8 @@ def read_known(folder: Path, n_latents: int) -> Known:
             f"{folder} holds what cannot be read ({error}): remove it and evaluate the run again, "
             "or look at the run without."
         ) from error
-    return Known(columns, {latent: entry["patterns"] for latent, entry in n2g.items()})
+    patterns = {latent: entry["patterns"] for latent, entry in n2g.items()}
+    return Known(columns, patterns, density.get("layout"))
 
 
 def _arrays(path: Path) -> dict[str, Array]:

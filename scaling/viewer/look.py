@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scaling.activations.subject import Tokenizer
@@ -58,6 +59,8 @@ class Known:
     patterns: Mapping[int, Sequence[Json]] = field(default_factory=dict)
     """N2G patterns of the latents that were explained: tokens in reading order with null for any,
     value, examples."""
+    layout_N2: Array | None = None
+    """Of the decoder rows on a map."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Look:
     promoted: decoder.Ranked
     suppressed: decoder.Ranked
     plane_N2: Tensor
-    plane_share: float
+    plane_about: str
+    """What the map is."""
     scale: decoder.Scale
     columns: Sequence[Column]
     patterns: Mapping[int, Sequence[Json]]
@@ -98,7 +102,7 @@ def look_at(
     promoted, suppressed = decoder.logit_effects(
         autoencoder.w_dec, readout, scale, sizes.tokens, _of("logits", told)
     )
-    plane_N2, share = decoder.plane(autoencoder.w_dec.cpu())
+    plane_N2, plane_about = _plane(autoencoder, known)
     return Look(
         material=material,
         activity=seen,
@@ -109,7 +113,7 @@ def look_at(
         promoted=promoted,
         suppressed=suppressed,
         plane_N2=plane_N2,
-        plane_share=share,
+        plane_about=plane_about,
         scale=scale,
         columns=[*_own_columns(seen), *known.columns],
         patterns=known.patterns,
@@ -117,6 +121,14 @@ def look_at(
         normalization=kind,
         has_final_norm=readout.has_norm,
     )
+
+
+def _plane(autoencoder: LoadedAutoencoder, known: Known) -> tuple[Tensor, str]:
+    """The map that an evaluation made, else the plane of largest variance, and what it is."""
+    if known.layout_N2 is not None:
+        return torch.from_numpy(known.layout_N2), "decoder rows, laid out by the evaluation"
+    plane_N2, share = decoder.plane(autoencoder.w_dec.cpu())
+    return plane_N2, f"first two principal components, {share:.1%} of the variance"
 
 
 def _of(part: str, told: Told) -> Callable[[int, int], None]:

@@ -113,7 +113,7 @@ def _site(look: Look, run: Mapping[str, Any]) -> Json:
         "has_final_norm": look.has_final_norm,
         "factor": rounded(look.scale.factor),
         "length": rounded(look.scale.length),
-        "plane_share": rounded(look.plane_share),
+        "plane": look.plane_about,
         "x": packed(look.plane_N2[:, 0].numpy()),
         "y": packed(look.plane_N2[:, 1].numpy()),
         "columns": [

@@ -279,14 +279,14 @@ const viewer = (() => {
 
   function facts(title, numbers) {
     const rows = Object.entries(numbers);
-    if (!rows.length) return make("div");
-    return make("div", {}, make("h3", {}, title), make("table", { "data-facts": title }, make("tbody", {},
+    if (!rows.length) return [];
+    return [make("div", {}, make("h3", {}, title), make("table", { "data-facts": title }, make("tbody", {},
       ...rows.map(([name, value]) => make("tr", {}, make("td", {}, name),
-        make("td", { class: "n" }, number(value)))))));
+        make("td", { class: "n" }, number(value)))))))];
   }
 
   function showOverview() {
-    const { run, n_tokens, n_contexts, plane_share } = it.about;
+    const { run, n_tokens, n_contexts, plane } = it.about;
     const canvas = make("canvas", { id: "map", tabindex: 0, role: "application",
       "aria-label": "Map of the latents: arrows move to the next one, Enter opens it" });
     const told = make("p", { id: "told", class: "small", role: "status" });
@@ -295,11 +295,10 @@ const viewer = (() => {
       make("p", { class: "soft" }, `${number(it.about.n_latents)} latents on ${number(n_tokens)} tokens `
         + `of ${number(n_contexts)} held-out contexts${run.text ? ` of ${run.text}` : ""}.`),
       make("h3", {}, "Map of the decoder ", make("span", { class: "soft small" },
-        `first two principal components, ${number(100 * plane_share)}% of the variance; colour: `
-        + "rank by what the list is sorted by")),
+        `${plane}; colour: rank in the list`)),
       canvas, told,
       make("div", { class: "lists" }, make("div", {}, ...densityBars()),
-        facts("Evaluation", run.evaluation), facts("Record", run.record)));
+        ...facts("Evaluation", run.evaluation), ...facts("Record", run.record)));
     it.map(canvas, told);
     document.title = run.title;
   }

@@ -71,7 +71,6 @@
 
   function draw() {
     const list = $("list"), rows = $("rows");
-    rows.style.height = `${found.length * ROW}px`;
     const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 4);
     const last = Math.min(found.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 4);
     const drawn = [];
@@ -108,6 +107,7 @@
       $("direction").textContent = (state.sort === "number" ? !state.up : state.up) ? "↑" : "↓";
     }
     at = state.latent === null ? -1 : found.indexOf(state.latent);
+    $("rows").style.height = `${found.length * ROW}px`; // or it could not be scrolled to
     intoView();
     draw();
   };

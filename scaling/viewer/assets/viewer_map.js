@@ -36,33 +36,45 @@
     return rank;
   }
 
-  function draw(canvas, at, marked) {
+  // All points, on a canvas of their own: drawn again only when what they say changes.
+  function layer(canvas, at) {
     const ratio = devicePixelRatio || 1;
-    canvas.width = canvas.clientWidth * ratio;
-    canvas.height = canvas.clientHeight * ratio;
-    const pen = canvas.getContext("2d");
+    const drawn = document.createElement("canvas");
+    drawn.width = canvas.clientWidth * ratio;
+    drawn.height = canvas.clientHeight * ratio;
+    const pen = drawn.getContext("2d");
     pen.scale(ratio, ratio);
-    const steps = 8, size = at.x.length > 20000 ? 1.6 : at.x.length > 3000 ? 2.4 : 4;
+    const steps = 8, size = pointSize(at);
     const colors = Array.from({ length: steps }, (_, i) => color(canvas,
       `color-mix(in oklab, var(--heat) ${Math.round(100 * i / (steps - 1))}%, var(--link))`));
-    const rank = ranks(), line = color(canvas, "var(--line)");
-    pen.fillStyle = line; // those not found, below
-    for (let i = 0; i < rank.length; i++) if (rank[i] < 0) pen.fillRect(at.x[i], at.y[i], size, size);
-    for (let step = 0; step < steps; step++) {
-      pen.fillStyle = colors[step];
+    const rank = ranks();
+    const dots = (inks, ofStep) => {
+      pen.fillStyle = inks;
       for (let i = 0; i < rank.length; i++) {
-        if (rank[i] >= 0 && Math.min(steps - 1, Math.floor(rank[i] * steps)) === step) {
-          pen.fillRect(at.x[i], at.y[i], size, size);
-        }
+        const step = rank[i] < 0 ? -1 : Math.min(steps - 1, Math.floor(rank[i] * steps));
+        if (step === ofStep) pen.fillRect(at.x[i], at.y[i], size, size);
       }
-    }
-    if (marked !== null) {
-      pen.strokeStyle = color(canvas, "var(--text)");
-      pen.lineWidth = 2;
-      pen.beginPath();
-      pen.arc(at.x[marked] + size / 2, at.y[marked] + size / 2, 7, 0, 7);
-      pen.stroke();
-    }
+    };
+    dots(color(canvas, "var(--line)"), -1); // those not found, below
+    colors.forEach(dots);
+    return drawn;
+  }
+
+  const pointSize = (at) => (at.x.length > 20000 ? 1.6 : at.x.length > 3000 ? 2.4 : 4);
+
+  function draw(canvas, at, points, marked) {
+    canvas.width = points.width; // and empty again
+    canvas.height = points.height;
+    const pen = canvas.getContext("2d");
+    pen.drawImage(points, 0, 0);
+    if (marked === null) return;
+    const ratio = points.width / canvas.clientWidth, half = pointSize(at) / 2;
+    pen.scale(ratio, ratio);
+    pen.strokeStyle = color(canvas, "var(--text)");
+    pen.lineWidth = 2;
+    pen.beginPath();
+    pen.arc(at.x[marked] + half, at.y[marked] + half, 7, 0, 7);
+    pen.stroke();
   }
 
   // The nearest to a place; with a direction, the nearest within 45 degrees of it.
@@ -82,14 +94,19 @@
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
   viewer.map = (canvas, told) => {
-    let marked = null, at = placed(canvas);
-    const again = () => { if (canvas.isConnected) draw(canvas, at, marked); };
+    let marked = null, at = null, points = null;
+    const again = () => {
+      if (!canvas.isConnected || !canvas.clientWidth) return;
+      at = placed(canvas);
+      points = layer(canvas, at);
+      draw(canvas, at, points, marked);
+    };
     const mark = (id) => {
       marked = id;
       const column = viewer.columns.find((one) => one.key === state.sort) ?? viewer.columns[0];
       told.textContent = id === null ? "Point at a latent, or use the arrow keys."
         : `Latent ${id}: ${column.label} ${number(column.values[id])}, ${viewer.labels(id)}`;
-      again();
+      if (points) draw(canvas, at, points, marked);
     };
     const under = (event) => nearest(at, event.offsetX, event.offsetY, null, null);
     canvas.onpointermove = (event) => mark(under(event));
@@ -103,7 +120,8 @@
       if (next !== null && next !== undefined) mark(next);
     };
     viewer.redraw = again;
-    new ResizeObserver(() => { at = placed(canvas); again(); }).observe(canvas);
+    again();
+    new ResizeObserver(again).observe(canvas);
     mark(null);
   };
 })();

@@ -44,6 +44,8 @@ addEventListener("load", async () => {
   const step = async (name, act) => { act(); await wait(250); seen[name] = page(); };
   await step("overview", () => {});
   await step("opened", () => { location.hash = "#latent=LATENT"; });
+  await step("far", () => { location.hash = "#latent=FAR"; });
+  await step("near", () => { location.hash = "#latent=LATENT"; });
   await step("next", () => key(document.body, "j"));
   await step("typed", () => {
     key(document.body, "/"); seen.focus = document.activeElement.id;
@@ -81,8 +83,10 @@ def visited(
     tmp_path = tmp_path_factory.mktemp("visited")
     site = tmp_path / "site"
     evil_site(_finished, site)
-    latent = int(pages.columns(site)["density"].argmax())
-    (site / "driver.js").write_text(DRIVER.replace("LATENT", str(latent)))
+    density = pages.columns(site)["density"]
+    latent, far = int(density.argmax()), int(density.argmin())
+    driver = DRIVER.replace("LATENT", str(latent)).replace("FAR", str(far))
+    (site / "driver.js").write_text(driver)
     index = site / "index.html"
     driven = index.read_text().replace("</body>", '<script src="driver.js"></script></body>')
     index.write_text(driven)
@@ -96,8 +100,8 @@ def test_a_visit(visited: tuple[Path, int, dict[str, Any]]) -> None:
     site, latent, seen = visited
     assert seen["errors"] == []
     steps = [step for step in seen.values() if isinstance(step, dict)]
-    assert [step["scripts"] for step in steps] == [0] * 8  # no text became markup
-    assert [step["ran"] for step in steps] == [""] * 8
+    assert [step["scripts"] for step in steps] == [0] * 10  # no text became markup
+    assert [step["ran"] for step in steps] == [""] * 10
     assert all("<" not in path.read_text() for path in (site / "data").iterdir())
     assert EVIL in "".join(seen["opened"]["text"])
     columns, data = pages.columns(site), pages.latents(site)
@@ -124,6 +128,7 @@ def test_by_keys_alone(visited: tuple[Path, int, dict[str, Any]]) -> None:
     site, _, seen = visited
     columns = pages.columns(site)
     by_density = sorted(range(300), key=lambda i: (-columns["density"][i], -i))
+    assert seen["far"]["selected"] == str(by_density[-1])  # scrolled to, and drawn
     assert seen["next"]["head"] == f"Latent {by_density[1]}"
     assert seen["next"]["selected"] == str(by_density[1])
     assert seen["focus"] == "find"

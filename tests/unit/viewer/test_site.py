@@ -133,7 +133,8 @@ def test_what_evaluations_kept_is_shown(finished: RunFolder) -> None:
     kept = finished.path / "evaluation"
     kept.mkdir()
     frequency = np.linspace(0, 1, 300, dtype=np.float32)
-    np.savez(kept / "density.npz", frequency=frequency, importance=frequency * 2)
+    layout = np.stack([frequency, -frequency], axis=1)
+    np.savez(kept / "density.npz", frequency=frequency, importance=frequency * 2, layout=layout)
     np.savez(
         kept / "ablation.npz", latent=[7, 7, 9], sparsity=[0.1, 0.3, np.nan], l2=[1.0, 2.0, 4.0]
     )
@@ -151,6 +152,7 @@ def test_what_evaluations_kept_is_shown(finished: RunFolder) -> None:
     assert columns["n2g_precision"][7] == 0.5
     assert np.isnan(columns["n2g_recall"]).all()
     assert pages.latents(site)[7]["patterns"] == [pattern]
+    np.testing.assert_array_equal(pages.unpacked(pages.about(site)["y"]), -frequency)
     assert pages.about(site)["run"]["evaluation"] == {"downstream_kl": 0.25}
     np.savez(kept / "density.npz", frequency=frequency[:9])
     assert view.main([str(finished.path)]) == 2  # of another run
