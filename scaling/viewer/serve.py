@@ -29,18 +29,21 @@ class _Handler(SimpleHTTPRequestHandler):
         """Silent."""
 
 
-def serve(folder: Path, port: int, told: Callable[[str], None]) -> None:
-    """Serve `folder` on the loopback address until it is interrupted; `told` gets its URL. Port 0
-    is any that is free.
+def server_of(folder: Path, port: int) -> ThreadingHTTPServer:
+    """What serves `folder` on the loopback address; port 0 is any that is free.
 
     Raises:
-        UserError: somebody else has the port.
+        UserError: somebody else has the port, or there is no such port.
     """
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
-    except OSError as error:
+        return ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
+    except (OSError, OverflowError) as error:
         raise UserError(f"--serve {port}: {error}. Take another port, or 0 for any.") from error
-    with server:
+
+
+def serve(folder: Path, port: int, told: Callable[[str], None]) -> None:
+    """Serve `folder` until it is interrupted; `told` gets its URL."""
+    with server_of(folder, port) as server:
         told(f"http://{LOOPBACK}:{server.server_port}/")
         try:
             server.serve_forever()
