@@ -11,9 +11,8 @@ Units are in the names: `_tokens` counts activation vectors (one token, one vect
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -241,12 +240,6 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         # Hydra lets +KEY add anything anywhere; nobody would read it.
         raise UserError(f"{', '.join(added)} is no key of this configuration. Leave it out.")
     return point
-
-
-def harvest_config(values: Mapping[str, Any]) -> HarvestConfig:
-    """`activations` as a plan has it, for activations of a language model."""
-    made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HarvestConfig), values))
-    return made
 
 
 def _undeclared(config: object, prefix: str = "") -> Iterator[str]:

@@ -4,21 +4,29 @@
     delta CE  mean over tokens of CE(xhat) - CE(x), the cross-entropy of the next token, in nats
     recovered (CE(baseline) - CE(xhat)) / (CE(baseline) - CE(x)), for the baselines of a residual
               stream of zeros and of the mean of the kept vectors
+    fraction  C(CE(xhat)) / C(CE(x)), where C is the pretraining compute that reaches a loss, by a
+              table of the user's (compute_table.py)
 
 (Gao et al. 2024, section 4.1.) Tokens that no autoencoder is for (first positions, outliers) keep
 their residual stream in all of them, and are counted; a token's logits count where its own residual
 was replaced, and its cross-entropy where it has a next token too.
+
+Shapes: C contexts, T tokens per context, D = d_model, V = vocabulary, R kept tokens of a context.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from scaling.errors import UserError
+from scaling.evaluation.compute_table import ComputeTable, OutsideTable
 from scaling.evaluation.material import Material, TextBatch
 from scaling.evaluation.metric import Measured, Subject, Told
 
@@ -28,7 +36,11 @@ Replacement = Callable[[Tensor], Tensor]
 
 @dataclass
 class Options:
-    """Of this metric: none."""
+    """Of this metric."""
+
+    compute_table: str | None = None
+    """A CSV file with the columns compute and ce: losses of models like the subject model by their
+    pretraining compute. With it, downstream_compute_fraction."""
 
 
 @dataclass
@@ -45,18 +57,22 @@ class Sums:
     n_left: int = 0
     """Whose residual was left alone."""
 
-    def add(self, before_CTV: Tensor, after_CTV: Tensor, batch: TextBatch) -> None:
-        """Logits of the subject model, as it is and with the replacement."""
-        kept_CT = batch.kept_CT
-        self.kl += float(_kl(before_CTV[kept_CT], after_CTV[kept_CT]).double().sum())
-        predicts_CT = kept_CT[:, :-1]
-        next_P = batch.ids_CT[:, 1:][predicts_CT].to(before_CTV.device)
-        for name, logits_CTV in (("ce_before", before_CTV), ("ce_after", after_CTV)):
-            ce_P = cross_entropy(logits_CTV[:, :-1][predicts_CT], next_P, reduction="none")
-            setattr(self, name, getattr(self, name) + float(ce_P.double().sum()))
-        self.n_tokens += int(kept_CT.sum())
-        self.n_predicted += len(next_P)
-        self.n_left += int((~kept_CT).sum())
+    @property
+    def delta_ce(self) -> float:
+        return (self.ce_after - self.ce_before) / self.n_predicted
+
+    def add(self, before_TV: Tensor, after_TV: Tensor, ids_T: Tensor, kept_T: Tensor) -> None:
+        """Logits of one context, of the subject model as it is and with the replacement."""
+        log_p_RV = before_TV[kept_T].log_softmax(dim=1)
+        log_q_RV = after_TV[kept_T].log_softmax(dim=1)
+        # 0 exactly where the logits are equal.
+        self.kl += float((log_p_RV.exp() * (log_p_RV - log_q_RV)).sum(dim=1).double().sum())
+        next_P1, has_next_R = _next_tokens(ids_T, kept_T)
+        self.ce_before -= float(log_p_RV[has_next_R].gather(1, next_P1).double().sum())
+        self.ce_after -= float(log_q_RV[has_next_R].gather(1, next_P1).double().sum())
+        self.n_tokens += int(kept_T.sum())
+        self.n_predicted += len(next_P1)
+        self.n_left += int((~kept_T).sum())
 
 
 class Downstream:
@@ -68,51 +84,59 @@ class Downstream:
     on_text = True
 
     def settings(self, options: Options) -> Mapping[str, object]:
-        return asdict(options)
+        table = _table(options)
+        return {**asdict(options), "compute_table": None if table is None else table.digest}
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        del options
-        sums = substituted(material, run.autoencoder.reconstruct, told)
         zero, mean = material.once("downstream baselines", _baselines)
+        sums = substituted(material, run.autoencoder.reconstruct, told)
+        ce, ce_after = sums.ce_before / sums.n_predicted, sums.ce_after / sums.n_predicted
+        if not math.isfinite(ce):
+            raise UserError("the subject model's own loss is not finite: use dtype=bfloat16.")
+        fraction, undefined = _fraction(_table(options), ce, ce_after)
         return Measured(
             numbers={
                 "downstream_kl": sums.kl / sums.n_tokens,
-                "downstream_delta_ce": _delta_ce(sums),
-                "loss_recovered_zero": _recovered(sums, zero),
-                "loss_recovered_mean": _recovered(sums, mean),
+                "downstream_delta_ce": sums.delta_ce,
+                "loss_recovered_zero": _recovered(ce, ce_after, zero),
+                "loss_recovered_mean": _recovered(ce, ce_after, mean),
+                **fraction,
             },
             notes={
-                "ce": sums.ce_before / sums.n_predicted,
-                "ce_zero": zero.ce_after / zero.n_predicted,
-                "ce_mean": mean.ce_after / mean.n_predicted,
+                "ce": ce,
+                "ce_zero": zero,
+                "ce_mean": mean,
                 "n_tokens": sums.n_tokens,
                 "n_predicted": sums.n_predicted,
                 "n_left": sums.n_left,
+                **undefined,
             },
         )
-
-
-def _baselines(material: Material) -> tuple[Sums, Sums]:
-    """Of zeros, and of the mean vector."""
-    mean_D = mean_of_kept(material)
-    zero = substituted(material, torch.zeros_like)
-    return zero, substituted(material, lambda x_RD: mean_D.expand_as(x_RD))
 
 
 def substituted(material: Material, replace: Replacement, told: Told | None = None) -> Sums:
     """The subject model's losses with kept vectors replaced, over all of the material."""
     sums = Sums()
-    n_contexts = len(material.ids_CT)
-    done = 0
-    for batch in material.batches():
-        with torch.no_grad():
-            before_CTV = material.subject.logits(batch.ids_CT, batch.residual_CTD)
-            after_CTV = material.subject.logits(batch.ids_CT, replaced(batch, replace))
-        sums.add(before_CTV, after_CTV, batch)
-        done += len(batch.ids_CT)
-        if told is not None:
-            told(done, n_contexts)
+    for batch, after_CTV in _replaced_logits(material, replace, told):
+        before_CTV = material.subject.logits(batch.ids_CT, batch.residual_CTD)
+        # A context at a time: temporaries of V logits for each token are what costs.
+        for one in zip(before_CTV, after_CTV, batch.ids_CT, batch.kept_CT, strict=True):
+            sums.add(*one)
+    _require_tokens(sums.n_predicted)
     return sums
+
+
+def ce_with(material: Material, replace: Replacement) -> float:
+    """Mean cross-entropy of the next token, in nats, with kept vectors replaced."""
+    total, n_predicted = 0.0, 0
+    for batch, after_CTV in _replaced_logits(material, replace, None):
+        for after_TV, ids_T, kept_T in zip(after_CTV, batch.ids_CT, batch.kept_CT, strict=True):
+            next_P1, has_next_R = _next_tokens(ids_T, kept_T)
+            log_q_RV = after_TV[kept_T].log_softmax(dim=1)
+            total -= float(log_q_RV[has_next_R].gather(1, next_P1).double().sum())
+            n_predicted += len(next_P1)
+    _require_tokens(n_predicted)
+    return total / n_predicted
 
 
 def replaced(batch: TextBatch, replace: Replacement) -> Tensor:
@@ -129,17 +153,58 @@ def mean_of_kept(material: Material) -> Tensor:
     return torch.cat(kept).mean(dim=0).float()
 
 
-def _kl(before_RV: Tensor, after_RV: Tensor) -> Tensor:
-    """KL(before || after) of each row of logits, in nats; 0 to rounding where they are equal."""
-    log_p_RV, log_q_RV = before_RV.log_softmax(dim=1), after_RV.log_softmax(dim=1)
-    return (log_p_RV.exp() * (log_p_RV - log_q_RV)).sum(dim=1)
+@torch.no_grad()
+def _replaced_logits(material: Material, replace: Replacement, told: Told | None) -> Any:
+    """Batches with their logits [C, T, V]."""
+    done = 0
+    for batch in material.batches():
+        yield batch, material.subject.logits(batch.ids_CT, replaced(batch, replace))
+        done += len(batch.ids_CT)
+        if told is not None:
+            told(done, len(material.ids_CT))
 
 
-def _delta_ce(sums: Sums) -> float:
-    return (sums.ce_after - sums.ce_before) / sums.n_predicted
+def _next_tokens(ids_T: Tensor, kept_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids that follow kept tokens, [P, 1], and which of the R kept tokens have one."""
+    predicts_T = kept_T.clone()
+    predicts_T[-1] = False
+    return ids_T.roll(-1)[predicts_T][:, None], predicts_T[kept_T]
 
 
-def _recovered(sums: Sums, baseline: Sums) -> float | None:
+def _require_tokens(n_predicted: int) -> None:
+    if not n_predicted:
+        raise UserError(
+            "no token of the held-out contexts is both kept and followed by another: raise "
+            "contexts."
+        )
+
+
+def _baselines(material: Material) -> tuple[float, float]:
+    """Cross-entropies with zeros, and with the mean vector. None of a run's: kept for the next."""
+    mean_D = mean_of_kept(material)
+    zero = ce_with(material, torch.zeros_like)
+    return zero, ce_with(material, lambda x_RD: mean_D.to(x_RD.device).expand_as(x_RD))
+
+
+def _recovered(ce: float, ce_after: float, ce_baseline: float) -> float | None:
     """None where the baseline loses nothing: then nothing can be recovered."""
-    lost = _delta_ce(baseline)
-    return (lost - _delta_ce(sums)) / lost if lost > 0 else None
+    lost = ce_baseline - ce
+    return (ce_baseline - ce_after) / lost if lost > 0 else None
+
+
+def _table(options: Options) -> ComputeTable | None:
+    path = options.compute_table
+    return None if path is None else ComputeTable.read(Path(path).expanduser())
+
+
+def _fraction(
+    table: ComputeTable | None, ce: float, ce_after: float
+) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """The column and, where it has no value, the note that says why."""
+    column = "downstream_compute_fraction"
+    if table is None:
+        return {}, {}
+    try:
+        return {column: table.compute(ce_after) / table.compute(ce)}, {}
+    except OutsideTable as error:
+        return {column: None}, {"undefined": {column: str(error)}}

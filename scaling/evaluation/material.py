@@ -1,6 +1,7 @@
 """What the runs of a sweep are evaluated on: held-out text, the subject model, its residual stream.
 
 Made once for all runs that share their activations, each part when a metric first asks for it.
+Activations of no language model are held-out vectors without text: `VectorMaterial`.
 
 Shapes: C contexts, T tokens per context, D = d_model, R = vectors kept of all contexts.
 """
@@ -18,14 +19,16 @@ from torch import Tensor
 
 from scaling.activations.held_out import HeldOut, held_out, model_folder
 from scaling.activations.request import HarvestRequest
+from scaling.activations.source import ActivationSource
 from scaling.activations.split_subject import SplitSubject
+from scaling.errors import UserError
 
 V = TypeVar("V")
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Some contexts with the residual stream at the autoencoder's layer."""
+    """Some contexts with the residual stream at the autoencoder's layer, all on one device."""
 
     ids_CT: Tensor
     """int64."""
@@ -36,7 +39,14 @@ class TextBatch:
 
 
 class Material:
-    """See the module. `n_contexts` and `batch_contexts` are counted in contexts."""
+    """See the module. `n_contexts` and `batch_contexts` are counted in contexts.
+
+    Each part raises `UserError` where it cannot be had: no model, no held-out text, values that
+    the dtype cannot hold.
+    """
+
+    has_text = True
+    """Whether there are a subject model and token ids."""
 
     def __init__(
         self,
@@ -89,10 +99,59 @@ class Material:
 
     def _batch(self, ids_CT: Tensor) -> TextBatch:
         residual_CTD = self.subject.residual(ids_CT)
-        return TextBatch(ids_CT, residual_CTD, self.kept(residual_CTD))
+        if not residual_CTD.isfinite().all():
+            raise UserError(
+                f"dtype={self._dtype}: the subject model's residual stream after layer "
+                f"{self.request.layer} has values beyond that dtype. Use dtype=bfloat16 or float32."
+            )
+        return TextBatch(ids_CT.to(residual_CTD.device), residual_CTD, self.kept(residual_CTD))
 
     def kept(self, residual_CTD: Tensor) -> Tensor:
         """Which tokens are such as training vectors were, bool [C, T]."""
         kept_CT = residual_CTD.float().norm(dim=2) <= self.held_out.max_norm
         kept_CT[:, : self.held_out.drop_positions] = False
         return kept_CT
+
+
+class VectorMaterial(Material):
+    """Held-out vectors of a source without text, in batches as of contexts of 64 tokens whose ids
+    are all 0 and which are all kept. Whoever asks for a subject model meets `UserError`."""
+
+    has_text = False
+
+    def __init__(self, source: ActivationSource, n_contexts: int, batch_contexts: int) -> None:
+        self.device = "cpu"
+        self._source = source
+        self._n_contexts = n_contexts
+        self._batch_contexts = batch_contexts
+        self._made = {}
+
+    @cached_property
+    def subject(self) -> SplitSubject:
+        raise UserError("these activations are of no language model.")
+
+    @cached_property
+    def ids_CT(self) -> Tensor:
+        return torch.cat([batch.ids_CT for batch in self._batches])
+
+    @cached_property
+    def _batches(self) -> list[TextBatch]:
+        wanted = self._n_contexts * _VECTORS
+        batch, found = [], 0
+        for x_RD in self._source.eval_batches(self._batch_contexts * _VECTORS):
+            x_RD = x_RD[: wanted - found]
+            whole = len(x_RD) - len(x_RD) % _VECTORS
+            if not whole:
+                break
+            batch.append(_without_text(x_RD[:whole]))
+            found += whole
+        return batch
+
+
+_VECTORS = 64
+
+
+def _without_text(x_RD: Tensor) -> TextBatch:
+    x_CTD = x_RD.reshape(-1, _VECTORS, x_RD.shape[1])
+    shape = x_CTD.shape[:2]
+    return TextBatch(torch.zeros(shape, dtype=torch.int64), x_CTD, torch.ones(shape).bool())

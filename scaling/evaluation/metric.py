@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,11 @@ class Subject:
 
     run_id: str
     folder: Path
-    """Of the run; what is kept besides numbers goes into its sub-folder `evaluation`."""
+    """For what a metric keeps besides numbers: files named after it."""
     autoencoder: LoadedAutoencoder
+    identity: str = ""
+    """Of the metric's numbers: what it keeps in `folder` for the next try is named or marked by
+    it, so that other settings, text or weights do not take it up."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Measured:
     """Columns of evaluation.json: names that begin with the metric's own prefix. None = not
     defined here, and `notes` says why."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """What goes beside them: counts, baselines, tables. JSON."""
+    """What goes beside them: counts, baselines, tables. JSON. `undefined`, where it is there, maps
+    names of numbers that are None to the reason."""
 
 
 class Metric(Protocol):
@@ -43,9 +48,11 @@ class Metric(Protocol):
     version: int
     """Raise it when the same settings would give other numbers."""
     packages: tuple[str, ...]
-    """Beyond the project's own dependencies; where one is missing the metric is skipped."""
+    """Modules beyond the project's own dependencies, as "module" or "module:what pip calls it";
+    where one is missing the metric is skipped."""
     on_text: bool
-    """Whether it needs the subject model and its text (planted activations have none)."""
+    """Whether it needs the subject model and its text. Planted activations have none: a metric
+    that does not need them gets `Material` whose batches are held-out vectors alone."""
 
     def settings(self, options: Any) -> Mapping[str, Any]:
         """What of the options determines its numbers: their identity, with name and version."""
@@ -54,3 +61,10 @@ class Metric(Protocol):
     def measure(self, run: Subject, material: Material, options: Any, told: Told) -> Measured:
         """The numbers of one run."""
         ...
+
+
+def missing_packages(metric: Metric) -> list[str]:
+    """Of those that it needs, what pip would have to install."""
+    pairs = [package.partition(":") for package in metric.packages]
+    absent = [(module, pip) for module, _, pip in pairs if importlib.util.find_spec(module) is None]
+    return [pip or module for module, pip in absent]

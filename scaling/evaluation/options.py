@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class Common:
     contexts: int = 128
     """Held-out contexts; all there are where the text has fewer."""
     batch_contexts: int = 8
+    """Contexts in one pass of the subject model: memory against speed, no identity."""
     averaged: bool = False
     """Evaluate the averaged weights."""
     dtype: str | None = None
@@ -29,14 +30,20 @@ class Common:
     device: str = "cpu"
     data_dir: str | None = None
     """Where activations and models are; null = where the launch had them."""
+    model: str | None = None
+    """Where the subject model is now; null = where the launch had it. Its content must be the
+    same."""
+    text: str | None = None
+    """The same of the text."""
 
 
-Options: Any = make_dataclass(
-    "Options",
-    [(name, kind, field(default_factory=kind)) for name, (_, kind) in METRICS.items()],
-    bases=(Common,),
-)
-"""`Common`, and for each metric its own under its name: downstream.KEY=VALUE."""
+def options_of(metrics: Mapping[str, tuple[object, type[Any]]]) -> Any:
+    """A dataclass: `Common`, and for each metric its own under its name: downstream.KEY=VALUE."""
+    own = [(name, kind, field(default_factory=kind)) for name, (_, kind) in metrics.items()]
+    return make_dataclass("Options", own, bases=(Common,))
+
+
+Options = options_of(METRICS)
 
 
 def parsed(overrides: Sequence[str]) -> Any:
@@ -68,9 +75,13 @@ def _check(options: Any) -> None:
     for name in options.metrics:
         if name not in METRICS:
             raise UserError(f"metrics={name}: there is none; known are {', '.join(METRICS)}.")
+    if not options.metrics:
+        raise UserError(f"metrics= names none; known are {', '.join(METRICS)}.")
     for key in ("contexts", "batch_contexts"):
         if getattr(options, key) < 1:
             raise UserError(f"{key}={getattr(options, key)} must be at least 1.")
+    if options.device not in ("cpu", "cuda"):
+        raise UserError(f"device={options.device}: use cpu or cuda.")
     if options.dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"dtype={options.dtype}: use float32, bfloat16, float16 or null.")
 

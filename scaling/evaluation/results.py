@@ -9,6 +9,7 @@ that of what is wanted; only then is it not measured again. The file is replaced
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from scaling.storage.atomic import read_json, write_json
 from scaling.storage.hashing import canonical_json, sha256_hex
 
 ID_DIGITS = 12
+_METRICS = "metrics"
 
 
 def identity(name: str, version: int, **what: Any) -> str:
@@ -36,7 +38,7 @@ class Results:
 
     @property
     def numbers(self) -> dict[str, float | None]:
-        return {name: value for name, value in self._content.items() if name != "metrics"}
+        return {name: value for name, value in self._content.items() if name != _METRICS}
 
     def has(self, metric: str, wanted: str) -> bool:
         """Whether that metric's numbers are of the identity wanted."""
@@ -47,32 +49,46 @@ class Results:
 
         Raises:
             UserError: a full disk.
+            ValueError: a number that is none (NaN, infinity), or a name that another metric has.
         """
         before = self._metrics().get(metric, {}).get("columns", [])
         kept = {name: value for name, value in self.numbers.items() if name not in before}
+        numbers = {name: _plain(name, value) for name, value in measured.numbers.items()}
+        if taken := [name for name in numbers if name in kept or name == _METRICS]:
+            raise ValueError(f"{metric} gives {', '.join(taken)}, which another metric gives")
         entry = {
             "identity": identity,
-            "columns": list(measured.numbers),
+            "columns": list(numbers),
             **how,
             "notes": dict(measured.notes),
         }
-        self._content = {
-            **kept,
-            **measured.numbers,
-            "metrics": {**self._metrics(), metric: entry},
-        }
-        write_json(self._path, self._content)
+        content = {**kept, **numbers, _METRICS: {**self._metrics(), metric: entry}}
+        write_json(self._path, content)
+        self._content = content
 
     def _metrics(self) -> dict[str, Any]:
-        return self._content.get("metrics", {})
+        return self._content.get(_METRICS, {})
 
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():
             return {}
         content = read_json(self._path)
-        if not isinstance(content, dict) or not isinstance(content.get("metrics", {}), dict):
+        if not _is_evaluation(content):
             raise UserError(
                 f"{self._path} is not an evaluation: restore it, or remove it to have the run "
                 "evaluated again."
             )
         return content
+
+
+def _is_evaluation(content: Any) -> bool:
+    metrics = content.get(_METRICS, {}) if isinstance(content, dict) else None
+    return isinstance(metrics, dict) and all(isinstance(one, dict) for one in metrics.values())
+
+
+def _plain(name: str, value: float | None) -> float | None:
+    """Of whatever library's type, as JSON has it."""
+    number = None if value is None else float(value)
+    if number is not None and not math.isfinite(number):
+        raise ValueError(f"{name} is {number}")
+    return number

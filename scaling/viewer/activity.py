@@ -14,7 +14,6 @@ context in which it is active.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from scaling.autoencoder.code import Dense
 from scaling.evaluation.material import Material, TextBatch
+from scaling.evaluation.metric import Told
 from scaling.interchange.model import LoadedAutoencoder
 
 Array = NDArray[Any]
@@ -125,9 +125,7 @@ def _first_of_each(latent_P: Array, order: Array, n: int) -> Array:
     return order[np.arange(len(order)) - begins < n]
 
 
-def observe(
-    autoencoder: LoadedAutoencoder, material: Material, told: Callable[[int, int], None]
-) -> Activity:
+def observe(autoencoder: LoadedAutoencoder, material: Material, told: Told) -> Activity:
     """All active pairs on the material; `told` gets contexts done, and of how many."""
     n_contexts, context = material.ids_CT.shape
     parts: list[tuple[Array, Array, Array]] = []

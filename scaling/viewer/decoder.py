@@ -16,7 +16,7 @@ Shapes: N latents, D = d_model, V = vocabulary. Blocks of rows bound the memory:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,13 +26,12 @@ from torch.nn.functional import normalize
 
 from scaling.activations.readout import Readout
 from scaling.evaluation.material import Material, TextBatch
+from scaling.evaluation.metric import Told
 from scaling.interchange.normalization import normalized
 
 BLOCK = 512
 N_LENGTH_BATCHES = 4
 """Batches that the median of r is taken over: each runs the upper part of the subject model."""
-
-Told = Callable[[int, int], None]
 
 
 class Ranked(NamedTuple):

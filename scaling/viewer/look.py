@@ -6,6 +6,7 @@ Shapes: N latents, E active pairs, P pairs of a latent and a context, S of each 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from scaling.activations.subject import Tokenizer
 from scaling.evaluation.material import Material
+from scaling.evaluation.metric import Told
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.viewer import activity, decoder
 from scaling.viewer.activity import Activity, Array, Contexts
 
-Told = Callable[[str, int, int], None]
-"""Gets what is being done, how much is done, and of how much."""
+Parts = Callable[[str], AbstractContextManager[Told]]
+"""Of a part of the work, what it reports its progress to."""
 
 
 Json = dict[str, Any]
@@ -89,19 +91,22 @@ class Look:
 
 
 def look_at(
-    autoencoder: LoadedAutoencoder, material: Material, known: Known, sizes: Sizes, told: Told
+    autoencoder: LoadedAutoencoder, material: Material, known: Known, sizes: Sizes, parts: Parts
 ) -> Look:
     """Everything of a run's latents on the material."""
-    seen = activity.observe(autoencoder, material, _of("text", told))
+    with parts("text") as told:
+        seen = activity.observe(autoencoder, material, told)
     contexts = seen.contexts()
     top = contexts.top(sizes.examples)
     readout = material.subject.readout()
     kind = autoencoder.facts.normalization
     scale = decoder.median_scale(material, readout, kind)
-    near = decoder.neighbours(autoencoder.w_dec, sizes.neighbours, _of("neighbours", told))
-    promoted, suppressed = decoder.logit_effects(
-        autoencoder.w_dec, readout, scale, sizes.tokens, _of("logits", told)
-    )
+    with parts("neighbours") as told:
+        near = decoder.neighbours(autoencoder.w_dec, sizes.neighbours, told)
+    with parts("logits") as told:
+        promoted, suppressed = decoder.logit_effects(
+            autoencoder.w_dec, readout, scale, sizes.tokens, told
+        )
     plane_N2, plane_about = _plane(autoencoder, known)
     return Look(
         material=material,
@@ -129,10 +134,6 @@ def _plane(autoencoder: LoadedAutoencoder, known: Known) -> tuple[Tensor, str]:
         return torch.from_numpy(known.layout_N2), "decoder rows, laid out by the evaluation"
     plane_N2, share = decoder.plane(autoencoder.w_dec.cpu())
     return plane_N2, f"first two principal components, {share:.1%} of the variance"
-
-
-def _of(part: str, told: Told) -> Callable[[int, int], None]:
-    return lambda done, total: told(part, done, total)
 
 
 def _own_columns(seen: Activity) -> list[Column]:

@@ -1,4 +1,4 @@
-"""Finished runs over a tiny subject model, and what a viewer sees of one."""
+"""A finished run over a tiny subject model, in two chunks of latents."""
 
 from __future__ import annotations
 
@@ -7,48 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from scaling.activations.build import prepare
-from scaling.runs.record import Status
-from scaling.runs.store import RunFolder, SweepStore
-from scaling.sweep.planner import make_plan
-from tests.compose import tiny
-from tests.integration import end_phase
+from scaling.runs.store import RunFolder
 from tests.unit.activations.conftest import gpt2_folder, llama_folder, text_folder
+from tests.unit.evaluation.conftest import of_text, planned, trained
 
 __all__ = ["gpt2_folder", "llama_folder", "text_folder"]
 
 
 @pytest.fixture(scope="session")
-def _finished(
+def wide_run(
     tmp_path_factory: pytest.TempPathFactory, llama_folder: Path, text_folder: Path
 ) -> RunFolder:
-    root = tmp_path_factory.mktemp("finished")
-    config = tiny(
-        "train.tokens=1_024",
-        f"data_dir={root / 'data'}",
-        "activations=hf",
-        f"activations.model={llama_folder}",
-        f"activations.text={text_folder}",
-        "activations.layer=2",
-        "activations.context=8",
-        "activations.max_tokens=600",
-        "activations.eval_tokens=128",
-        "activations.eval_fraction=0.2",
-        "activations.model_dtype=float32",
-        "activations.store_dtype=float32",
-        "activations.processes=1",
-        "autoencoder.n_latents=300",
-    )
-    spec = prepare(config.activations, root / "data", progress=lambda _: None)
-    plan = make_plan(config, spec)
-    folder = SweepStore(root / "runs" / "default").folder(plan.run_id)
-    folder.prepare(plan.to_json())
-    assert end_phase.take_up(folder)["status"] is Status.done
-    return folder
+    """Not to be written to."""
+    root = tmp_path_factory.mktemp("wide")
+    overrides = of_text(llama_folder, text_folder)
+    return trained(planned(root, *overrides, "autoencoder.n_latents=300"))
 
 
 @pytest.fixture
-def finished(_finished: RunFolder, tmp_path: Path) -> RunFolder:
-    """A copy of a finished run: 300 latents, two chunks, on the tiny Llama."""
-    shutil.copytree(_finished.path, tmp_path / "sweep" / _finished.run_id)
-    return RunFolder(tmp_path / "sweep" / _finished.run_id)
+def finished(wide_run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of it: 300 latents."""
+    shutil.copytree(wide_run.path, tmp_path / "sweep" / wide_run.run_id)
+    return RunFolder(tmp_path / "sweep" / wide_run.run_id)

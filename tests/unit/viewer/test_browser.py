@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from scaling import run_weights
+from scaling.evaluate_material import material_of
+from scaling.evaluation.screen import Screen
 from scaling.runs.store import RunFolder
-from scaling.view import _material, _parser
+from scaling.view import _options
 from scaling.viewer.look import Known, Sizes, look_at
 from scaling.viewer.site import write_site
 from tests.unit.viewer import pages
@@ -68,8 +70,8 @@ addEventListener("load", async () => {
 
 def evil_site(finished: RunFolder, folder: Path) -> None:
     """Of a run whose every second token and whose title are markup."""
-    material = _material(run_weights.plan_of(finished), _parser().parse_args([str(finished.path)]))
-    made = look_at(run_weights.load_run(finished), material, Known(), Sizes(), lambda *done: None)
+    material = material_of(run_weights.plan_of(finished), _options([]))
+    made = look_at(run_weights.load_run(finished), material, Known(), Sizes(), Screen().metric)
     tokens = [EVIL if number % 2 else text for number, text in enumerate(made.tokens)]
     run = {"run_id": "r", "sweep": EVIL, "title": EVIL, "weights": "raw", "text": EVIL}
     write_site(folder, replace(made, tokens=tokens), {**run, "record": {}, "evaluation": {EVIL: 1}})
@@ -77,12 +79,12 @@ def evil_site(finished: RunFolder, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def visited(
-    _finished: RunFolder, tmp_path_factory: pytest.TempPathFactory
+    wide_run: RunFolder, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int, dict[str, Any]]:
     """The site, a busy latent, and what the browser saw."""
     tmp_path = tmp_path_factory.mktemp("visited")
     site = tmp_path / "site"
-    evil_site(_finished, site)
+    evil_site(wide_run, site)
     density = pages.columns(site)["density"]
     latent, far = int(density.argmax()), int(density.argmin())
     driver = DRIVER.replace("LATENT", str(latent)).replace("FAR", str(far))

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from scaling import run_weights, view
 from scaling.activations.readout import tried
 from scaling.activations.split_subject import SplitSubject
+from scaling.evaluate_material import material_of
 from scaling.runs.store import RunFolder
-from scaling.view import _material, _parser
+from scaling.view import _options
 from tests.unit.viewer import pages
 
 EXAMPLES = 3
@@ -32,7 +33,7 @@ def plainly(finished: RunFolder) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """The run's autoencoder, token ids [C, T], and every latent at every token, [C, T, N]: 0 where
     no autoencoder is for the token."""
     autoencoder = run_weights.load_run(finished)
-    material = _material(run_weights.plan_of(finished), _parser().parse_args([str(finished.path)]))
+    material = material_of(run_weights.plan_of(finished), _options([]))
     parts = []
     for batch in material.batches():
         latents_CTN = autoencoder.latents(batch.residual_CTD.float())
@@ -166,9 +167,9 @@ def test_refusals_name_the_remedy(
         return capsys.readouterr().err
 
     assert "is no site of ours: name another folder" in refused("--out", tmp_path)
-    assert "--contexts 0: must be at least 1" in refused("--contexts", 0)
-    assert "--dtype int8: use" in refused("--dtype", "int8")
+    assert "contexts=0 must be at least 1" in refused("contexts=0")
+    assert "metrics=density is of evaluations" in refused("metrics=density")
     plan = finished.read_plan()
-    plan["config"]["activations"] = {"d_model": 16}
+    del plan["source"]["description"]["layer"]
     finished.plan_path.write_text(json.dumps(plan))
     assert "of no language model" in refused()

@@ -1,0 +1,94 @@
+"""How far an evaluation is: a bar on a terminal, plain lines elsewhere, with the time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scaling.evaluation.metric import Measured, Told
+
+PLAIN_EVERY_S = 15.0
+"""Between lines where the output is not a terminal."""
+
+
+class Screen:
+    """Lines of what happens. Nothing is wrapped, so that a log can be searched."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._n_runs = self._n_begun = 0
+        self._started_s = time.monotonic()
+
+    def begin(self, n_runs: int) -> None:
+        """From here on the pace is taken."""
+        self._n_runs, self._n_begun, self._started_s = n_runs, 0, time.monotonic()
+
+    def run(self, title: str) -> None:
+        """The next run is taken up."""
+        elapsed_s = time.monotonic() - self._started_s
+        left_s = elapsed_s / self._n_begun * (self._n_runs - self._n_begun) if self._n_begun else 0
+        eta = f", about {short_time(left_s)} left for all" if left_s >= 1 else ""
+        self._n_begun += 1
+        self.say(f"[{self._n_begun}/{self._n_runs}] {title}{eta}")
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def measured(self, name: str, measured: Measured, seconds: float) -> None:
+        """The numbers of a metric, and why some are none."""
+        numbers = ", ".join(
+            f"{column} {'undefined' if value is None else format(value, '.4g')}"
+            for column, value in measured.numbers.items()
+        )
+        self.say(f"  {name}: {numbers}  ({seconds:.1f} s)")
+        for column, why in measured.notes.get("undefined", {}).items():
+            self.say(f"    {column}: {why}")
+
+    @contextmanager
+    def metric(self, name: str) -> Iterator[Told]:
+        """Yields what a metric reports its progress to."""
+        if not self._console.is_terminal:
+            yield _PlainLines(self, name)
+            return
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as bars:
+            task = bars.add_task(name, total=1)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+class _PlainLines:
+    """A line now and then, with the time left at the pace so far."""
+
+    def __init__(self, screen: Screen, name: str) -> None:
+        self._screen, self._name = screen, name
+        self._started_s = self._said_s = time.monotonic()
+        self._first = self._done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if done < self._done:  # a metric's next phase
+            self._started_s, self._first = now_s, done
+        self._done = done
+        if now_s - self._said_s < PLAIN_EVERY_S or not self._first < done < total:
+            return
+        self._said_s = now_s
+        left_s = (now_s - self._started_s) * (total - done) / (done - self._first)
+        self._screen.say(f"  {self._name}: {done:,} of {total:,}, about {short_time(left_s)} left")
+
+
+def short_time(seconds: float) -> str:
+    """For people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,239 @@
+"""`python -m scaling.evaluate` on finished runs of tiny models: what is measured, once, and what is
+said where it cannot be."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling import evaluate
+from scaling.evaluation import material, registry, results
+from scaling.evaluation.downstream import Downstream
+from scaling.evaluation.metric import Measured
+from scaling.runs.store import RunFolder
+from scaling.storage.lease import Lease
+from tests.unit.evaluation.conftest import planned, trained
+
+FEW = ["metrics=downstream", "contexts=4", "batch_contexts=2"]
+
+
+def evaluated(*arguments: object) -> int:
+    return evaluate.main([str(argument) for argument in arguments])
+
+
+def file_of(folder: RunFolder) -> dict[str, Any]:
+    return json.loads(folder.evaluation_path.read_text())
+
+
+@dataclass
+class Rows:
+    rows: int = 1
+
+
+class Counting:
+    """A metric without text that counts how often it is asked."""
+
+    name, version, packages, on_text = "counting", 1, (), False
+    asked = 0
+
+    def settings(self, options: Rows) -> Mapping[str, object]:
+        return {"rows": options.rows}
+
+    def measure(self, run: Any, material: Any, options: Rows, told: Any) -> Measured:
+        told(1, 2)
+        type(self).asked += 1
+        vectors = sum(int(batch.kept_CT.sum()) for batch in material.batches())
+        return Measured({"counting_rows": options.rows, "counting_vectors": vectors})
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
+    """In the registry, in the place of all others but downstream."""
+    kind = type("Counting", (Counting,), {"asked": 0})
+    added = {"downstream": registry.METRICS["downstream"], "counting": (kind, Rows)}
+    monkeypatch.setattr(registry, "METRICS", added)
+    for module in (evaluate.evaluate_runs, evaluate.evaluation_options):
+        monkeypatch.setattr(module, "METRICS", added)
+    options = evaluate.evaluation_options.options_of(added)
+    monkeypatch.setattr(evaluate.evaluation_options, "Options", options)
+    return kind
+
+
+def test_numbers_once_and_again_when_settings_change(
+    finished: RunFolder, counting: type[Counting], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluated(finished.path, "contexts=4", "metrics=[counting,downstream]") == 0
+    content = file_of(finished)
+    entry = content["metrics"]["downstream"]
+    assert entry["columns"] == [
+        "downstream_kl", "downstream_delta_ce", "loss_recovered_zero", "loss_recovered_mean"
+    ]  # fmt: skip
+    assert set(content) == {"metrics", *entry["columns"], "counting_rows", "counting_vectors"}
+    assert content["downstream_kl"] > 0
+    assert content["counting_vectors"] == 4 * 7  # of 8 tokens the first is left out
+    assert (entry["contexts"], entry["weights"], entry["notes"]["n_left"]) == (4, "raw", 4)
+    assert entry["seconds"] > 0 < entry["peak_memory_bytes"]
+
+    before = finished.evaluation_path.read_bytes()
+    assert evaluated(finished.path.parent, "contexts=4", "batch_contexts=1") == 0
+    assert finished.evaluation_path.read_bytes() == before
+    assert "downstream: done before" in capsys.readouterr().out
+    assert evaluated(finished.path, "contexts=4", "counting.rows=2") == 0
+    assert (counting.asked, file_of(finished)["counting_rows"]) == (2, 2)
+    assert file_of(finished)["metrics"]["downstream"] == entry
+    for changed in ("contexts=3", "averaged=true", "dtype=bfloat16"):
+        assert evaluated(finished.path, *FEW) == 0
+        assert file_of(finished)["downstream_kl"] == pytest.approx(content["downstream_kl"])
+        assert evaluated(finished.path, *FEW, changed) == 0
+        assert file_of(finished)["downstream_kl"] != pytest.approx(content["downstream_kl"])
+
+
+def test_killed_between_metrics_it_goes_on(
+    finished: RunFolder, counting: type[Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> Measured:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as while_killed:
+        while_killed.setattr(counting, "measure", killed)
+        assert evaluated(finished.path, "contexts=4") == 130
+    assert list(file_of(finished)["metrics"]) == ["downstream"]
+    monkeypatch.setattr(Downstream, "measure", killed)
+    assert evaluated(finished.path, "contexts=4") == 0
+    assert counting.asked == 1
+
+
+def test_a_missing_package_costs_its_metric_alone(
+    finished: RunFolder, counting: type[Counting], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(counting, "packages", ("no_such_module:no-such-package", "torch"))
+    assert evaluated(finished.path, "contexts=4") == 1
+    assert (
+        "counting is skipped: it needs no-such-package. pip install no-such-package adds it."
+    ) in capsys.readouterr().out
+    assert list(file_of(finished)["metrics"]) == ["downstream"]
+
+
+@pytest.mark.parametrize("fault", [ValueError("odd"), {"counting_x": float("nan")},
+                                   {"downstream_kl": 1.0}])  # fmt: skip
+def test_a_metric_that_fails_costs_itself_alone(
+    finished: RunFolder,
+    counting: type[Counting],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    fault: Any,
+) -> None:
+    def fails(*arguments: object) -> Measured:
+        if isinstance(fault, Exception):
+            raise fault
+        return Measured(fault)
+
+    monkeypatch.setattr(counting, "measure", fails)
+    assert evaluated(finished.path, "contexts=4") == 1
+    assert "  counting: failed. ValueError: " in capsys.readouterr().out
+    assert list(file_of(finished)["metrics"]) == ["downstream"]
+
+
+def test_planted_runs_have_no_text(tmp_path: Path, counting: type[Counting], capsys: Any) -> None:
+    folder = trained(planned(tmp_path))
+    assert evaluated(folder.path, "contexts=4") == 1
+    assert "downstream: skipped, these activations are of no language model" in (
+        capsys.readouterr().out
+    )
+    assert file_of(folder)["counting_vectors"] == 4 * 64
+    assert evaluated(folder.path, "contexts=4", "metrics=counting") == 0
+    assert counting.asked == 1
+
+
+def test_runs_that_are_not_done(finished: RunFolder, capsys: Any) -> None:
+    other = RunFolder(finished.path.parent / "unfinished")
+    shutil.copytree(finished.path, other.path)
+    other.record_path.unlink()
+    assert evaluated(other.path, *FEW) == 2
+    assert "none of 1 runs is done" in capsys.readouterr().err
+    assert evaluated(finished.path.parent, finished.path, *FEW) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 runs are not done: left out." in out
+    assert "[1/1]" in out
+    assert not other.evaluation_path.exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"metrics": {"downstream": 3}}'])
+def test_a_damaged_file_is_named_and_left(finished: RunFolder, content: str, capsys: Any) -> None:
+    finished.evaluation_path.write_text(content)
+    assert evaluated(finished.path, *FEW) == 1
+    assert str(finished.evaluation_path) in capsys.readouterr().out
+    assert finished.evaluation_path.read_text() == content
+
+
+def test_a_full_disk_keeps_what_was_there(
+    finished: RunFolder, counting: type[Counting], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert evaluated(finished.path, "contexts=4", "metrics=counting") == 0
+    before = finished.evaluation_path.read_bytes()
+    original = results.write_json
+
+    def full(path: Path, content: object) -> None:
+        monkeypatch.setattr(os, "fsync", _no_space)
+        original(path, content)
+
+    monkeypatch.setattr(results, "write_json", full)
+    assert evaluated(finished.path, "contexts=4") == 1
+    assert "the disk is full while writing" in capsys.readouterr().out
+    assert finished.evaluation_path.read_bytes() == before
+
+
+def _no_space(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_two_at_once_leave_each_other_alone(finished: RunFolder, capsys: Any) -> None:
+    with Lease.acquire(finished.path / "evaluation", timeout_s=60):  # type: ignore[union-attr]
+        assert evaluated(finished.path, *FEW) == 1
+    assert "another process is evaluating it" in capsys.readouterr().out
+    assert not finished.evaluation_path.exists()
+
+
+def test_runs_of_one_source_share_their_material(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished.path, finished.path.parent / "copy")
+    loaded = []
+    subject = material.SplitSubject
+    monkeypatch.setattr(
+        material, "SplitSubject", lambda *a, **k: loaded.append(1) or subject(*a, **k)
+    )
+    assert evaluated(finished.path.parent, *FEW) == 0
+    assert len(loaded) == 1
+    first, second = (file_of(RunFolder(path)) for path in sorted(finished.path.parent.iterdir()))
+    assert first["downstream_kl"] == second["downstream_kl"]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("metrics=downstreem", "there is none; known are downstream"),
+        ("metrics=", "names none"),
+        ("context=3", "Did you mean contexts?"),
+        ("contexts=few", "contexts=few: "),
+        ("contexts=0", "at least 1"),
+        ("dtype=int8", "use float32"),
+        ("device=tpu", "use cpu or cuda"),
+        ("downstream.compute_table=absent.csv", "cannot be read"),
+        ("absent", "absent is no run and no sweep"),
+    ],
+)
+def test_what_is_refused_before_anything_is_computed(
+    finished: RunFolder, given: str, why: str, capsys: Any
+) -> None:
+    assert evaluated(finished.path, given) == 2
+    assert why in capsys.readouterr().err
+    assert not finished.evaluation_path.exists()

@@ -1,0 +1,73 @@
+"""What an evaluation says of its progress, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from scaling.evaluation import screen
+from scaling.evaluation.metric import Measured
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_now_and_then(clock: list[float]) -> None:
+    out = io.StringIO()
+    shown = screen.Screen(Console(file=out, width=20))
+    with shown.metric("omp") as told:
+        for done in range(1, 11):
+            clock[0] += 10
+            told(done, 10)
+        told(1, 4)  # its next phase: another pace
+        clock[0] += 100
+        told(2, 4)
+    assert out.getvalue().splitlines() == [
+        "  omp: 2 of 10, about 80 s left",
+        "  omp: 4 of 10, about 60 s left",
+        "  omp: 6 of 10, about 40 s left",
+        "  omp: 8 of 10, about 20 s left",
+        "  omp: 2 of 4, about 3 min left",
+    ]
+
+
+def test_the_whole_has_an_eta_after_its_first_run(clock: list[float]) -> None:
+    out = io.StringIO()
+    shown = screen.Screen(Console(file=out))
+    shown.begin(3)
+    shown.run("a n=64")
+    clock[0] += 300
+    shown.run("b n=64")
+    clock[0] += 100
+    shown.run("c n=64")
+    assert out.getvalue().splitlines() == [
+        "[1/3] a n=64",
+        "[2/3] b n=64, about 10 min left for all",
+        "[3/3] c n=64, about 3 min left for all",
+    ]
+
+
+def test_a_terminal_gets_a_bar_that_goes(clock: list[float]) -> None:
+    out: Any = io.StringIO()
+    shown = screen.Screen(Console(file=out, force_terminal=True, width=100))
+    with shown.metric("downstream") as told:
+        told(3, 8)
+    assert "downstream" in out.getvalue()
+    assert "3 of 8" in out.getvalue()
+
+
+def test_numbers_that_are_none_have_their_reason() -> None:
+    out = io.StringIO()
+    reasons = {"undefined": {"y": "no [table] here"}}
+    screen.Screen(Console(file=out)).measured("m", Measured({"x": 1 / 3, "y": None}, reasons), 2.0)
+    assert out.getvalue().splitlines() == [
+        "  m: x 0.3333, y undefined  (2.0 s)",
+        "    y: no [table] here",
+    ]
