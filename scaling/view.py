@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from scaling import run_weights
 from scaling.errors import UserError
 from scaling.evaluate_material import has_text, material_of
 from scaling.evaluation import options as evaluation_options
+from scaling.evaluation.results import Results, identity
 from scaling.evaluation.screen import Screen
 from scaling.plan import RunPlan
-from scaling.runs.store import RunFolder, evaluation_numbers
-from scaling.viewer.known import read_known
-from scaling.viewer.look import Look, Sizes, look_at
+from scaling.runs.store import RunFolder
+from scaling.storage.hashing import file_sha256
+from scaling.viewer.known import FILES, read_known
+from scaling.viewer.look import Sizes, look_at
 from scaling.viewer.serve import serve
-from scaling.viewer.site import check_target, write_site
+from scaling.viewer.site import VERSION, check_target, is_made, write_site
 
+KEPT = "evaluation"
+"""In a run's folder: what metrics keep beside numbers."""
 CONTEXTS = 512
 DEFAULT_PORT = 8765
 
@@ -38,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.examples < 1:
             raise UserError(f"--examples {given.examples}: must be at least 1.")
         check_target(out)
-        _write(folder, out, _options(given.keys), Sizes(examples=given.examples))
+        _make(folder, out, _options(given.keys), Sizes(examples=given.examples))
         print(out / "index.html")
         if given.serve is not None:
             serve(out, given.serve, lambda url: print(f"{url}  (Ctrl-C ends it)", flush=True))
@@ -77,35 +82,56 @@ def _options(keys: list[str]) -> Any:
     return evaluation_options.parsed([f"contexts={CONTEXTS}", *keys])
 
 
-def _write(folder: RunFolder, out: Path, options: Any, sizes: Sizes) -> None:
+def _make(folder: RunFolder, out: Path, options: Any, sizes: Sizes) -> None:
+    """Write the site, unless the same one is there."""
     plan = run_weights.plan_of(folder)
     if not has_text(plan.source.description):
         raise UserError(
             f"the activations of run {plan.run_id} are of no language model ({plan.source.kind}): "
             "there is no text to look at its latents on."
         )
+    wanted = _identity(folder, options, sizes)
+    if is_made(out, wanted):
+        return
+    run = _run(folder, plan, averaged=options.averaged)
     autoencoder = run_weights.load_run(folder, averaged=options.averaged).to(options.device)
-    known = read_known(folder.path / "evaluation", autoencoder.facts.n_latents)
+    known = read_known(folder.path / KEPT, autoencoder.facts.n_latents, run["measured"])
     look = look_at(autoencoder, material_of(plan, options), known, sizes, Screen().metric)
-    write_site(out, look, _run(folder, plan, look, averaged=options.averaged))
+    write_site(out, look, run, wanted)
 
 
-def _run(folder: RunFolder, plan: RunPlan, look: Look, *, averaged: bool) -> dict[str, Any]:
-    """The run as its pages name it: all numbers of its record and its evaluation."""
-    result = folder.read_record().result
-    numbers = {name: value for name, value in result.items() if value is not None}
-    evaluated: dict[str, float] = {}
-    if folder.evaluation_path.exists():
-        evaluated = evaluation_numbers(folder.evaluation_path.read_bytes())
+def _identity(folder: RunFolder, options: Any, sizes: Sizes) -> str:
+    """Of all that a site shows: settings, and every file that it is made from but the weights,
+    which a run that is done keeps."""
+    files = [folder.record_path, folder.evaluation_path]
+    files += [folder.path / KEPT / name for name in FILES.values()]
+    names = ("contexts", "batch_contexts", "averaged", "dtype", "device", "model", "text")
+    return identity(
+        "viewer",
+        VERSION,
+        settings={name: getattr(options, name) for name in names},
+        sizes=asdict(sizes),
+        files={path.name: file_sha256(path) for path in files if path.exists()},
+    )
+
+
+def _run(folder: RunFolder, plan: RunPlan, *, averaged: bool) -> dict[str, Any]:
+    """The run as its pages name it: the numbers of its record, and those of its evaluation that are
+    of these weights."""
+    weights = "averaged" if averaged else "raw"
+    results = Results(folder)
+    measured = results.of_weights(weights)
+    evaluated = {name: results.numbers[name] for names in measured.values() for name in names}
+    record = folder.read_record().result
     return {
         "run_id": plan.run_id,
         "sweep": folder.sweep,
         "title": plan.title,
-        "weights": "averaged" if averaged else "raw",
+        "weights": weights,
         "text": plan.source.description.get("text"),
-        "n_latents": look.activity.n_latents,
-        "record": numbers,
-        "evaluation": evaluated,
+        "measured": sorted(measured),
+        "record": {name: value for name, value in record.items() if value is not None},
+        "evaluation": {name: value for name, value in evaluated.items() if value is not None},
     }
 
 

@@ -5,13 +5,14 @@
     ablation.npz   latent, sparsity, l2              of single ablations, [A]
     n2g.json       LATENT to its patterns, their precision and recall
 
-in the run's folder `evaluation`. Absent files are no fault: pages then do without.
+in the run's folder `evaluation`. Absent files are no fault, and those of metrics measured on other
+weights are not for these pages: they do without.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,25 @@ _N2G = {
 }
 
 
-def read_known(folder: Path, n_latents: int) -> Known:
-    """What there is of a run in its folder `evaluation`.
+FILES = {"density": "density.npz", "ablation": "ablation.npz", "explain": "n2g.json"}
+"""Of each metric what it keeps."""
+
+
+def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
+    """What `metrics` kept of a run in its folder `evaluation`.
 
     Raises:
         UserError: a file is damaged, or of another run.
     """
+    paths = {metric: folder / name for metric, name in FILES.items()}
+    there = {metric for metric in FILES if metric in metrics and paths[metric].exists()}
     try:
-        n2g = _n2g(folder / "n2g.json")
-        density = _arrays(folder / "density.npz")
+        n2g = _n2g(paths["explain"]) if "explain" in there else {}
+        density = _arrays(paths["density"]) if "density" in there else {}
+        ablation = _arrays(paths["ablation"]) if "ablation" in there else {}
         columns = [
             *_density(density, n_latents),
-            *_ablation(_arrays(folder / "ablation.npz"), n_latents),
+            *_ablation(ablation, n_latents),
             *_explained(n2g, n_latents),
         ]
     except (KeyError, TypeError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
@@ -66,20 +74,19 @@ def read_known(folder: Path, n_latents: int) -> Known:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    if not path.exists():
-        return {}
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
 def _density(arrays: dict[str, Array], n_latents: int) -> list[Column]:
-    made = []
-    for name, (label, about) in _DENSITY.items():
-        if name in arrays:
-            if arrays[name].shape != (n_latents,):
-                raise ValueError(f"density.npz: {name} is {arrays[name].shape}, not [{n_latents}]")
-            made.append(Column(name, label, about, arrays[name]))
-    return made
+    for name, array in arrays.items():
+        if name in (*_DENSITY, "layout") and len(array) != n_latents:
+            raise ValueError(f"density.npz: {name} is of {len(array)} latents, not {n_latents}")
+    return [
+        Column(name, label, about, arrays[name])
+        for name, (label, about) in _DENSITY.items()
+        if name in arrays
+    ]
 
 
 def _ablation(arrays: dict[str, Array], n_latents: int) -> list[Column]:
@@ -98,7 +105,7 @@ def _ablation(arrays: dict[str, Array], n_latents: int) -> list[Column]:
 
 
 def _n2g(path: Path) -> dict[int, dict[str, Any]]:
-    return {int(key): entry for key, entry in read_json(path).items()} if path.exists() else {}
+    return {int(key): entry for key, entry in read_json(path).items()}
 
 
 def _explained(n2g: dict[int, dict[str, Any]], n_latents: int) -> Sequence[Column]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from scaling.errors import UserError
-from scaling.storage.atomic import atomic_folder
+from scaling.storage.atomic import atomic_folder, read_json, write_json
 from scaling.viewer.activity import Array
 from scaling.viewer.look import Json, Look, peak_tokens
 
@@ -33,8 +33,10 @@ CHUNK = 256
 N_LABELS = 5
 """Tokens of a latent in the list and for the search: of either kind."""
 ASSETS = ("index.html", "viewer.css", "viewer.js", "viewer_list.js", "viewer_map.js")
-MARK = Path("data") / "site.js"
-"""What a folder of ours has."""
+MARK = "made.json"
+"""What a folder of ours has: the identity of what it shows."""
+VERSION = 1
+"""Raise it when the same run would be shown otherwise."""
 
 
 def check_target(folder: Path) -> None:
@@ -43,7 +45,12 @@ def check_target(folder: Path) -> None:
         raise UserError(f"--out={folder} is there and is no site of ours: name another folder.")
 
 
-def write_site(folder: Path, look: Look, run: Mapping[str, Any]) -> None:
+def is_made(folder: Path, identity: str) -> bool:
+    """Whether the site of that identity is there."""
+    return (folder / MARK).exists() and read_json(folder / MARK) == {"identity": identity}
+
+
+def write_site(folder: Path, look: Look, run: Mapping[str, Any], identity: str) -> None:
     """Write the site, whole or not at all; one that is there is replaced. `run` is JSON.
 
     Raises:
@@ -52,6 +59,7 @@ def write_site(folder: Path, look: Look, run: Mapping[str, Any]) -> None:
     check_target(folder)
     with atomic_folder(folder) as temp:
         (temp / "data").mkdir()
+        write_json(temp / MARK, {"identity": identity})
         for name in ASSETS:
             content = resources.files("scaling.viewer").joinpath("assets", name).read_bytes()
             (temp / name).write_bytes(content)

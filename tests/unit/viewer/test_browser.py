@@ -74,7 +74,9 @@ def evil_site(finished: RunFolder, folder: Path) -> None:
     made = look_at(run_weights.load_run(finished), material, Known(), Sizes(), Screen().metric)
     tokens = [EVIL if number % 2 else text for number, text in enumerate(made.tokens)]
     run = {"run_id": "r", "sweep": EVIL, "title": EVIL, "weights": "raw", "text": EVIL}
-    write_site(folder, replace(made, tokens=tokens), {**run, "record": {}, "evaluation": {EVIL: 1}})
+    write_site(
+        folder, replace(made, tokens=tokens), {**run, "record": {}, "evaluation": {EVIL: 1}}, "id"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,15 @@ def test_what_evaluations_kept_is_shown(finished: RunFolder) -> None:
     pattern = {"tokens": [3, None, 5], "value": 1.5, "examples": 2}
     entry = {"patterns": [pattern], "precision": 0.5, "recall": None}
     (kept / "n2g.json").write_text(json.dumps({"7": entry}))
-    finished.evaluation_path.write_text(json.dumps({"downstream_kl": 0.25, "metrics": {}}))
+    numbers = {"downstream_kl": 0.25, "density_l0": 4.0}
+    names = {"ablation": [], "explain": [], "downstream": ["downstream_kl"]}
+    metrics = {name: {"columns": of, "weights": "raw"} for name, of in names.items()}
+    metrics["density"] = {"columns": ["density_l0"], "weights": "averaged"}
+    finished.evaluation_path.write_text(json.dumps({**numbers, "metrics": metrics}))
+    assert view.main([str(finished.path)]) == 0
+    assert "frequency" not in pages.columns(finished.path / "viewer")  # of other weights
+    metrics["density"]["weights"] = "raw"
+    finished.evaluation_path.write_text(json.dumps({**numbers, "metrics": metrics}))
     assert view.main([str(finished.path)]) == 0
     site = finished.path / "viewer"
     columns = pages.columns(site)
@@ -154,7 +162,10 @@ def test_what_evaluations_kept_is_shown(finished: RunFolder) -> None:
     assert np.isnan(columns["n2g_recall"]).all()
     assert pages.latents(site)[7]["patterns"] == [pattern]
     np.testing.assert_array_equal(pages.unpacked(pages.about(site)["y"]), -frequency)
-    assert pages.about(site)["run"]["evaluation"] == {"downstream_kl": 0.25}
+    assert pages.about(site)["run"]["evaluation"] == numbers
+    made_s = (site / "made.json").stat().st_mtime_ns
+    assert view.main([str(finished.path)]) == 0
+    assert (site / "made.json").stat().st_mtime_ns == made_s  # the same: not made again
     np.savez(kept / "density.npz", frequency=frequency[:9])
     assert view.main([str(finished.path)]) == 2  # of another run
 
