@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaling.activations.readout import Readout
 from scaling.activations.subject import find_blocks, load_model
 from scaling.errors import UserError
 
@@ -67,6 +68,10 @@ class SplitSubject:
     def unembedding(self) -> Tensor:
         """Rows of the output embedding, [V, D]: the final norm comes before it."""
         return self._model.get_output_embeddings().weight  # type: ignore[operator]
+
+    def readout(self) -> Readout:
+        """What makes logits of the residual stream after the last block."""
+        return Readout(self._model, self._blocks)
 
     def _run(self, ids_CT: Tensor) -> Any:
         return self._model(input_ids=ids_CT.to(self._device), use_cache=False)

@@ -40,6 +40,11 @@ class Results:
     def numbers(self) -> dict[str, float | None]:
         return {name: value for name, value in self._content.items() if name != _METRICS}
 
+    def of_weights(self, weights: str) -> dict[str, list[str]]:
+        """The metrics measured on these weights, "raw" or "averaged", with their columns."""
+        entries = self._metrics().items()
+        return {name: one["columns"] for name, one in entries if one.get("weights") == weights}
+
     def has(self, metric: str, wanted: str) -> bool:
         """Whether that metric's numbers are of the identity wanted."""
         return self._metrics().get(metric, {}).get("identity") == wanted

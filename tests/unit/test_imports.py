@@ -88,6 +88,15 @@ LAYERS = {
         "scaling.storage",
         "scaling.errors",
     ],
+    "scaling/viewer/": [
+        "scaling.viewer",
+        "scaling.activations",
+        "scaling.autoencoder",
+        "scaling.evaluation",
+        "scaling.interchange",
+        "scaling.storage",
+        "scaling.errors",
+    ],
     "analysis/": [
         "analysis",
         "scaling.runs.fields",

@@ -1,0 +1,139 @@
+"""Pages to look at a run's latents: `python -m scaling.view RUN_FOLDER [KEY=VALUE] [--serve]`.
+
+Writes a static site, RUN_FOLDER/viewer/index.html unless --out says otherwise, that a browser opens
+from the disk: of every latent the examples it is active in, its histogram, the tokens it promotes,
+its neighbours, and what evaluations found out. Text, model and weights are chosen by the keys of an
+evaluation: contexts (512), averaged, device, dtype, batch_contexts, data_dir, model, text.
+docs/viewer.md defines what is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scaling import run_weights
+from scaling.errors import UserError
+from scaling.evaluate_material import has_text, material_of
+from scaling.evaluation import options as evaluation_options
+from scaling.evaluation.results import Results, identity
+from scaling.evaluation.screen import Screen
+from scaling.plan import RunPlan
+from scaling.runs.store import RunFolder
+from scaling.storage.hashing import file_sha256
+from scaling.viewer.known import FILES, read_known
+from scaling.viewer.look import Sizes, look_at
+from scaling.viewer.serve import serve
+from scaling.viewer.site import VERSION, check_target, is_made, write_site
+
+KEPT = "evaluation"
+"""In a run's folder: what metrics keep beside numbers."""
+CONTEXTS = 512
+DEFAULT_PORT = 8765
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    try:
+        folder = RunFolder(given.run_folder.absolute())
+        out = (given.out or folder.path / "viewer").absolute()
+        if given.examples < 1:
+            raise UserError(f"--examples {given.examples}: must be at least 1.")
+        check_target(out)
+        _make(folder, out, _options(given.keys), Sizes(examples=given.examples))
+        print(out / "index.html")
+        if given.serve is not None:
+            serve(out, given.serve, lambda url: print(f"{url}  (Ctrl-C ends it)", flush=True))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("run_folder", type=Path, help="RUNS_DIR/SWEEP/RUN_ID, of a run that is done")
+    add("keys", nargs="*", metavar="KEY=VALUE", help="of an evaluation, see above")
+    add("--out", type=Path, metavar="DIR", help="the site's folder (default: RUN_FOLDER/viewer)")
+    add("--examples", type=int, default=10, help="top ones of a latent, and random ones (10)")
+    add(
+        "--serve",
+        type=int,
+        nargs="?",
+        const=DEFAULT_PORT,
+        metavar="PORT",
+        help=f"then serve it to this machine alone (port {DEFAULT_PORT}; 0 = any)",
+    )
+    return parser
+
+
+def _options(keys: list[str]) -> Any:
+    for key in keys:
+        if key.startswith("metrics") or "." in key.partition("=")[0]:
+            raise UserError(f"{key} is of evaluations: a viewer measures no metric.")
+    return evaluation_options.parsed([f"contexts={CONTEXTS}", *keys])
+
+
+def _make(folder: RunFolder, out: Path, options: Any, sizes: Sizes) -> None:
+    """Write the site, unless the same one is there."""
+    plan = run_weights.plan_of(folder)
+    if not has_text(plan.source.description):
+        raise UserError(
+            f"the activations of run {plan.run_id} are of no language model ({plan.source.kind}): "
+            "there is no text to look at its latents on."
+        )
+    wanted = _identity(folder, options, sizes)
+    if is_made(out, wanted):
+        return
+    run = _run(folder, plan, averaged=options.averaged)
+    autoencoder = run_weights.load_run(folder, averaged=options.averaged).to(options.device)
+    known = read_known(folder.path / KEPT, autoencoder.facts.n_latents, run["measured"])
+    look = look_at(autoencoder, material_of(plan, options), known, sizes, Screen().metric)
+    write_site(out, look, run, wanted)
+
+
+def _identity(folder: RunFolder, options: Any, sizes: Sizes) -> str:
+    """Of all that a site shows: settings, and every file that it is made from but the weights,
+    which a run that is done keeps."""
+    files = [folder.record_path, folder.evaluation_path]
+    files += [folder.path / KEPT / name for name in FILES.values()]
+    names = ("contexts", "batch_contexts", "averaged", "dtype", "device", "model", "text")
+    return identity(
+        "viewer",
+        VERSION,
+        settings={name: getattr(options, name) for name in names},
+        sizes=asdict(sizes),
+        files={path.name: file_sha256(path) for path in files if path.exists()},
+    )
+
+
+def _run(folder: RunFolder, plan: RunPlan, *, averaged: bool) -> dict[str, Any]:
+    """The run as its pages name it: the numbers of its record, and those of its evaluation that are
+    of these weights."""
+    weights = "averaged" if averaged else "raw"
+    results = Results(folder)
+    measured = results.of_weights(weights)
+    evaluated = {name: results.numbers[name] for names in measured.values() for name in names}
+    record = folder.read_record().result
+    return {
+        "run_id": plan.run_id,
+        "sweep": folder.sweep,
+        "title": plan.title,
+        "weights": weights,
+        "text": plan.source.description.get("text"),
+        "measured": sorted(measured),
+        "record": {name: value for name, value in record.items() if value is not None},
+        "evaluation": {name: value for name, value in evaluated.items() if value is not None},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""What evaluations kept of single latents beside the run's numbers, where they did.
+
+    density.npz    frequency, importance, position   float [N]
+                   layout                            float [N, 2]
+    ablation.npz   latent, sparsity, l2              of single ablations, [A]
+    n2g.json       LATENT to its patterns, their precision and recall
+
+in the run's folder `evaluation`. Absent files are no fault, and those of metrics measured on other
+weights are not for these pages: they do without.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling.errors import UserError
+from scaling.storage.atomic import read_json
+from scaling.viewer.activity import Array
+from scaling.viewer.look import Column, Known
+
+_DENSITY = {
+    "frequency": (
+        "frequency, evaluated",
+        "Share of the vectors evaluated with it active.",
+    ),
+    "importance": ("importance", "Rise of normalized MSE if it alone were 0."),
+    "position": ("position bits", "What a firing tells about the position in the context."),
+}
+_ABLATION = {
+    "sparsity": ("ablation sparsity", "Of its effect on logits: 0 = one logit, 0.64 = Gaussian."),
+    "l2": ("ablation effect", "L2 of the centred change of logits if it is 0 at a token."),
+}
+_N2G = {
+    "precision": ("N2G precision", "Of the tokens its patterns match, the share it is active at."),
+    "recall": ("N2G recall", "Of the tokens it is active at, the share its patterns match."),
+}
+
+
+FILES = {"density": "density.npz", "ablation": "ablation.npz", "explain": "n2g.json"}
+"""Of each metric what it keeps."""
+
+
+def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
+    """What `metrics` kept of a run in its folder `evaluation`.
+
+    Raises:
+        UserError: a file is damaged, or of another run.
+    """
+    paths = {metric: folder / name for metric, name in FILES.items()}
+    there = {metric for metric in FILES if metric in metrics and paths[metric].exists()}
+    try:
+        n2g = _n2g(paths["explain"]) if "explain" in there else {}
+        density = _arrays(paths["density"]) if "density" in there else {}
+        ablation = _arrays(paths["ablation"]) if "ablation" in there else {}
+        columns = [
+            *_density(density, n_latents),
+            *_ablation(ablation, n_latents),
+            *_explained(n2g, n_latents),
+        ]
+    except (KeyError, TypeError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{folder} holds what cannot be read ({error}): remove it and evaluate the run again, "
+            "or look at the run without."
+        ) from error
+    patterns = {latent: entry["patterns"] for latent, entry in n2g.items()}
+    return Known(columns, patterns, density.get("layout"))
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _density(arrays: dict[str, Array], n_latents: int) -> list[Column]:
+    for name, array in arrays.items():
+        if name in (*_DENSITY, "layout") and len(array) != n_latents:
+            raise ValueError(f"density.npz: {name} is of {len(array)} latents, not {n_latents}")
+    return [
+        Column(name, label, about, arrays[name])
+        for name, (label, about) in _DENSITY.items()
+        if name in arrays
+    ]
+
+
+def _ablation(arrays: dict[str, Array], n_latents: int) -> list[Column]:
+    """Means over the ablations of each latent that has some."""
+    made = []
+    for name, (label, about) in _ABLATION.items() if arrays else ():
+        defined_A = ~np.isnan(arrays[name])
+        latent_A, value_A = arrays["latent"][defined_A], arrays[name][defined_A].astype(np.float64)
+        if len(latent_A) and not 0 <= latent_A.min() <= latent_A.max() < n_latents:
+            raise ValueError(f"ablation.npz: latents to {latent_A.max()} of {n_latents}")
+        count_N = np.bincount(latent_A, minlength=n_latents)
+        sum_N = np.bincount(latent_A, value_A, n_latents)
+        mean_N = np.where(count_N, sum_N / np.maximum(count_N, 1), np.nan)
+        made.append(Column(f"ablation_{name}", label, f"{about} Mean of its ablations.", mean_N))
+    return made
+
+
+def _n2g(path: Path) -> dict[int, dict[str, Any]]:
+    return {int(key): entry for key, entry in read_json(path).items()}
+
+
+def _explained(n2g: dict[int, dict[str, Any]], n_latents: int) -> Sequence[Column]:
+    made = []
+    for name, (label, about) in _N2G.items() if n2g else ():
+        values_N = np.full(n_latents, np.nan)
+        for latent, entry in n2g.items():
+            if entry.get(name) is not None:
+                values_N[latent] = entry[name]
+        made.append(Column(f"n2g_{name}", label, about, values_N))
+    return made

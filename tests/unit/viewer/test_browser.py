@@ -1,0 +1,149 @@
+"""The pages in a browser, opened from the disk: what they show, by keys alone, and nothing that the
+text would have them do. All in one visit, since a browser takes seconds to start."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling import run_weights
+from scaling.evaluate_material import material_of
+from scaling.evaluation.screen import Screen
+from scaling.runs.store import RunFolder
+from scaling.view import _options
+from scaling.viewer.look import Known, Sizes, look_at
+from scaling.viewer.site import write_site
+from tests.unit.viewer import pages
+
+EVIL = (
+    "</script><script>document.body.id='ran'</script><img src=x onerror=\"document.body.id='ran'\">"
+)
+DRIVER = """
+const seen = {errors: []};
+addEventListener("error", (event) => seen.errors.push(event.message));
+const all = (selector) => [...document.querySelectorAll(selector)];
+const texts = (selector) => all(selector).map((node) => node.textContent);
+const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const key = (on, key) => on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+const page = () => ({
+  head: texts("h2")[0], hash: location.hash, found: texts("#found")[0],
+  first: texts(".row b")[0], selected: texts('.row[aria-selected="true"] b')[0] ?? null,
+  rows: all(".row").length,
+  tiles: Object.fromEntries(all(".tile").map((t) => [t.dataset.key, t.children[0].textContent])),
+  examples: all(".example").length, peaks: texts(".example .n"), text: texts(".text"),
+  heat: all(".t").map((t) => t.title.split(" ")[0]),
+  promotes: texts("#promotes tbody td"), neighbours: texts("#neighbours a"),
+  scripts: all("img, main script").length, ran: document.body.id,
+});
+addEventListener("load", async () => {
+  const find = document.getElementById("find");
+  const step = async (name, act) => { act(); await wait(250); seen[name] = page(); };
+  await step("overview", () => {});
+  await step("opened", () => { location.hash = "#latent=LATENT"; });
+  await step("far", () => { location.hash = "#latent=FAR"; });
+  await step("near", () => { location.hash = "#latent=LATENT"; });
+  await step("next", () => key(document.body, "j"));
+  await step("typed", () => {
+    key(document.body, "/"); seen.focus = document.activeElement.id;
+    find.value = "299"; find.dispatchEvent(new Event("input")); });
+  await step("entered", () => key(find, "Enter"));
+  await step("by_token", () => {
+    find.value = "onerror"; find.dispatchEvent(new Event("input")); });
+  await step("by_number", () => { location.hash = "#sort=number"; });
+  await step("mapped", () => {
+    const map = document.getElementById("map");
+    for (const name of ["ArrowRight", "ArrowDown", "ArrowLeft"]) key(map, name);
+    seen.told = texts("#told")[0]; key(map, "Enter"); });
+  const result = document.createElement("pre");
+  result.id = "result";
+  result.textContent = JSON.stringify(seen);
+  document.body.append(result);
+});
+"""
+
+
+def evil_site(finished: RunFolder, folder: Path) -> None:
+    """Of a run whose every second token and whose title are markup."""
+    material = material_of(run_weights.plan_of(finished), _options([]))
+    made = look_at(run_weights.load_run(finished), material, Known(), Sizes(), Screen().metric)
+    tokens = [EVIL if number % 2 else text for number, text in enumerate(made.tokens)]
+    run = {"run_id": "r", "sweep": EVIL, "title": EVIL, "weights": "raw", "text": EVIL}
+    write_site(
+        folder, replace(made, tokens=tokens), {**run, "record": {}, "evaluation": {EVIL: 1}}, "id"
+    )
+
+
+@pytest.fixture(scope="module")
+def visited(
+    wide_run: RunFolder, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, dict[str, Any]]:
+    """The site, a busy latent, and what the browser saw."""
+    tmp_path = tmp_path_factory.mktemp("visited")
+    site = tmp_path / "site"
+    evil_site(wide_run, site)
+    density = pages.columns(site)["density"]
+    latent, far = int(density.argmax()), int(density.argmin())
+    driver = DRIVER.replace("LATENT", str(latent)).replace("FAR", str(far))
+    (site / "driver.js").write_text(driver)
+    index = site / "index.html"
+    driven = index.read_text().replace("</body>", '<script src="driver.js"></script></body>')
+    index.write_text(driven)
+    shown = pages.dom(index.as_uri(), tmp_path / "profile")
+    result = re.search(r'<pre id="result">(.*?)</pre>', shown, re.DOTALL)
+    assert result is not None, shown[-3000:]
+    return site, latent, json.loads(html.unescape(result[1]))
+
+
+def test_a_visit(visited: tuple[Path, int, dict[str, Any]]) -> None:
+    site, latent, seen = visited
+    assert seen["errors"] == []
+    steps = [step for step in seen.values() if isinstance(step, dict)]
+    assert [step["scripts"] for step in steps] == [0] * 10  # no text became markup
+    assert [step["ran"] for step in steps] == [""] * 10
+    assert all("<" not in path.read_text() for path in (site / "data").iterdir())
+    assert EVIL in "".join(seen["opened"]["text"])
+    columns, data = pages.columns(site), pages.latents(site)
+    assert seen["overview"]["head"] == "Overview"
+    by_density = sorted(range(300), key=lambda i: (-columns["density"][i], -i))
+    assert seen["overview"]["first"] == str(by_density[0]) == str(latent)
+    assert 5 < seen["overview"]["rows"] < 60  # of 300: those in view
+    opened, shown = seen["opened"], data[latent]
+    assert opened["head"] == f"Latent {latent}"
+    tiles = {label: float(text.replace(",", "")) for label, text in opened["tiles"].items()}
+    for label, key in (("density", "density"), ("mean activation", "mean")):
+        assert tiles[label] == pytest.approx(columns[key][latent], rel=1e-3)
+    assert tiles["active tokens"] == columns["active"][latent]
+    examples = shown["top"] + shown["random"]
+    assert opened["examples"] == len(examples) == 20
+    assert [float(peak) for peak in opened["peaks"]] == [max(values) for _, _, values in examples]
+    heat = [value for _, _, values in examples for value in values]
+    assert [float(text) for text in opened["heat"]] == heat
+    assert [float(text) for text in opened["promotes"][1::2]] == [v for _, v in shown["promoted"]]
+    assert opened["neighbours"] == [str(number) for number, _ in shown["neighbours"]]
+
+
+def test_by_keys_alone(visited: tuple[Path, int, dict[str, Any]]) -> None:
+    site, _, seen = visited
+    columns = pages.columns(site)
+    by_density = sorted(range(300), key=lambda i: (-columns["density"][i], -i))
+    assert seen["far"]["selected"] == str(by_density[-1])  # scrolled to, and drawn
+    assert seen["next"]["head"] == f"Latent {by_density[1]}"
+    assert seen["next"]["selected"] == str(by_density[1])
+    assert seen["focus"] == "find"
+    assert seen["typed"]["found"] == "1 of 300 latents"
+    assert seen["entered"]["head"] == "Latent 299"  # of the second chunk
+    fires = pages.unpacked(pages.about(site)["fires"]).reshape(300, -1)
+    promotes = pages.unpacked(pages.about(site)["promotes"]).reshape(300, -1)
+    none = pages.about(site)["no_token"]
+    odd = ((fires % 2 == 1) & (fires != none)).any(1) | (promotes % 2 == 1).any(1)
+    assert seen["by_token"]["found"] == f"{odd.sum()} of 300 latents"
+    assert seen["by_number"]["first"] == "0"
+    told = re.match(r"Latent (\d+):", seen["told"])
+    assert told is not None
+    assert seen["mapped"]["head"] == f"Latent {told[1]}"
