@@ -58,18 +58,21 @@ class SplitSubject:
             handle.remove()
         raise RuntimeError("the forward pass never reached the layer")
 
-    def logits(self, ids_CT: Tensor, residual_CTD: Tensor) -> Tensor:
-        """Logits [C, T, V] in float32, with the residual stream after the layer replaced."""
+    def logits(self, ids_CT: Tensor, residual_CTD: Tensor, last: int = 0) -> Tensor:
+        """Logits [C, T, V] in float32, with the residual stream after the layer replaced; of the
+        last `last` positions only, where that is not 0."""
         x_CTD = residual_CTD.to(self._device, self._model.dtype)  # type: ignore[arg-type]
         with _skipped(self._blocks[: self.layer], x_CTD, in_tuple=self._in_tuple):
-            return self._run(ids_CT).logits.float()
+            if not last:
+                return self._run(ids_CT).logits.float()
+            return self._run(ids_CT, logits_to_keep=last).logits.float()
 
     def unembedding(self) -> Tensor:
         """Rows of the output embedding, [V, D]: the final norm comes before it."""
         return self._model.get_output_embeddings().weight  # type: ignore[operator]
 
-    def _run(self, ids_CT: Tensor) -> Any:
-        return self._model(input_ids=ids_CT.to(self._device), use_cache=False)
+    def _run(self, ids_CT: Tensor, **more: Any) -> Any:
+        return self._model(input_ids=ids_CT.to(self._device), use_cache=False, **more)
 
 
 class _ReachedLayer(Exception):
