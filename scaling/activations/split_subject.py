@@ -38,6 +38,18 @@ class SplitSubject:
     def vocabulary(self) -> int:
         return int(self._model.config.get_text_config().vocab_size)  # type: ignore[union-attr]
 
+    @property
+    def padding(self) -> int:
+        """A token that stands for no text: the model's padding, begin or end, else token 0."""
+        config = self._model.config.get_text_config()  # type: ignore[union-attr]
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            token = getattr(config, name, None)
+            if isinstance(token, list):
+                token = token[0]
+            if token is not None and 0 <= token < self.vocabulary:
+                return int(token)
+        return 0
+
     @torch.no_grad()
     def residual(self, ids_CT: Tensor) -> Tensor:
         """The residual stream after the layer, [C, T, D], in the model's dtype, on its device."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scaling.evaluation import ablation, downstream
+from scaling.evaluation import ablation, downstream, explain
 from scaling.evaluation.metric import Metric
 
 METRICS: dict[str, tuple[Callable[[], Metric], type[Any]]] = {
     "downstream": (downstream.Downstream, downstream.Options),
     "ablation": (ablation.Ablation, ablation.Options),
+    "explain": (explain.Explain, explain.Options),
 }
 """In the order in which they run: cheap ones first."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from scaling.activations.subject import find_blocks
 from scaling.errors import UserError
 from scaling.evaluation.ablation import FILE, Ablation, Options, effect_sparsity
 from tests.unit.activations.conftest import ConfigMaker
@@ -38,7 +39,7 @@ def test_one_logit_is_one_of_all_and_gaussian_effects_two_over_pi() -> None:
 def by_hooks(folder: Path, context: int, token: int, removed_D: Tensor) -> float:
     """The formula in float64 over a whole model with a hook on its second block."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
-    block = (model.model.layers if hasattr(model, "model") else model.transformer.h)[1]
+    block = find_blocks(model)[1]
 
     def take_away(module: object, inputs: object, output: Tensor | tuple[Tensor]) -> object:
         hidden = output[0] if isinstance(output, tuple) else output
