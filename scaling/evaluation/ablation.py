@@ -17,7 +17,7 @@ Shapes: A ablations at one token, T positions looked at, V = vocabulary, D = d_m
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,12 +27,10 @@ from torch import Tensor
 
 from scaling.activations.split_subject import SplitSubject
 from scaling.errors import UserError
+from scaling.evaluation.ablation_effects import Effect, Site, axes, logit_changes
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.storage.atomic import write_bytes
-
-AT_ONCE = 16
-"""Ablations per pass: bounds the logits held."""
 
 FILE = "ablation.npz"
 """Each ablation of latents: context, token, latent, value, sparsity, l2; int32 and float32."""
@@ -51,33 +49,6 @@ class Options:
     baselines: int = 8
     """Channels, and as many random directions."""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Site:
-    """A token at which latents are ablated, with its text as far as effects are looked at."""
-
-    context: int
-    token: int
-    ids_1T: Tensor
-    residual_1TD: Tensor
-    """float32."""
-
-    @property
-    def x_D(self) -> Tensor:
-        return self.residual_1TD[0, self.token]
-
-
-class Effect(dict[str, list[float]]):
-    """Of many ablations: `sparsity` (NaN where nothing moved) and `l2` of the centred effect."""
-
-    def __init__(self) -> None:
-        super().__init__(sparsity=[], l2=[])
-
-    def add(self, effect_ATV: Tensor) -> None:
-        sparsity_A, l2_A = effect_sparsity(effect_ATV)
-        self["sparsity"] += sparsity_A.tolist()
-        self["l2"] += l2_A.tolist()
 
 
 class Ablation:
@@ -102,7 +73,7 @@ class Ablation:
         rows, effects = [], Effect()
         for done, site in enumerate(sites):
             ids_A, values_A, removed_AD = _contributions(run, site, options, done)
-            for effect_ATV in _effects(subject, site, removed_AD, options.horizon):
+            for effect_ATV in logit_changes(subject, site, removed_AD, options.horizon):
                 effects.add(effect_ATV)
             pairs = zip(ids_A.tolist(), values_A.tolist(), strict=True)
             rows += [(site.context, site.token, latent, value) for latent, value in pairs]
@@ -110,20 +81,6 @@ class Ablation:
         _save(run, rows, effects)
         baselines = material.once(_key("ablation baselines", options), _baselines(options))
         return _measured(rows, effects, baselines, len(sites))
-
-
-def effect_sparsity(effect_ATV: Tensor) -> tuple[Tensor, Tensor]:
-    """(L1 / L2)^2 / (V T) of effects less their medians over V, [A] float64, and their L2, [A].
-
-    The lower median where V is even. NaN where no logit moved against the others.
-    """
-    median_AT1 = effect_ATV.median(dim=2, keepdim=True).values
-    centred_ATV = effect_ATV - median_AT1
-    # Sums over V in the dtype given, over T in float64.
-    l1_A = centred_ATV.abs().sum(dim=2).double().sum(dim=1)
-    square_A = centred_ATV.square().sum(dim=2).double().sum(dim=1)
-    n_effects = effect_ATV.shape[1] * effect_ATV.shape[2]
-    return l1_A.square() / square_A / n_effects, square_A.sqrt()
 
 
 def sample_sites(material: Material, options: Options) -> list[Site]:
@@ -205,21 +162,6 @@ def _contributions(
     return ids_A, values_N[ids_A], contribution_AD
 
 
-@torch.no_grad()
-def _effects(
-    subject: SplitSubject, site: Site, removed_AD: Tensor, horizon: int
-) -> Iterator[Tensor]:
-    """Logit differences [A, T, V], float32, of taking each row from the token's residual."""
-    if not len(removed_AD):
-        return
-    before_1TV = subject.logits(site.ids_1T, site.residual_1TD, last=horizon)
-    for part_AD in removed_AD.split(AT_ONCE):
-        without_ATD = site.residual_1TD.repeat(len(part_AD), 1, 1)
-        without_ATD[:, site.token] -= part_AD
-        ids_AT = site.ids_1T.expand(len(part_AD), -1)
-        yield subject.logits(ids_AT, without_ATD, last=horizon) - before_1TV
-
-
 def _baselines(options: Options) -> Callable[[Material], dict[str, Effect]]:
     """Effects of residual channels and of random directions at the same tokens."""
 
@@ -228,24 +170,14 @@ def _baselines(options: Options) -> Callable[[Material], dict[str, Effect]]:
         found = {"channels": Effect(), "random": Effect()}
         for number, site in enumerate(_sites_of(material, options)):
             rng = np.random.default_rng([options.seed, number, 1])
-            for name, axes_AD in _axes(rng, len(site.x_D), options.baselines).items():
+            for name, axes_AD in axes(rng, len(site.x_D), options.baselines).items():
                 removed_AD = (axes_AD @ site.x_D.cpu())[:, None] * axes_AD
                 on_device_AD = removed_AD.to(site.x_D.device)
-                for effect_ATV in _effects(subject, site, on_device_AD, options.horizon):
+                for effect_ATV in logit_changes(subject, site, on_device_AD, options.horizon):
                     found[name].add(effect_ATV)
         return found
 
     return make
-
-
-def _axes(rng: np.random.Generator, d_model: int, n: int) -> dict[str, Tensor]:
-    """Unit vectors [A, D], float32."""
-    channels = torch.from_numpy(rng.choice(d_model, min(n, d_model), replace=False))
-    gaussian_AD = torch.from_numpy(rng.standard_normal((n, d_model))).float()
-    return {
-        "channels": torch.eye(d_model)[channels],
-        "random": gaussian_AD / gaussian_AD.norm(dim=1, keepdim=True),
-    }
 
 
 def _measured(
@@ -260,6 +192,7 @@ def _measured(
     notes: dict[str, Any] = {
         "median": float(np.median(sparsity[defined])) if defined.any() else None,
         "standard_error": _standard_error(sparsity[defined], tokens[defined]),
+        "at_token": _mean(effects["at_token"]),
         "l2": _mean(effects["l2"]),
         "n_tokens": n_sites,
         "n_ablations": len(rows),
@@ -267,6 +200,7 @@ def _measured(
     }
     for name, effect in baselines.items():
         notes[f"{name}_sparsity"] = _mean(effect["sparsity"])
+        notes[f"{name}_at_token"] = _mean(effect["at_token"])
         notes[f"{name}_l2"] = _mean(effect["l2"])
         notes[f"n_{name}"] = len(effect["l2"])
     return Measured({"ablation_sparsity": _mean(effects["sparsity"])}, notes)

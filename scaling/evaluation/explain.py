@@ -44,13 +44,13 @@ N_TOP = 16
 class Options:
     """Counts are of tokens where not said otherwise."""
 
-    latents: int = 48
+    latents: int = 64
     """Sampled for precision and recall: latents."""
-    examples: int = 8
+    examples: int = 16
     """Of each sampled latent: its strongest in the building half."""
     random_examples: bool = False
     """A seeded sample of its activations instead of the strongest."""
-    shared: int = 768
+    shared: int = 2048
     """A seeded sample of the building half, probed once for all runs: explanations of all latents
     are built on these and on the examples."""
     max_length: int = 6
