@@ -99,6 +99,25 @@ def test_perfect_explanations_lose_nothing_more_than_the_latents(
     assert measured.notes["latents_ce"] != pytest.approx(measured.notes["ce"], abs=1e-3)
 
 
+def test_random_examples_are_seeded_and_other_ones(two_tokens: Material, tmp_path: Path) -> None:
+    run = subject_of(autoencoder(2 * V, n_latents=30, normalization="none"), tmp_path)
+    few = replace(SMALL, shared=1, examples=1)
+    measures = [
+        Explain().measure(run, two_tokens, replace(few, random_examples=random, seed=seed), silent)
+        for random, seed in [(True, 0), (True, 0), (True, 1), (False, 0)]
+    ]
+    assert measures[0] == measures[1]
+    recalls = [measured.numbers["n2g_recall"] for measured in measures]
+    assert len({recalls[0], recalls[2], recalls[3]}) == 3
+
+
+def test_an_autoencoder_that_is_silent_is_measured(two_tokens: Material, tmp_path: Path) -> None:
+    run = subject_of(of_rules([{0: 1.0}], [-5.0]), tmp_path)
+    measured = Explain().measure(run, two_tokens, SMALL, silent)
+    assert measured.numbers["n2g_precision"] is measured.numbers["n2g_recall"] is None
+    assert measured.numbers["explanation_ce"] == measured.notes["latents_ce"]
+
+
 def test_suffix_and_wildcards_of_one_example() -> None:
     ids_T = np.array([7, 8, 9])
     values = np.zeros(n_variants(3), np.float32)
