@@ -44,13 +44,15 @@ N_TOP = 16
 class Options:
     """Counts are of tokens where not said otherwise."""
 
+    contexts: int = 512
+    """Held-out contexts, instead of the evaluation's own number: rare latents need text."""
     latents: int = 64
     """Sampled for precision and recall: latents."""
     examples: int = 16
     """Of each sampled latent: its strongest in the building half."""
     random_examples: bool = False
     """A seeded sample of its activations instead of the strongest."""
-    shared: int = 2048
+    shared: int = 1536
     """A seeded sample of the building half, probed once for all runs: explanations of all latents
     are built on these and on the examples."""
     max_length: int = 6
@@ -79,9 +81,10 @@ class Explain:
         """The columns n2g_precision, n2g_recall and explanation_ce; counts and baselines are notes.
 
         Raises:
-            UserError: a setting out of range, or fewer than two contexts.
+            UserError: a setting out of range.
         """
-        _check(options, material)
+        _check(options)
+        material = material.with_contexts(options.contexts)
         build, test = material.once("explain halves", patterns.halves)
         active = patterns.true_activity(run, material, build)
         tested = patterns.true_activity(run, material, test)
@@ -106,21 +109,25 @@ class Explain:
             "n_examples": len(found),
             "n_examples_without_pattern": sum(one.pattern is None for one in found),
             "n_tokens_probed": len(at.tokens_E),
+            "n_contexts": len(ids_CT),
             "n_tokens_tested": len(test.tokens_R),
             "activity_explained": _explained(said, tested),
         }
         return Measured({**numbers, "explanation_ce": ce}, notes)
 
 
-def _check(options: Options, material: Material) -> None:
+def _check(options: Options) -> None:
     for key in ("latents", "examples", "shared", "max_length", "bigram_contexts"):
         if (value := getattr(options, key)) < 1:
             raise UserError(f"explain.{key}={value} must be at least 1.")
     for key in ("ratio", "saliency"):
         if not 0 < (value := getattr(options, key)) < 1:
             raise UserError(f"explain.{key}={value} must be between 0 and 1.")
-    if len(material.ids_CT) < 2:
-        raise UserError("contexts=1: explanations are built on one half and tested on the other.")
+    if options.contexts < 2:
+        raise UserError(
+            f"explain.contexts={options.contexts} must be at least 2: explanations are built on "
+            "one half and tested on the other."
+        )
 
 
 def _n2g(

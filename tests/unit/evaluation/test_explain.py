@@ -27,7 +27,7 @@ from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 V = 12
 Reading = tuple[int | None, ...]
 """A pattern in reading order; None is any token."""
-SMALL = Options(latents=40, examples=4, shared=30, max_length=3, bigram_contexts=50)
+SMALL = Options(contexts=60, latents=40, examples=4, shared=30, max_length=3, bigram_contexts=50)
 
 
 def silent(done: int, total: int) -> None:
@@ -236,7 +236,7 @@ def test_it_is_what_loops_over_single_sequences_give(
     ids_CT = torch.randint(1, 12, (10, 8), generator=torch.Generator().manual_seed(1))
     material = material_of(harvest_config(), tmp_path, ids_CT)
     sae = autoencoder(16)
-    options = replace(SMALL, shared=15, examples=2)
+    options = replace(SMALL, contexts=10, shared=15, examples=2)
     measured = Explain().measure(subject_of(sae, tmp_path), material, options, silent)
     loops = Loops(material, sae, options)
     precision, recall = loops.rates()
@@ -267,6 +267,7 @@ def test_the_bigram_model_is_a_distribution_and_its_own_formula() -> None:
     ("options", "words"),
     [
         (Options(examples=0), "explain.examples=0 must be at least 1"),
+        (Options(contexts=1), "explain.contexts=1 must be at least 2"),
         (Options(ratio=1.0), "explain.ratio=1.0 must be between 0 and 1"),
     ],
 )
