@@ -142,9 +142,11 @@ class Loops:
         self.subject, self.sae, self.options = material.subject, sae, options
         self.ids = material.ids_CT
         self.residual = self.subject.residual(self.ids)
-        self.z = sae.latents(self.residual)
-        n_contexts, self.n_positions = self.ids.shape
-        places = [(c, t) for c in range(n_contexts) for t in range(1, self.n_positions)]
+        self.max_norm = material.held_out.max_norm
+        self.kept = self.residual.norm(dim=2) <= self.max_norm
+        self.kept[:, 0] = False
+        self.z = sae.latents(self.residual) * self.kept[:, :, None]
+        places = [(c, t) for c, t in self.kept.nonzero().tolist()]
         self.build = [(c, t) for c, t in places if c % 2 == 0]
         self.test = [(c, t) for c, t in places if c % 2 == 1]
         self.seen: dict[tuple[int, ...], Tensor] = {}
@@ -180,7 +182,8 @@ class Loops:
     def _value(self, tokens: list[int], n: int) -> float:
         if (key := tuple(tokens)) not in self.seen:
             ids = torch.tensor([[self.subject.padding, *tokens]])
-            self.seen[key] = self.sae.latents(self.subject.residual(ids)[0, -1:])[0]
+            x_1D = self.subject.residual(ids)[0, -1:]
+            self.seen[key] = self.sae.latents(x_1D)[0] * (x_1D.norm() <= self.max_norm)
         return float(self.seen[key][n])
 
     def _pattern(self, c: int, t: int, n: int) -> Reading | None:
@@ -217,28 +220,26 @@ class Loops:
                 if own:
                     best = max(own, key=lambda p: (len(p), sum(x is not None for x in p)))
                     s[c, t, n] = float(np.mean(patterns[best]))
-        in_build = s[::2], self.z[::2, 1:]
-        square_N = (in_build[0][:, 1:] ** 2).sum((0, 1))
-        scale_N = (in_build[0][:, 1:] * in_build[1]).sum((0, 1)) / square_N.clamp_min(1e-9)
-        x = self.residual[1::2, 1:]
+        scale_N = (s * self.z)[::2].sum((0, 1)) / (s * s)[::2].sum((0, 1)).clamp_min(1e-9)
+        x, kept, ids = self.residual[1::2], self.kept[1::2], self.ids[1::2]
         mean = x.mean(-1, keepdim=True)
-        recon = (s * scale_N)[1::2, 1:] @ self.sae.w_dec + self.sae.b_pre
-        replaced = self.residual[1::2].clone()
-        replaced[:, 1:] = recon * (x - mean).norm(dim=-1, keepdim=True) + mean
+        recon = (s * scale_N)[1::2] @ self.sae.w_dec + self.sae.b_pre
+        recon = recon * (x - mean).norm(dim=-1, keepdim=True) + mean
         with torch.no_grad():
-            logits = self.subject.logits(self.ids[1::2], replaced)[:, 1:-1]
-        return float(cross_entropy(logits.flatten(0, 1), self.ids[1::2, 2:].flatten()))
+            logits = self.subject.logits(ids, torch.where(kept[:, :, None], recon, x))[:, :-1]
+        return float(cross_entropy(logits[kept[:, :-1]], ids[:, 1:][kept[:, :-1]]))
 
 
 def test_it_is_what_loops_over_single_sequences_give(
     harvest_config: ConfigMaker, tmp_path: Path
 ) -> None:
     ids_CT = torch.randint(1, 12, (10, 8), generator=torch.Generator().manual_seed(1))
-    material = material_of(harvest_config(), tmp_path, ids_CT)
+    material = material_of(harvest_config(), tmp_path, ids_CT, max_norm=11)
     sae = autoencoder(16)
     options = replace(SMALL, contexts=10, shared=15, examples=2)
     measured = Explain().measure(subject_of(sae, tmp_path), material, options, silent)
     loops = Loops(material, sae, options)
+    assert 0.7 < float(loops.kept[:, 1:].float().mean()) < 0.95
     precision, recall = loops.rates()
     assert measured.numbers == {
         "n2g_precision": pytest.approx(precision),
