@@ -39,6 +39,18 @@ class SplitSubject:
     def vocabulary(self) -> int:
         return int(self._model.config.get_text_config().vocab_size)  # type: ignore[union-attr]
 
+    @property
+    def padding(self) -> int:
+        """A token that stands for no text: the model's padding, begin or end, else token 0."""
+        config = self._model.config.get_text_config()  # type: ignore[union-attr]
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            token = getattr(config, name, None)
+            if isinstance(token, list):
+                token = token[0]
+            if token is not None and 0 <= token < self.vocabulary:
+                return int(token)
+        return 0
+
     @torch.no_grad()
     def residual(self, ids_CT: Tensor) -> Tensor:
         """The residual stream after the layer, [C, T, D], in the model's dtype, on its device."""
@@ -59,11 +71,14 @@ class SplitSubject:
             handle.remove()
         raise RuntimeError("the forward pass never reached the layer")
 
-    def logits(self, ids_CT: Tensor, residual_CTD: Tensor) -> Tensor:
-        """Logits [C, T, V] in float32, with the residual stream after the layer replaced."""
+    def logits(self, ids_CT: Tensor, residual_CTD: Tensor, last: int = 0) -> Tensor:
+        """Logits [C, T, V] in float32, with the residual stream after the layer replaced; of the
+        last `last` positions only, where that is not 0."""
         x_CTD = residual_CTD.to(self._device, self._model.dtype)  # type: ignore[arg-type]
         with _skipped(self._blocks[: self.layer], x_CTD, in_tuple=self._in_tuple):
-            return self._run(ids_CT).logits.float()
+            if not last:
+                return self._run(ids_CT).logits.float()
+            return self._run(ids_CT, logits_to_keep=last).logits.float()
 
     def unembedding(self) -> Tensor:
         """Rows of the output embedding, [V, D]: the final norm comes before it."""
@@ -73,8 +88,8 @@ class SplitSubject:
         """What makes logits of the residual stream after the last block."""
         return Readout(self._model, self._blocks)
 
-    def _run(self, ids_CT: Tensor) -> Any:
-        return self._model(input_ids=ids_CT.to(self._device), use_cache=False)
+    def _run(self, ids_CT: Tensor, **more: Any) -> Any:
+        return self._model(input_ids=ids_CT.to(self._device), use_cache=False, **more)
 
 
 class _ReachedLayer(Exception):

@@ -89,6 +89,24 @@ class Material:
             self._made[name] = make(self)
         return self._made[name]
 
+    def with_contexts(self, n_contexts: int) -> Material:
+        """The same with more or less text, for a metric that needs another amount; the subject
+        model is the same one."""
+        if n_contexts == self._n_contexts:
+            return self
+        return self.once(f"{n_contexts} contexts", lambda one: one._with(n_contexts))
+
+    def _with(self, n_contexts: int) -> Material:
+        other = Material(
+            self.request,
+            n_contexts=n_contexts,
+            batch_contexts=self._batch_contexts,
+            dtype=self._dtype,
+            device=self.device,
+        )
+        other.subject = self.subject
+        return other
+
     def batches(self) -> Iterator[TextBatch]:
         """All contexts in their order; the residual stream is computed once and kept."""
         yield from self._batches

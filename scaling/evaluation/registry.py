@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scaling.evaluation import density, downstream, ksvd, omp, progressive, refine
+from scaling.evaluation import (
+    ablation,
+    density,
+    downstream,
+    explain,
+    ksvd,
+    omp,
+    progressive,
+    refine,
+)
 from scaling.evaluation.metric import Metric
 
 METRICS: dict[str, tuple[Callable[[], Metric], type[Any]]] = {
@@ -15,5 +24,7 @@ METRICS: dict[str, tuple[Callable[[], Metric], type[Any]]] = {
     "downstream": (downstream.Downstream, downstream.Options),
     "omp": (omp.SparseCoding, omp.Options),
     "ksvd": (ksvd.KSVD, ksvd.Options),
+    "ablation": (ablation.Ablation, ablation.Options),
+    "explain": (explain.Explain, explain.Options),
 }
 """In the order in which they run: cheap ones first."""

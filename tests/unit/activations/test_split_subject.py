@@ -28,6 +28,8 @@ def test_both_parts_together_are_the_model(folder: Path, layer: int) -> None:
     assert torch.equal(residual, harvested[layer])
     whole = AutoModelForCausalLM.from_pretrained(folder)(IDS, use_cache=False).logits
     torch.testing.assert_close(subject.logits(IDS, residual), whole.detach(), rtol=0, atol=1e-6)
+    last = subject.logits(IDS, residual, last=2)
+    torch.testing.assert_close(last, whole[:, -2:].detach(), rtol=0, atol=1e-6)
     assert not torch.allclose(subject.logits(IDS, torch.zeros_like(residual)), whole, atol=1e-2)
     torch.testing.assert_close(subject.residual(IDS), residual)  # the blocks are themselves again
 
