@@ -52,7 +52,7 @@ class Material:
         self._n_contexts = n_contexts
         self._batch_contexts = batch_contexts
         self._made: dict[str, Any] = {}
-        self._dtype = dtype or request.recipe.model_dtype
+        self.dtype = dtype or request.recipe.model_dtype
 
     @cached_property
     def model_folder(self) -> Path:
@@ -61,7 +61,7 @@ class Material:
     @cached_property
     def subject(self) -> SplitSubject:
         return SplitSubject(
-            self.model_folder, layer=self.request.layer, dtype=self._dtype, device=self.device
+            self.model_folder, layer=self.request.layer, dtype=self.dtype, device=self.device
         )
 
     @cached_property
