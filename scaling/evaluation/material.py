@@ -52,7 +52,12 @@ class Material:
         self._n_contexts = n_contexts
         self._batch_contexts = batch_contexts
         self._made: dict[str, Any] = {}
-        self.dtype = dtype or request.recipe.model_dtype
+        self._dtype = dtype or request.recipe.model_dtype
+
+    @property
+    def dtype(self) -> str:
+        """Of the subject model."""
+        return self._dtype
 
     @cached_property
     def model_folder(self) -> Path:
@@ -61,7 +66,7 @@ class Material:
     @cached_property
     def subject(self) -> SplitSubject:
         return SplitSubject(
-            self.model_folder, layer=self.request.layer, dtype=self.dtype, device=self.device
+            self.model_folder, layer=self.request.layer, dtype=self._dtype, device=self.device
         )
 
     @cached_property

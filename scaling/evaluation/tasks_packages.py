@@ -20,9 +20,11 @@ from scaling.evaluation.tasks import Labelled, Task, package_folder
 from scaling.storage.hashing import sha256_hex
 
 PASSAGE_WORDS = 40
+PASSAGES = 40
+"""Of an address, at most: its first."""
 MIN_CHARACTERS = 30
 """Shorter messages, replies and docstrings hardly say what they are."""
-PYTHON_MODULES = 80
+PYTHON_MODULES = 50
 LANGUAGES = ("de", "el", "es", "fr", "it", "nl", "pt", "sv")
 """With English, those of the Europarl tasks of the paper."""
 
@@ -47,7 +49,7 @@ def _addresses(label: Callable[[dict[str, str]], bool | None], document: str) ->
             wanted = label(row)
             if wanted is not None:
                 words = (folder / "speeches" / f"{row['fileid']}.txt").read_text("utf-8").split()
-                for start in range(0, len(words) - PASSAGE_WORDS, PASSAGE_WORDS):
+                for start in range(0, len(words) - PASSAGE_WORDS, PASSAGE_WORDS)[:PASSAGES]:
                     passage = " ".join(words[start : start + PASSAGE_WORDS])
                     yield Labelled(passage, wanted, row[document])
 

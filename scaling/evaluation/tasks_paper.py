@@ -2,7 +2,8 @@
 
 Most of them, the hand-made ones among them, are in the package sae-probes (Kantamneni et al. 2025),
 as they ended there: balanced, and cut where the probe is to look. The others are read from the hub
-(tasks_hub.py).
+(tasks_hub.py), but one, text of GPT-2 against text of people, which has to come in a file
+(docs/evaluation_probes.md).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from scaling.errors import UserError
+from scaling.evaluation import tasks_hub
 from scaling.evaluation.tasks import Labelled, Task, package_folder
 
 PACKAGES = ("sae-probes", "zstandard")
@@ -88,6 +90,13 @@ TASKS = (
     _task(
         "wikidata_sex_or_gender", "of a woman", "56_wikidatasex_or_gender", "female", _last_words
     ),
+    _task(
+        "wikidata_political_party",
+        "of a Democrat, not a Republican",
+        "58_wikidatapolitical_party",
+        "Democratic Party",
+        _last_words,
+    ),
     _task("wikidata_isalive", "of somebody alive", "57_wikidatais_alive", "True", _last_words),
     *(
         _task(
@@ -109,4 +118,5 @@ TASKS = (
         for number, phrase in enumerate(_PHRASES, start=65)
     ),
     _task("cola", "a sentence that grammar allows", "87_glue_cola", "1"),
+    *tasks_hub.TASKS,
 )
