@@ -46,7 +46,7 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
         UserError: a name or a pattern of no task, a file that is not there, no name at all.
     """
     found: dict[str, Task] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         for task in _find(name):
             if found.get(task.name, task) != task:
                 raise UserError(f"probes.tasks: two tasks are named {task.name}: rename the file.")
