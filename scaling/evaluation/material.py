@@ -64,6 +64,11 @@ class Material:
         self._made: dict[str, Any] = {}
         self._dtype = dtype or request.recipe.model_dtype
 
+    @property
+    def dtype(self) -> str:
+        """Of the subject model."""
+        return self._dtype
+
     @cached_property
     def model_folder(self) -> Path:
         return model_folder(self.request)

@@ -12,6 +12,7 @@ from scaling.evaluation import (
     explain,
     ksvd,
     omp,
+    probes,
     progressive,
     refine,
 )
@@ -26,5 +27,6 @@ METRICS: dict[str, tuple[Callable[[], Metric], type[Any]]] = {
     "ksvd": (ksvd.KSVD, ksvd.Options),
     "ablation": (ablation.Ablation, ablation.Options),
     "explain": (explain.Explain, explain.Options),
+    "probes": (probes.Probes, probes.Options),
 }
 """In the order in which they run: cheap ones first."""
