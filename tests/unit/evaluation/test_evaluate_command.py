@@ -220,7 +220,7 @@ def test_runs_of_one_source_share_their_material(
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("metrics=downstreem", "there is none; known are downstream"),
+        ("metrics=downstreem", "there is none; known are density, refinement"),
         ("metrics=", "names none"),
         ("context=3", "Did you mean contexts?"),
         ("contexts=few", "contexts=few: "),
