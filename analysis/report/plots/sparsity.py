@@ -47,7 +47,8 @@ def frontiers(found: Comparison) -> Figure:
                 axes.axvline(target.l0, color=INK, alpha=0.35, linewidth=0.8, linestyle=":")
             axes.set_title(f"n = {n}")
         notes = [Line2D([], [], color=INK, ls=":", alpha=0.5, label="L0 compared")]
-        if len({series.place.tuned for series in chosen.series}) > len(chosen.sizes):
+        places = {series.place for series in chosen.series}
+        if len(places) > len({(place.arm, place.n_latents) for place in places}):
             open_marks = {"marker": "o", "mfc": "none", "ls": "", "markersize": 4.5}
             notes.append(Line2D([], [], color=INK, label="not the best lr", **open_marks))
         name_kinds(panels[min(len(panels), COLUMNS) - 1], looks, notes)

@@ -237,6 +237,20 @@ def test_figures_have_every_run_and_a_line_for_each_arm(found: Comparison) -> No
     assert len(against_n.axes[0].containers) == 9
 
 
+@pytest.mark.parametrize("tuned", [True, False])
+def test_open_marks_are_named_where_an_arm_has_several_rates(tmp_path: Path, tuned: bool) -> None:
+    """Arms of a rate each, as after tuning, have none."""
+    plant(tmp_path, ("topk", "relu"), (512,), (0,), rates={1e-3: 1.1, 2e-3: 1.0})
+    for path in tmp_path.glob("*/record.json"):
+        result = json.loads(path.read_text())["result"]
+        if not tuned and (result["lr"] == 1e-3) != (result["autoencoder"] == "topk"):
+            path.unlink()
+    runs = load_runs(tmp_path, allow="autoencoder")
+    legend = frontiers(compare(runs, l0s=[32.0])).axes[-1].get_legend()
+    assert legend is not None
+    assert ("not the best lr" in [text.get_text() for text in legend.get_texts()]) == tuned
+
+
 def test_a_page_of_architectures_tunes_rates_and_does_not_ask_of_them(tmp_path: Path) -> None:
     rates = {1e-3: 1.1, 2e-3: 1.0}
     plant(tmp_path, ("topk", "relu"), (512,), seeds=(0, 1), rates=rates)
