@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 from analysis.report import page
 from analysis.report.contents import CONVENTION, Contents
 from analysis.report.plots import frontier, losses, residual_maps, residuals
-from analysis.report.sections import compute, forms, judgement, laws, prediction, runs, summary
+from analysis.report.plots import quality as quality_plots
+from analysis.report.sections import (
+    compute,
+    forms,
+    judgement,
+    laws,
+    prediction,
+    quality,
+    runs,
+    summary,
+)
 
 Drawings = Mapping[str, Figure | None]
 
@@ -25,6 +35,7 @@ def drawings(found: Contents) -> dict[str, Figure | None]:
         if study.judged
         else None,
         "frontier": frontier.frontier(found.frame, found.frontier, f"flops_{CONVENTION}"),
+        **quality_plots.drawings(found.quality),
     }
 
 
@@ -37,6 +48,7 @@ def body(found: Contents, figures: Drawings) -> Iterator[str]:
     yield page.heading("The laws, and what each may be used for")
     yield from laws.laws(found.study)
     yield from _compute(found, figures)
+    yield from quality.quality(found.quality, figures)
     yield from _runs(found)
 
 

@@ -14,6 +14,7 @@ from analysis.planning.frontier import Frontier, default_budgets, frontier
 from analysis.planning.frontier_table import frontier_json
 from analysis.planning.stored import of_fitted
 from analysis.planning.variants import resampled
+from analysis.quality.found import QualityFound, quality
 from analysis.records.load import runs_table
 from analysis.study.facts import costs, provenance, subject, trained_tokens
 from analysis.study.fitted import FitOptions
@@ -30,6 +31,7 @@ class Contents:
     study: Study
     frontier: Frontier | None
     frontier_refusal: str  # why there is none
+    quality: QualityFound  # of evaluations; empty where there are none
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def contents(frame: pd.DataFrame, *, name: str, loss: str, options: FitOptions) 
         found, refusal = _frontier(study, frame), ""
     except TableError as error:
         found, refusal = None, str(error)
-    return Contents(name, frame, study, found, refusal)
+    return Contents(name, frame, study, found, refusal, quality(frame))
 
 
 def _frontier(study: Study, frame: pd.DataFrame) -> Frontier:

@@ -27,6 +27,7 @@ from analysis.command import (
 from analysis.errors import TableError
 from analysis.files import cannot_write, checked_path
 from analysis.fitting.fit import METHODS
+from analysis.quality.found import quality_json
 from analysis.records.columns import DEFAULT_LOSS, LOSSES
 from analysis.report import page
 from analysis.report.body import body, drawings
@@ -45,6 +46,7 @@ from analysis.study.words import describe
 _OURS = (
     *("fits.json", "parameters.csv", "comparison.json", "loss_against_n.png"),
     *("loss_against_tokens.png", "residuals.png", "residual_maps.png", "frontier.png"),
+    *("quality.json", "quality_n.png", "quality_k.png"),
     *("frontiers*.png", "loss_at_l0*.png", "ablation_*.png"),
 )
 """All that reports ever write beside their page."""
@@ -71,7 +73,10 @@ def _write_laws(found: Contents, folder: Path) -> None:
     figures = drawings(found)
     html = page.page(f"Scaling laws: {found.name}", body(found, figures))
     texts = {"index.html": html, "parameters.csv": parameters_csv(found)}
-    write_report(texts, figures, {"fits.json": fits_json(found)}, folder)
+    objects = {"fits.json": fits_json(found)}
+    if not found.quality.is_empty:
+        objects["quality.json"] = quality_json(found.quality)
+    write_report(texts, figures, objects, folder)
     print(result_text(found.study))
     for code, message in found.cautions.items():
         print(f"  caution {code}: {message}")

@@ -1,0 +1,107 @@
+"""Is there a law of n and k for a metric, as there is one for the loss?
+
+Tried for metrics that fall as they get better and are above 0, in this order, fixed before any
+result:
+
+    L(n,k) without a floor   ln L = alpha + beta_k ln k + beta_n ln n + gamma ln k ln n
+    L(n,k)                   the same, plus a floor that depends on k
+
+The first is claimed that stands two tests: no lack of fit against the scatter of seeds (F test at
+1%), and every run of the largest n, held out, within its 95% prediction interval (at most one in
+ten outside). Runs of mostly dead latents are not fitted, as they are not for the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.errors import TableError
+from analysis.judgement.holdout import Holdout
+from analysis.judgement.lack_of_fit import LackOfFit, lack_of_fit
+from analysis.laws.joint import LatentsAndK
+from analysis.laws.law import Law
+from analysis.laws.nested import RIVALS
+from analysis.quality.values import Values
+from analysis.records.table import RunTable
+from analysis.study.fitted import FittedLaw, fit_table
+
+CANDIDATES: tuple[type[Law], ...] = (
+    next(law for law in RIVALS[LatentsAndK.name] if law.name.endswith("_no_floor")),
+    LatentsAndK,
+)
+_MOST_OUTSIDE = 0.1
+"""Of the runs held out: one in twenty is outside by chance."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One law, on all runs and on those below the largest n."""
+
+    title: str
+    refusal: str
+    """Why it could not be fitted or tested; "" where it was."""
+    fitted: FittedLaw | None = None
+    lack: LackOfFit | None = None
+    held_out: Holdout | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.fitted is not None and not self.objection
+
+    @property
+    def objection(self) -> str:
+        """What speaks against it; "" where nothing does."""
+        if self.fitted is None or self.lack is None or self.held_out is None:
+            return self.refusal
+        if self.lack.test is None:
+            return f"lack of fit cannot be tested: {self.lack.refusal}"
+        if self.lack.found:
+            return (
+                f"it misses by {self.lack.sd_law:.2g} beyond the {self.lack.sd_pure:.2g} between "
+                f"seeds, in ln (p = {self.lack.p:.1g})"
+            )
+        held, n_held = self.held_out, len(self.held_out.table)
+        if n_held - held.in_pi95 > _MOST_OUTSIDE * n_held:
+            return (
+                f"of {n_held} runs of the largest n, held out, {n_held - held.in_pi95} lie outside "
+                f"of their 95% intervals (error {held.rms_log:.1%} rms)"
+            )
+        return ""
+
+
+def laws_tried(values: Values) -> list[Tried]:
+    """Up to and with the first that holds; none where the metric takes no law."""
+    if not values.quality.takes_law:
+        return []
+    if not values.relative:
+        return [Tried("L(n,k)", "some values are not above 0")]
+    tried: list[Tried] = []
+    for law in CANDIDATES:
+        tried.append(_tried(law, _table(values)))
+        if tried[-1].holds:
+            break
+    return tried
+
+
+def _tried(law: type[Law], table: RunTable) -> Tried:
+    """Plain fits: the intervals of their parameters are from standard errors."""
+    largest = table.points["n"] == table.points["n"].max() if len(table) else np.zeros(0, bool)
+    try:
+        fitted = fit_table(law, table, n_bootstrap=0)
+        tested = fit_table(law, table, held_out=largest, n_bootstrap=0)
+    except TableError as refusal:
+        return Tried(law.title, str(refusal))
+    return Tried(fitted.title, "", fitted, lack_of_fit(fitted.fit), tested.holdout)
+
+
+def _table(values: Values) -> RunTable:
+    runs = values.runs.loc[~values.runs["dead"]]
+    points = {axis: runs[axis].to_numpy(np.float64) for axis in ("n", "k")}
+    if values.tokens is not None:
+        points["tokens"] = np.full(len(runs), values.tokens)
+    return RunTable(
+        *(points, runs["value"].to_numpy(np.float64), tuple(runs["run"]), values.quality.column),
+        seeds=(None,) * len(runs),
+    )

@@ -1,0 +1,171 @@
+"""The values of one metric over the runs evaluated: cells of n and k, seeds within them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.counts import short_count
+from analysis.laws.forms import Array
+from analysis.quality.metrics import Quality
+from analysis.records.columns import budgets, numbers
+from analysis.uncertainty.seeds import Bounds, Noise, pooled
+
+Axis = Literal["n", "k"]
+OTHER: dict[Axis, Axis] = {"n": "k", "k": "n"}
+
+
+class Cell(NamedTuple):
+    """Where runs differ in the seed alone."""
+
+    n: float
+    k: float
+
+
+@dataclass(frozen=True)
+class Values:
+    """Of one metric, at one token budget."""
+
+    quality: Quality
+    tokens: float | None
+    """The budget of these runs; None where the records say none."""
+    of: dict[Cell, Array]
+    """A value per seed, in the column's own unit."""
+    runs: pd.DataFrame
+    """Columns run, n, k, value, dead: one row per run; dead are those that no law is fitted to."""
+
+    @property
+    def n_runs(self) -> int:
+        return len(self.runs)
+
+    @property
+    def n_dead(self) -> int:
+        return self.runs["dead"].tolist().count(True)
+
+    @property
+    def relative(self) -> bool:
+        """Whether changes are of ln value: where the metric is read so and all are above 0."""
+        return self.quality.relative and bool((self.runs["value"] > 0).all())
+
+    def scaled(self, cell: Cell) -> Array:
+        """The seeds' values, or their ln where changes are relative."""
+        values = self.of[cell]
+        return np.log(values) if self.relative else values
+
+    def mean(self, cell: Cell) -> float:
+        return float(self.scaled(cell).mean())
+
+    @property
+    def noise(self) -> Noise | None:
+        """From seed to seed, pooled over cells; None where no cell has two."""
+        return pooled(self.scaled(cell) for cell in self.of)
+
+    def levels(self, axis: Axis) -> list[float]:
+        return sorted({getattr(cell, axis) for cell in self.of})
+
+    def lines(self, axis: Axis) -> Iterator[tuple[float, list[Cell]]]:
+        """Along `axis`: the other axis's level and its cells in ascending order."""
+        other = OTHER[axis]
+        for level in self.levels(other):
+            cells = [cell for cell in self.of if getattr(cell, other) == level]
+            yield level, sorted(cells, key=lambda cell: getattr(cell, axis))
+
+
+class Change(NamedTuple):
+    """From one cell to another, in the units of `Values.scaled`."""
+
+    start: Cell
+    end: Cell
+    value: float
+    interval: Bounds | None
+    """95%, of the seeds' scatter; None where it is not known."""
+
+    @property
+    def is_seen(self) -> bool:
+        """Beyond the scatter of seeds."""
+        return self.interval is not None and not self.interval.low <= 0.0 <= self.interval.high
+
+
+def change(values: Values, start: Cell, end: Cell) -> Change:
+    """Of the means of two cells."""
+    apart = values.mean(end) - values.mean(start)
+    noise = values.noise
+    if noise is None:
+        return Change(start, end, apart, None)
+    seeds = 1.0 / (1.0 / len(values.of[start]) + 1.0 / len(values.of[end]))
+    half = float(np.sqrt(noise.squared(seeds)))
+    return Change(start, end, apart, Bounds(apart - half, apart + half))
+
+
+def steps(values: Values, axis: Axis) -> list[Change]:
+    """From each cell to the next along `axis`."""
+    return [change(values, *pair) for _, cells in values.lines(axis) for pair in pairwise(cells)]
+
+
+def ends(values: Values, axis: Axis) -> list[tuple[float, Change]]:
+    """From the first to the last along `axis`, for each level of the other with at least two."""
+    lines = values.lines(axis)
+    return [(level, change(values, cells[0], cells[-1])) for level, cells in lines if cells[1:]]
+
+
+def values_of(frame: pd.DataFrame, quality: Quality) -> Values | str:
+    """Of the runs in use that were evaluated, at the budget with most cells of them; or why there
+    is nothing to show ("" where no run was evaluated for it). Columns as in `load_runs`; runs of
+    mostly dead latents count."""
+    value = numbers(frame, quality.column)
+    table = pd.DataFrame(
+        {
+            "run": frame["run_id"].astype(str),
+            **{"n": numbers(frame, "n_latents"), "k": numbers(frame, "k")},
+            **{"tokens": budgets(frame), "value": value},
+            "dead": (frame["excluded"] != "").to_numpy(),
+        }
+    )
+    evaluated = np.isfinite(table[["n", "k", "value"]]).all(axis=1)
+    if not evaluated.any():
+        return ""
+    if refusal := _mixed(frame.loc[evaluated], quality):
+        return refusal
+    table = table.loc[evaluated]
+    tokens = _budget(table)
+    at = table if tokens is None else table.loc[table["tokens"] == tokens]
+    cells = at.groupby(["n", "k"])["value"]
+    of = {Cell(*key): group.to_numpy() for key, group in cells}  # pyright: ignore[reportGeneralTypeIssues]
+    return Values(quality, tokens, of, at.drop(columns="tokens"))
+
+
+def _mixed(evaluated: pd.DataFrame, quality: Quality) -> str:
+    """Why these numbers do not compare; "" where they do, or nothing says how they were made."""
+    column = f"{quality.metric}_measured_as"
+    if column not in evaluated:
+        return ""
+    ways = evaluated[column].fillna("not recorded").value_counts()
+    if len(ways) < 2:
+        return ""
+    found = ", ".join(f"{way} ({count} runs)" for way, count in ways.items())
+    return (
+        f"{quality.metric} was measured in several ways: {found}. Other settings, text or tasks "
+        "give other numbers; evaluate all runs with one setting."
+    )
+
+
+def _budget(table: pd.DataFrame) -> float | None:
+    """With most cells, then most runs, then most tokens."""
+    known = table.loc[np.isfinite(table["tokens"])]
+    if known.empty:
+        return None
+
+    def rank(tokens: float) -> tuple[int, int, float]:
+        at = known.loc[known["tokens"] == tokens]
+        return len(at[["n", "k"]].drop_duplicates()), len(at), tokens
+
+    return max(map(float, known["tokens"].unique()), key=rank)
+
+
+def budget_words(tokens: float | None) -> str:
+    return "" if tokens is None else f" at {short_count(tokens)} tokens"

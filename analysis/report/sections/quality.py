@@ -1,0 +1,152 @@
+"""What evaluations found: how each metric moves with n and k, and where a law holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from analysis.planning.text import aligned
+from analysis.quality.found import AXES, MetricFound, QualityFound
+from analysis.quality.law import Tried
+from analysis.quality.trend import Trend
+from analysis.quality.values import OTHER, Axis, Change, Values
+from analysis.report import page
+from analysis.uncertainty.seeds import Bounds
+
+TREND_HEADER = ("metric", "values", "per doubling of {}", "95%", "steps", "best inside")
+ENDS_HEADER = ("metric", "from", "to", "change, with the 95% interval of seeds")
+LAW_HEADER = ("metric", "law", "beta_n", "95%", "beta_k", "95%", "held-out error", "verdict")
+ABOUT = (
+    "Per doubling: a straight line over the means of cells, with a level for each value of the "
+    "other axis; its interval holds what the line misses and the scatter of seeds. Steps are to "
+    "the next cell, and count as better or worse where they are beyond the scatter of seeds (95%, "
+    "pooled over cells, each by itself: of many, one in twenty is by chance). A metric turns over "
+    "where its best cell is inside, and better than both ends beyond that scatter."
+)
+
+
+def quality(found: QualityFound, figures: Mapping[str, Figure | None]) -> Iterator[str]:
+    """HTML of the section; nothing where no run was evaluated."""
+    if found.is_empty:
+        return
+    yield page.heading("Quality beyond reconstruction")
+    yield from (page.paragraph(f"Not shown: {why}", "warn") for why in _refusals(found))
+    if not found.metrics:
+        return
+    yield page.paragraph(f"Evaluations of {found.words}. {ABOUT}{_dead(found)}")
+    for axis in AXES:
+        rows = trend_rows(found, axis)
+        if rows:
+            yield page.heading(f"Along {axis}", 3)
+            yield page.figure(figures[f"quality_{axis}"], f"Metrics against {axis}.")
+            yield page.table(_trend_header(axis), rows)
+            yield page.folded(
+                "From the first to the last", page.table(ENDS_HEADER, ends_rows(found, axis))
+            )
+    yield page.heading("Laws of n and k", 3)
+    yield page.paragraph(
+        "Tried for metrics that fall as they get better: a plane in logarithms with a product, "
+        "then with a floor. Claimed where neither test speaks against it: lack of fit against the "
+        "scatter of seeds, and the runs of the largest n, predicted without them."
+    )
+    yield page.table(LAW_HEADER, law_rows(found))
+
+
+def lines(found: QualityFound) -> Iterator[str]:
+    """The tables for a terminal."""
+    yield from (f"caution: {why}" for why in _refusals(found))
+    if not found.metrics:
+        return
+    yield f"{found.words}{_dead(found)}"
+    for axis in AXES:
+        if rows := trend_rows(found, axis):
+            yield "\n" + aligned(_trend_header(axis), rows)
+    if rows := law_rows(found):
+        yield "\n" + aligned(LAW_HEADER, rows)
+
+
+def _refusals(found: QualityFound) -> list[str]:
+    return list(dict.fromkeys(found.refusals.values()))
+
+
+def _dead(found: QualityFound) -> str:
+    if not found.n_dead:
+        return ""
+    return f" {found.n_dead} runs of mostly dead latents are shown, and no law is fitted to them."
+
+
+def _trend_header(axis: Axis) -> tuple[str, ...]:
+    return tuple(cell.format(axis) for cell in TREND_HEADER)
+
+
+def trend_rows(found: QualityFound, axis: Axis) -> list[tuple[str, ...]]:
+    """A row per metric that has cells along `axis`."""
+    return [_trend_row(one, one.trends[axis]) for one in found.metrics if axis in one.trends]
+
+
+def _trend_row(found: MetricFound, trend: Trend) -> tuple[str, ...]:
+    values = found.values
+    of_cells = [float(seeds.mean()) for seeds in values.of.values()]
+    steps = ", ".join(f"{count} {word}" for word, count in trend.counts.items())
+    other = OTHER[trend.axis]
+    turns = [f"{trend.axis} = {t.best:g} at {other} = {t.level:g}" for t in trend.turns]
+    scatter = "" if values.noise is not None else " (scatter not known)"
+    return (
+        *(values.quality.column, f"{min(of_cells):.3g} to {max(of_cells):.3g}"),
+        *(_amount(values, trend.slope), _interval(values, trend.interval)),
+        *(f"{steps}{scatter}", "; ".join(turns)),
+    )
+
+
+def ends_rows(found: QualityFound, axis: Axis) -> list[tuple[str, ...]]:
+    """A row per metric and level of the other axis."""
+    return [
+        _ends_row(one.values, axis, level, change)
+        for one in found.metrics
+        if axis in one.trends
+        for level, change in one.trends[axis].ends
+    ]
+
+
+def _ends_row(values: Values, axis: Axis, level: float, change: Change) -> tuple[str, ...]:
+    start, end = (
+        f"{values.of[cell].mean():.3g} at {axis} = {getattr(cell, axis):g}"
+        for cell in (change.start, change.end)
+    )
+    apart = f"{_amount(values, change.value)} ({_interval(values, change.interval)})"
+    return (f"{values.quality.column}, {OTHER[axis]} = {level:g}", start, end, apart)
+
+
+def law_rows(found: QualityFound) -> list[tuple[str, ...]]:
+    """A row per law tried; a metric that takes none has none."""
+    return [
+        (one.values.quality.column, tried.title, *_law_cells(tried))
+        for one in found.metrics
+        for tried in one.laws
+    ]
+
+
+def _law_cells(tried: Tried) -> tuple[str, ...]:
+    verdict = "holds" if tried.holds else f"no law: {tried.objection}"
+    if tried.fitted is None:
+        return (*[""] * 5, verdict)
+    parameters, ci95 = tried.fitted.law.parameters, tried.fitted.ci95
+    cells = [
+        text
+        for name in ("beta_n", "beta_k")
+        for text in (f"{parameters[name]:.3g}", "{:.3g} to {:.3g}".format(*ci95[name]))
+    ]
+    held = tried.held_out
+    return (*cells, "" if held is None else f"{held.rms_log:.1%} rms", verdict)
+
+
+def _amount(values: Values, change: float) -> str:
+    return f"{np.expm1(change):+.1%}" if values.relative else f"{change:+.3g}"
+
+
+def _interval(values: Values, interval: Bounds | None) -> str:
+    if interval is None:
+        return "not known"
+    return " to ".join(_amount(values, end) for end in interval)

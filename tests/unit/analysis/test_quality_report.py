@@ -1,0 +1,71 @@
+"""Quality in a sweep's report and on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from planted_quality import plant_quality
+
+from analysis.quality.command import quality_command
+from analysis.report.write import main
+
+METRICS = {
+    "downstream_kl": lambda n, k: 2.0 * n**-0.3 * k**-0.2,
+    "probe_auc": lambda n, k: 0.6 + 0.01 * k,
+    "density_dense": lambda n, k: 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plant_quality(tmp_path_factory.mktemp("runs") / "planted", METRICS, noise=0.01)
+
+
+def test_a_report_has_quality_where_runs_are_evaluated(sweep: Path) -> None:
+    assert main([str(sweep), "--bootstrap", "0"]) == 0
+    folder = sweep / "report"
+    page = (folder / "index.html").read_text()
+    assert "Quality beyond reconstruction" in page
+    assert page.count("<figure>") >= 4
+    assert (folder / "quality_n.png").exists()
+    assert (folder / "quality_k.png").exists()
+    found = json.loads((folder / "quality.json").read_text())["metrics"]
+    assert set(found) == set(METRICS)
+    kl = found["downstream_kl"]
+    assert len(kl["runs"]) == 24
+    low, high = kl["trends"]["n"]["ci95"]
+    assert low <= kl["trends"]["n"]["per_doubling"] <= high < 0
+    assert [law["holds"] for law in kl["laws"]] == [True]
+    for path in sweep.glob("*/evaluation.json"):
+        path.unlink()
+    assert main([str(sweep), "--bootstrap", "0"]) == 0
+    assert "Quality beyond" not in (folder / "index.html").read_text()
+    assert not list(folder.glob("quality*"))
+
+
+def test_the_command_prints_what_the_report_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = plant_quality(tmp_path / "planted", METRICS, noise=0.01)
+    out = tmp_path / "quality.json"
+    arguments = [str(sweep), "--json", str(out), "--figures", str(tmp_path / "figures")]
+    assert quality_command(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "24 runs at 1M tokens" in printed
+    assert "9 better" in printed
+    assert "holds" in printed
+    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == [
+        "quality_k.png",
+        "quality_n.png",
+    ]
+    assert set(json.loads(out.read_text())["metrics"]) == set(METRICS)
+
+
+def test_runs_without_an_evaluation_are_told_how_to_get_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = plant_quality(tmp_path / "planted", {})
+    assert quality_command([str(sweep)]) == 2
+    assert "python -m scaling.evaluate" in capsys.readouterr().err
