@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from scaling import evaluate
 from scaling.evaluation import material, registry, results
 from scaling.evaluation.downstream import Downstream
 from scaling.evaluation.metric import Measured
+from scaling.plan import RunPlan
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease
 from tests.unit.evaluation.conftest import planned, trained
@@ -94,6 +95,26 @@ def test_numbers_once_and_again_when_settings_change(
         assert file_of(finished)["downstream_kl"] == pytest.approx(content["downstream_kl"])
         assert evaluated(finished.path, *FEW, changed) == 0
         assert file_of(finished)["downstream_kl"] != pytest.approx(content["downstream_kl"])
+
+
+def test_measured_as_is_the_identity_without_the_run(
+    finished: RunFolder, counting: type[Counting]
+) -> None:
+    other = RunFolder(finished.path.parent / "other")
+    shutil.copytree(finished.path, other.path)
+    plan = RunPlan.from_json(other.read_plan())
+    plan = replace(plan, train=replace(plan.train, seed=plan.train.seed + 1))
+    other.plan_path.write_text(json.dumps(plan.to_json()))
+    few = ["contexts=4", "metrics=counting"]
+    assert evaluated(finished.path.parent, *few) == 0
+    one, two = (file_of(folder)["metrics"]["counting"] for folder in (finished, other))
+    how = {"settings": {"rows": 1}, "contexts": 4, "dtype": "float32", "averaged": False}
+    assert one["identity"] == results.identity("counting", 1, run=finished.run_id, **how)
+    assert one["identity"] != two["identity"]
+    assert one["measured_as"] == two["measured_as"] == results.identity("counting", 1, **how)
+    for changed in ("contexts=3", "counting.rows=2", "averaged=true", "dtype=bfloat16"):
+        assert evaluated(finished.path, *few, changed) == 0
+        assert file_of(finished)["metrics"]["counting"]["measured_as"] != one["measured_as"]
 
 
 def test_killed_between_metrics_it_goes_on(
