@@ -17,7 +17,7 @@ from scaling import run_weights
 from scaling.errors import UserError
 from scaling.evaluate_material import has_text, material_key, material_of
 from scaling.evaluation.material import Material
-from scaling.evaluation.metric import Metric, Subject, missing_packages
+from scaling.evaluation.metric import InParts, Metric, Subject, missing_packages
 from scaling.evaluation.registry import METRICS
 from scaling.evaluation.results import Results, identity
 from scaling.evaluation.screen import Screen
@@ -58,7 +58,10 @@ class Evaluation:
         self._all_there = True
         self._metrics = [metric for name in METRICS if (metric := self._possible(name))]
         for metric in self._metrics:
-            metric.settings(getattr(options, metric.name))  # refuses now rather than after hours
+            own = getattr(options, metric.name)
+            metric.settings(own)  # refuses now rather than after hours
+            if isinstance(metric, InParts) and (left_out := metric.left_out(own)):
+                screen.say(f"{metric.name}: {left_out}")
         self._material: tuple[str, Material] | None = None
 
     def of(self, folders: Sequence[RunFolder]) -> bool:

