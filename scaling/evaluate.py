@@ -4,7 +4,7 @@ Writes evaluation.json into each run's folder, metric by metric: what is there a
 with the same settings, is not measured again, so an evaluation that was stopped goes on where it
 was. Runs that share their activations share the text, the subject model and its residual stream.
 
-Exit code 0: all that was asked for is there. 1: something of it could not be measured, as the
+Exit code 0: all metrics asked for are there. 1: something of them could not be measured, as the
 lines say. 2: nothing was tried, since what was asked for cannot be. 130: interrupted.
 """
 

@@ -17,13 +17,13 @@ from scaling import run_weights
 from scaling.errors import UserError
 from scaling.evaluate_material import has_text, material_key, material_of
 from scaling.evaluation.material import Material
-from scaling.evaluation.metric import Metric, Subject, missing_packages
+from scaling.evaluation.metric import InParts, Metric, Subject, missing_packages
 from scaling.evaluation.registry import METRICS
 from scaling.evaluation.results import Results, identity
 from scaling.evaluation.screen import Screen
 from scaling.hardware import peak_memory_bytes, reset_peak_memory
 from scaling.plan import RunPlan
-from scaling.runs.store import RunFolder
+from scaling.runs.store import MEASURED_AS, RunFolder
 from scaling.storage.lease import Lease, LeaseLost
 
 LEASE_TIMEOUT_S = 60.0
@@ -37,6 +37,8 @@ class Wanted:
 
     metric: Metric
     identity: str
+    measured_as: str
+    """The same of all runs whose numbers of that metric compare."""
     own: Any
     """Its options."""
 
@@ -56,7 +58,10 @@ class Evaluation:
         self._all_there = True
         self._metrics = [metric for name in METRICS if (metric := self._possible(name))]
         for metric in self._metrics:
-            metric.settings(getattr(options, metric.name))  # refuses now rather than after hours
+            own = getattr(options, metric.name)
+            metric.settings(own)  # refuses now rather than after hours
+            if isinstance(metric, InParts) and (left_out := metric.left_out(own)):
+                screen.say(f"{metric.name}: {left_out}")
         self._material: tuple[str, Material] | None = None
 
     def of(self, folders: Sequence[RunFolder]) -> bool:
@@ -158,6 +163,7 @@ class Evaluation:
     def _how(self, one: Wanted, seconds: float) -> dict[str, Any]:
         options = self._options
         return {
+            MEASURED_AS: one.measured_as,
             "version": one.metric.version,
             "settings": dict(one.metric.settings(one.own)),
             "contexts": options.contexts,
@@ -172,16 +178,14 @@ class Evaluation:
         """batch_contexts and device change the last bits alone: they are noted, not identity."""
         options = self._options
         own = getattr(options, metric.name)
-        name = identity(
-            metric.name,
-            metric.version,
-            settings=dict(metric.settings(own)),
-            run=plan.run_id,
-            contexts=options.contexts,
-            dtype=options.dtype or plan.source.description.get("model_dtype"),
-            averaged=options.averaged,
-        )
-        return Wanted(metric, name, own)
+        how = {
+            "settings": dict(metric.settings(own)),
+            "contexts": options.contexts,
+            "dtype": options.dtype or plan.source.description.get("model_dtype"),
+            "averaged": options.averaged,
+        }
+        of_run = identity(metric.name, metric.version, run=plan.run_id, **how)
+        return Wanted(metric, of_run, identity(metric.name, metric.version, **how), own)
 
 
 def _material_key(folder: RunFolder) -> str:

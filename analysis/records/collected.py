@@ -32,6 +32,7 @@ from analysis.records.rows import (
     unreadable,
 )
 from scaling.runs.record import FINAL, Status
+from scaling.runs.store import MEASURED_AS
 
 _ONE_RESULT = ("status", "tokens", *LOSSES)
 _TEXT = {*LEADING, *(name for name, field in FIELDS.items() if str in field.types)}
@@ -138,7 +139,8 @@ def _leading(path: Path) -> Row:
 def _values(name: str, cells: list[str]) -> list[Any]:
     if name in LEADING:
         return cells
-    if name in _TEXT:
+    # A hash of digits alone, or of digits around an e, would read as a number.
+    if name in _TEXT or name.endswith(f"_{MEASURED_AS}"):
         return [cell or None for cell in cells]
     values = [_value(name, cell) for cell in cells]
     # Of a column that the schema does not know, text in one line makes text of all.

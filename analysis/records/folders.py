@@ -1,7 +1,7 @@
 """Run folders as rows: of one run, of a sweep, or of a folder that holds sweeps.
 
 A record that cannot be read does not stop the others: it is a row with status "unreadable".
-evaluation.json, where a run has one, adds its numbers as columns.
+evaluation.json, where a run has one, adds its numbers as columns, and how each was measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from analysis.records.rows import (
     unreadable,
 )
 from scaling.runs.record import Record
-from scaling.runs.store import RunFolder, evaluation_numbers
+from scaling.runs.store import RunFolder, evaluation_values
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,14 @@ def _logged(run: RunFolder) -> list[Row]:
 
 
 def _evaluation(folder: Path) -> tuple[Row, str]:
-    """The numbers of evaluation.json, and what is wrong with the file ("": nothing)."""
+    """The columns of evaluation.json, and what is wrong with the file ("": nothing)."""
     try:
-        numbers = evaluation_numbers(_bytes_of(folder / "evaluation.json"))
+        values = evaluation_values(_bytes_of(folder / "evaluation.json"))
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"evaluation.json: {type(error).__name__}: {error}"
-    return evaluation_columns(numbers)
+    return evaluation_columns(values)
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -100,11 +100,12 @@ def column_order(rows: Iterable[Row]) -> list[str]:
     return [*known, *sorted(found - {*known})]
 
 
-def evaluation_columns(numbers: Mapping[str, Any]) -> tuple[Row, str]:
-    """The numbers of an evaluation that become columns, and what was left out ("": nothing).
+def evaluation_columns(values: Mapping[str, Any]) -> tuple[Row, str]:
+    """The values of an evaluation that become columns, and what was left out ("": nothing).
 
     No evaluation may give another meaning to a column of the records.
     """
-    taken = sorted(_RESERVED & {*numbers})
+    taken = sorted(_RESERVED & {*values})
     problem = f"evaluation.json: {', '.join(taken)} left out: a record has it" if taken else ""
-    return {name: value for name, value in numbers.items() if name not in _RESERVED}, problem
+    kept = {name: value for name, value in values.items() if name not in _RESERVED}
+    return {name: as_text(v) if isinstance(v, str) else v for name, v in kept.items()}, problem

@@ -88,13 +88,13 @@ def row_of_copy(copy: Copied, *, source: str, folder: str = "") -> Row:
 
 
 def _evaluation(summary: Mapping[str, Any]) -> Row:
-    """Columns of the numbers of evaluation.json, which the mirror sends under a prefix."""
-    numbers = {
+    """The columns of evaluation.json, which the mirror sends under a prefix."""
+    values = {
         name.removeprefix(EVALUATION_IN_SUMMARY): plain(value)
         for name, value in summary.items()
         if name.startswith(EVALUATION_IN_SUMMARY)
     }
-    columns, problem = evaluation_columns(numbers)
+    columns, problem = evaluation_columns(values)
     return {**columns, "evaluation_error": problem} if problem else columns
 
 

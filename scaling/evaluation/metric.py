@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from scaling.evaluation.material import Material
@@ -60,6 +60,15 @@ class Metric(Protocol):
 
     def measure(self, run: Subject, material: Material, options: Any, told: Told) -> Measured:
         """The numbers of one run."""
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """A metric that is measured without those of its parts that cannot be had."""
+
+    def left_out(self, options: Any) -> str:
+        """Of what the options ask for: a line with the remedy; "" where nothing is."""
         ...
 
 

@@ -62,8 +62,7 @@ def parsed(overrides: Sequence[str]) -> Any:
             hint = f" Did you mean {near[0]}?" if near else f" Known are {', '.join(known)}."
             raise UserError(f"{key} is not a key of an evaluation.{hint}")
         try:
-            given = OmegaConf.from_dotlist([_as_list(override) if key == "metrics" else override])
-            schema = OmegaConf.merge(schema, given)
+            schema = OmegaConf.merge(schema, _given(schema, override))
         except OmegaConfBaseException as error:
             raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
     options: Any = OmegaConf.to_object(schema)
@@ -99,10 +98,15 @@ def _check(options: Any) -> None:
         raise UserError(f"dtype={options.dtype}: use float32, bfloat16, float16 or null.")
 
 
-def _as_list(override: str) -> str:
-    """metrics=a,b as metrics=[a,b]."""
+def _given(schema: Any, override: str) -> Any:
+    """KEY=VALUE alone. A list may go without its brackets: metrics=a,b."""
     key, _, value = override.partition("=")
-    return override if value.startswith("[") else f"{key}=[{value}]"
+    if value.startswith("[") or not isinstance(OmegaConf.select(schema, key), ListConfig):
+        return OmegaConf.from_dotlist([override])
+    given = OmegaConf.create()
+    # Not as YAML in brackets, to which a name that begins with * is a reference.
+    OmegaConf.update(given, key, [one.strip() for one in value.split(",") if one.strip()])
+    return given
 
 
 def _keys(options: Any, prefix: str = "") -> list[str]:

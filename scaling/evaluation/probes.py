@@ -16,8 +16,7 @@ Shapes: E examples, D = d_model, N latents.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -74,12 +73,23 @@ class Probes:
             "seed": SEED,
         }
 
+    def left_out(self, options: Options) -> str:
+        """The tasks whose packages are missing, and the command that adds them all."""
+        wanted = find_tasks(options.tasks)
+        names = [task.name for task in wanted if task.missing()]
+        packages = dict.fromkeys(package for task in wanted for package in task.missing())
+        if not names:
+            return ""
+        return (
+            f"{len(names)} of {len(wanted)} tasks are left out ({', '.join(names)}): "
+            f"{install(packages)} adds what they need."
+        )
+
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
         _check(options)
         tasks, skipped = _readable(options)
-        material.once(f"probes skipped {skipped}", lambda _: _tell(skipped))
         if not tasks:
-            raise UserError(f"probes.tasks: no task can be read. {' '.join(_told(skipped))}")
+            raise UserError(f"probes.tasks: no task can be read. {self.left_out(options)}")
         found: dict[str, dict[str, Any]] = {}
         unusable: list[str] = []
         for number, task in enumerate(tasks):
@@ -112,15 +122,6 @@ def _readable(options: Options) -> tuple[list[Task], dict[str, list[str]]]:
         else:
             there.append(task)
     return there, skipped
-
-
-def _tell(skipped: Mapping[str, Sequence[str]]) -> None:
-    for line in _told(skipped):
-        print(f"probes: {line}", file=sys.stderr)
-
-
-def _told(skipped: Mapping[str, Sequence[str]]) -> list[str]:
-    return [f"{', '.join(n)} skipped: {command} adds them." for command, n in skipped.items()]
 
 
 def _examples(material: Material, task: Task, options: Options) -> Examples:

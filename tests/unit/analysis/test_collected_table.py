@@ -28,7 +28,15 @@ def make_sweep(folder: Path) -> Path:
     run = write_record(
         folder, record(ODD, 0.4, run_id="123456789012", subject_model="SmolLM2-135M")
     )
-    (run / "evaluation.json").write_text(json.dumps({"kl": 0.25, "tasks": 61}))
+    (run / "evaluation.json").write_text(
+        json.dumps(
+            {
+                "kl": 0.25,
+                "tasks": 61,
+                "metrics": {"kl": {"measured_as": "1234567890e1"}},  # which JSON reads as a number
+            }
+        )
+    )
     failed = record(Cell(2048, 8, 250_000), 0.4, error=FAILURE, status="failed")
     write_record(folder, failed | {"cost": {"host": "a, b"}, "result": {}})
     planned = record(Cell(2048, 16, 250_000), 0.4, status="planned")

@@ -257,6 +257,22 @@ def test_evaluations_are_merged_in(tmp_path: Path) -> None:
     assert len(runs_table(frame)) == len(CELLS)
 
 
+def test_how_an_evaluation_was_measured_is_a_column(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS[:8])
+    run, other = (sweep / str(record(cell, 0.4)["run_id"]) for cell in CELLS[:2])
+    entries = {"downstream": {"measured_as": "0123456789ab"}, "probes": {"measured_as": 3}}
+    odd = {"omp": "text", "ksvd": {}, "density": {"measured_as": ["x"]}}
+    content = {"downstream_kl": 0.25, "metrics": {**entries, **odd}}
+    (run / "evaluation.json").write_text(json.dumps(content))
+    (other / "evaluation.json").write_text('{"downstream_kl": 0.5, "metrics": ["downstream"]}')
+    frame = load_runs(sweep).set_index("run_id")
+    assert frame.loc[run.name, "downstream_measured_as"] == "0123456789ab"
+    assert frame.loc[other.name, "downstream_kl"] == 0.5
+    assert frame["downstream_measured_as"].notna().sum() == 1
+    assert [name for name in frame if "measured_as" in name] == ["downstream_measured_as"]
+    assert "evaluation_error" not in frame
+
+
 def test_mixtures_can_be_allowed_by_name(tmp_path: Path) -> None:
     sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
     write_record(sweep, record(ODD, 0.4, layer=8, d_model=768))

@@ -27,8 +27,15 @@ CONFIG = {
     "train": {"seed": 3, "tokens": 9, "lr": None},
     "activations": {"seed": 5, "layer": 8, "normalization": "unit_norm"},
 }
-EVALUATION = {"kl": 0.125, "loss_recovered": 0.97, "k": 9, "note": "not a number"}
-COPIED = [*RESULT_FIELDS, *COST_FIELDS, "kl", "loss_recovered", "evaluation_error"]
+EVALUATION = {
+    "kl": 0.125,
+    "loss_recovered": 0.97,
+    "k": 9,
+    "note": "not a number",
+    "metrics": {"kl": {"measured_as": "123456789012"}},
+}
+EVALUATED = ["kl", "loss_recovered", "kl_measured_as", "evaluation_error"]
+COPIED = [*RESULT_FIELDS, *COST_FIELDS, *EVALUATED]
 FAILURE = {"type": "RuntimeError", "message": "x", "traceback": None, "rank": 0}
 
 
@@ -70,7 +77,7 @@ def test_rows_equal_those_of_the_folders(sweep: Path) -> None:
     assert len(done) == 3
     assert set(copies["sweep"]) == {"grid"}
     names = [name for name in (*COPIED, "loss", "excluded", "error") if name in folders]
-    assert {*EVALUATION, "versions", "mesh"} - {"note"} <= {*names}
+    assert {*EVALUATED, "k", "versions", "mesh"} <= {*names}
     assert (
         copies.loc["a" * 12, "evaluation_error"] == "evaluation.json: k left out: a record has it"
     )

