@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ SHIFT = Quality("refinement_shift", "refinement", "shift", "nearer 0")
 DENSE = Quality("density_dense", "density", "dense", "")
 
 
-def _values(rows: list[tuple[float, float, int, float]], quality: Quality) -> Values:
+def _values(rows: Sequence[tuple[float, float, int, float]], quality: Quality) -> Values:
     found = values_of(frame_of(rows, quality.column), quality)
     assert isinstance(found, Values)
     return found
@@ -35,7 +36,9 @@ def _trend(values: Values, axis: Axis) -> Trend:
     return found
 
 
-def _grid(noise: float, seed: int, per_doubling: float = -0.05) -> list:
+def _grid(
+    noise: float, seed: int, per_doubling: float = -0.05
+) -> list[tuple[float, float, int, float]]:
     rng = np.random.default_rng(seed)
     return [
         (n, k, s, 0.7 + per_doubling * np.log2(n / 512) + 0.02 * k + noise * rng.standard_normal())
