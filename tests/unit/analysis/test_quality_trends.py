@@ -18,13 +18,15 @@ from analysis.quality.trend import Trend, trend
 from analysis.quality.values import Axis, Values, change, values_of
 from analysis.records.load import load_runs
 
+Row = tuple[float, float, int, float]
+"""n, k, seed and value."""
 KL = Quality("downstream_kl", "downstream", "KL", "lower", relative=True)
 AUC = Quality("probe_auc", "probes", "AUC", "higher")
 SHIFT = Quality("refinement_shift", "refinement", "shift", "nearer 0")
 DENSE = Quality("density_dense", "density", "dense", "")
 
 
-def _values(rows: Sequence[tuple[float, float, int, float]], quality: Quality) -> Values:
+def _values(rows: Sequence[Row], quality: Quality) -> Values:
     found = values_of(frame_of(rows, quality.column), quality)
     assert isinstance(found, Values)
     return found
@@ -36,9 +38,7 @@ def _trend(values: Values, axis: Axis) -> Trend:
     return found
 
 
-def _grid(
-    noise: float, seed: int, per_doubling: float = -0.05
-) -> list[tuple[float, float, int, float]]:
+def _grid(noise: float, seed: int, per_doubling: float = -0.05) -> list[Row]:
     rng = np.random.default_rng(seed)
     return [
         (n, k, s, 0.7 + per_doubling * np.log2(n / 512) + 0.02 * k + noise * rng.standard_normal())
