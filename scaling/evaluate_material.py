@@ -18,6 +18,7 @@ from scaling.activations.request import HarvestRequest, make_request
 from scaling.config import HarvestConfig
 from scaling.errors import UserError
 from scaling.evaluation.material import Material, VectorMaterial
+from scaling.evaluation.metric import Stage
 from scaling.plan import RunPlan
 from scaling.storage.hashing import canonical_json
 
@@ -41,8 +42,8 @@ def has_text(description: Mapping[str, Any]) -> bool:
     return description.get("layer") is not None
 
 
-def material_of(plan: RunPlan, options: Any) -> Material:
-    """What the run of that plan is evaluated on.
+def material_of(plan: RunPlan, options: Any, stage: Stage | None = None) -> Material:
+    """What the run of that plan is evaluated on; `stage` shows what of it is being made.
 
     Raises:
         UserError: model, text or store are not where they were, or are others.
@@ -55,6 +56,7 @@ def material_of(plan: RunPlan, options: Any) -> Material:
         batch_contexts=options.batch_contexts,
         dtype=options.dtype,
         device=options.device,
+        stage=stage,
     )
 
 

@@ -134,7 +134,7 @@ class Evaluation:
         key = material_key(plan)
         if self._material is None or self._material[0] != key:
             self._material = None  # let go of the last one's model first
-            self._material = (key, material_of(plan, self._options))
+            self._material = (key, material_of(plan, self._options, self._screen.metric))
         return self._material[1]
 
     def _measure(

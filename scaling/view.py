@@ -96,7 +96,8 @@ def _make(folder: RunFolder, out: Path, options: Any, sizes: Sizes) -> None:
     run = _run(folder, plan, averaged=options.averaged)
     autoencoder = run_weights.load_run(folder, averaged=options.averaged).to(options.device)
     known = read_known(folder.path / KEPT, autoencoder.facts.n_latents, run["measured"])
-    look = look_at(autoencoder, material_of(plan, options), known, sizes, Screen().metric)
+    stage = Screen().metric
+    look = look_at(autoencoder, material_of(plan, options, stage), known, sizes, stage)
     write_site(out, look, run, wanted)
 
 

@@ -66,6 +66,18 @@ def tokenize(
     return TokenizedText(_joined(found, recipe.context), exhausted=True)
 
 
+def with_total(text: TextSource, told: Callable[[int, int], None]) -> Callable[[int], None]:
+    """A `progress` of `tokenize` that tells how many characters there may be, too: to the end of
+    the slab, or of the text where it is known to be shorter."""
+    size = text.most_characters()
+
+    def progress(done: int) -> None:
+        slab_end = -(-done // SLAB_CHARACTERS) * SLAB_CHARACTERS
+        told(done, slab_end if size is None else max(done, min(slab_end, size)))
+
+    return progress
+
+
 def save_tokenized(folder: Path, tokenized: TokenizedText) -> None:
     """Keep the contexts for harvesting processes and for a resumed harvest."""
     for split, contexts in tokenized.contexts.items():

@@ -6,11 +6,12 @@ begin those of a larger one, and all are of documents that no training vector is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.activations import embedded
-from scaling.activations.contexts import Contexts, tokenize
+from scaling.activations.contexts import Contexts, tokenize, with_total
 from scaling.activations.manifest import load_manifest
 from scaling.activations.request import HarvestRequest
 from scaling.activations.stream_contexts import has_contexts, read_contexts, write_contexts
@@ -47,8 +48,12 @@ def model_folder(request: HarvestRequest) -> Path:
     return local_folder(ModelLocation(request.model_path, request.revision))
 
 
-def held_out(request: HarvestRequest, model: Path, n_contexts: int) -> HeldOut:
+def held_out(
+    request: HarvestRequest, model: Path, n_contexts: int, told: Callable[[int, int], None]
+) -> HeldOut:
     """The first `n_contexts` held-out contexts, or all there are; tokenized once and kept.
+
+    `told` gets the characters read, and how many there may be to read.
 
     Raises:
         UserError: the store of the harvest is gone, or the text holds out no context.
@@ -61,7 +66,7 @@ def held_out(request: HarvestRequest, model: Path, n_contexts: int) -> HeldOut:
         )
     folder = request.data_dir / "activations" / f"{request.recipe.id}-held-out{n_contexts}"
     if not has_contexts(folder):
-        write_contexts(folder, _tokenized(request, model, n_contexts))
+        write_contexts(folder, _tokenized(request, model, n_contexts, told))
     return HeldOut(
         contexts_CT=read_contexts(folder),
         drop_positions=request.recipe.drop_positions,
@@ -69,11 +74,14 @@ def held_out(request: HarvestRequest, model: Path, n_contexts: int) -> HeldOut:
     )
 
 
-def _tokenized(request: HarvestRequest, model: Path, n_contexts: int) -> Contexts:
+def _tokenized(
+    request: HarvestRequest, model: Path, n_contexts: int, told: Callable[[int, int], None]
+) -> Contexts:
     from scaling.activations.subject import Tokenizer
 
     wanted = {"train": 0, "eval": n_contexts}
-    found = tokenize(request.text, Tokenizer(model), request.recipe, wanted, lambda _: None)
+    progress = with_total(request.text, told)
+    found = tokenize(request.text, Tokenizer(model), request.recipe, wanted, progress)
     contexts_CT = found.contexts["eval"][:n_contexts]
     if not len(contexts_CT):
         raise UserError(

@@ -36,6 +36,12 @@ class TextSource:
             return f"hub:{self.name}/{self.split}/{self.column}"
         return f"files:{fingerprint_files(self.root, self.files)}/{self.column}"
 
+    def most_characters(self) -> int | None:
+        """No more than these are in it; None where nothing short of reading it tells."""
+        if not self.files or any(path.suffix not in (".txt", ".jsonl") for path in self.files):
+            return None
+        return sum(path.stat().st_size for path in self.files)
+
     def documents(self) -> Iterator[str]:
         """Every document, in a fixed order."""
         if self.root is None:

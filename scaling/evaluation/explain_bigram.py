@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.activations.contexts import Contexts, tokenize
+from scaling.activations.contexts import Contexts, tokenize, with_total
 from scaling.activations.stream_contexts import has_contexts, read_contexts, write_contexts
 from scaling.evaluation.material import Material
 from scaling.evaluation.n2g import Ints
@@ -70,6 +70,8 @@ def training_contexts(material: Material, n_contexts: int) -> Contexts:
 
         wanted = {"train": n_contexts, "eval": 0}
         encoder = Tokenizer(material.model_folder)
-        found = tokenize(request.text, encoder, request.recipe, wanted, lambda _: None)
+        with material.stage("training text tokenized, in characters") as told:
+            progress = with_total(request.text, told)
+            found = tokenize(request.text, encoder, request.recipe, wanted, progress)
         write_contexts(folder, found.contexts["train"][:n_contexts])
     return read_contexts(folder)

@@ -80,7 +80,8 @@ def probes(
     def shared(one: Material) -> Probed:
         rng = np.random.default_rng(options.seed)
         tokens = np.sort(rng.permutation(build.tokens_R)[: options.shared])
-        return probed(one, tokens, options.max_length, told)
+        with one.stage("tokens probed for all runs") as told_shared:
+            return probed(one, tokens, options.max_length, told_shared)
 
     name = f"n2g probes {options.seed} {options.shared} {options.max_length}"
     of_all = material.once(name, shared)

@@ -9,6 +9,7 @@ Shapes: C contexts, T tokens per context, D = d_model, R = vectors kept of all c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from scaling.activations.request import HarvestRequest
 from scaling.activations.source import ActivationSource
 from scaling.activations.split_subject import SplitSubject
 from scaling.errors import UserError
+from scaling.evaluation.metric import Stage, Told, untold
 
 V = TypeVar("V")
 
@@ -47,6 +49,7 @@ class Material:
 
     has_text = True
     """Whether there are a subject model and token ids."""
+    _stage: Stage | None = None
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Material:
         batch_contexts: int,
         dtype: str | None = None,
         device: str = "cpu",
+        stage: Stage | None = None,
     ) -> None:
         self.request = request
         self.device = device
@@ -63,6 +67,7 @@ class Material:
         self._batch_contexts = batch_contexts
         self._made: dict[str, Any] = {}
         self._dtype = dtype or request.recipe.model_dtype
+        self._stage = stage
 
     @property
     def dtype(self) -> str:
@@ -81,12 +86,17 @@ class Material:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        return held_out(self.request, self.model_folder, self._n_contexts)
+        with self.stage("text tokenized, in characters") as told:
+            return held_out(self.request, self.model_folder, self._n_contexts, told)
 
     @cached_property
     def ids_CT(self) -> Tensor:
         """All contexts, int64 [C, T]."""
         return torch.from_numpy(self.held_out.contexts_CT.astype("int64"))
+
+    def stage(self, what: str) -> AbstractContextManager[Told]:
+        """Shows that this is being done, which may take long and is shared by all runs."""
+        return nullcontext(untold) if self._stage is None else self._stage(what)
 
     def once(self, name: str, make: Callable[[Material], V]) -> V:
         """What `make` gives, the same for all runs: made at the first call of that name."""
@@ -108,6 +118,7 @@ class Material:
             batch_contexts=self._batch_contexts,
             dtype=self._dtype,
             device=self.device,
+            stage=self._stage,
         )
         other.subject = self.subject
         return other
@@ -118,7 +129,13 @@ class Material:
 
     @cached_property
     def _batches(self) -> list[TextBatch]:
-        return [self._batch(ids_CT) for ids_CT in self.ids_CT.split(self._batch_contexts)]
+        found, done, total = [], 0, len(self.ids_CT)
+        with self.stage("subject model's residual stream, in contexts") as told:
+            for ids_CT in self.ids_CT.split(self._batch_contexts):
+                found.append(self._batch(ids_CT))
+                done += len(ids_CT)
+                told(done, total)
+        return found
 
     def _batch(self, ids_CT: Tensor) -> TextBatch:
         residual_CTD = self.subject.residual(ids_CT)

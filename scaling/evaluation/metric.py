@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 Told = Callable[[int, int], None]
 """Gets how much is done, and of how much."""
+Stage = Callable[[str], AbstractContextManager[Told]]
+"""Shows what is being done, for as long as its context lasts."""
+
+
+def untold(done: int, total: int) -> None:
+    """A `Told` where nobody looks on."""
 
 
 @dataclass(frozen=True)

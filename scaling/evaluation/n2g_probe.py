@@ -57,7 +57,10 @@ def probed(material: Material, tokens_E: Ints, max_length: int, told: Told | Non
         torch.zeros(shape, dtype=torch.bool),
         torch.zeros(shape, dtype=torch.bool),
     )
-    for length in range(1, max_length + 1):
+    # A pass costs what it reads; shown are examples, which people can picture.
+    lengths = range(1, max_length + 1)
+    read, to_read = 0, max(1, n_examples * sum((length + 1) ** 2 for length in lengths))
+    for length in lengths:
         fits = np.flatnonzero(tokens_E % n_positions >= length - 1)
         at = first_variant(length)
         per_pass = max(1, SEQUENCES // (length + 1))
@@ -69,8 +72,10 @@ def probed(material: Material, tokens_E: Ints, max_length: int, told: Told | Non
             found.usable_EV[chosen, columns] = True
             norms_EV = residual_EVD.float().norm(dim=2)
             found.kept_EV[chosen, columns] = norms_EV <= material.held_out.max_norm
-        if told is not None:
-            told(n_variants(length), n_variants(max_length))
+            if told is not None:
+                done = read + min(start + per_pass, len(fits)) * (length + 1) ** 2
+                told(done * n_examples // to_read, n_examples)
+        read += n_examples * (length + 1) ** 2
     return found
 
 

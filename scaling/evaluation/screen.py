@@ -5,9 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from scaling.evaluation.metric import Measured, Told
 
@@ -22,6 +30,8 @@ class Screen:
         self._console = console or Console()
         self._n_runs = self._n_begun = 0
         self._started_s = time.monotonic()
+        self._bars: Progress | None = None
+        self._lines: list[_PlainLines] = []
 
     def begin(self, n_runs: int) -> None:
         """From here on the pace is taken."""
@@ -50,10 +60,32 @@ class Screen:
 
     @contextmanager
     def metric(self, name: str) -> Iterator[Told]:
-        """Yields what a metric reports its progress to."""
+        """Yields what a metric reports its progress to, or something that it waits for within."""
         if not self._console.is_terminal:
-            yield _PlainLines(self, name)
-            return
+            with self._plain(name) as told:
+                yield told
+        elif self._bars is not None:
+            with _bar(self._bars, name) as told:
+                yield told
+        else:
+            with self._new_bars() as self._bars:
+                try:
+                    task = self._bars.add_task(name, total=1)
+                    yield partial(_update, self._bars, task)
+                finally:
+                    self._bars = None
+
+    @contextmanager
+    def _plain(self, name: str) -> Iterator[Told]:
+        self._lines.append(_PlainLines(self, name))
+        try:
+            yield self._lines[-1]
+        finally:
+            self._lines.pop()
+            for around in self._lines:
+                around.begin_again()
+
+    def _new_bars(self) -> Progress:
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
@@ -62,9 +94,21 @@ class Screen:
             TextColumn("ETA"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._console, transient=True) as bars:
-            task = bars.add_task(name, total=1)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+        return Progress(*columns, console=self._console, transient=True)
+
+
+@contextmanager
+def _bar(bars: Progress, name: str) -> Iterator[Told]:
+    """Below those that are there."""
+    task = bars.add_task(name, total=1)
+    try:
+        yield partial(_update, bars, task)
+    finally:
+        bars.remove_task(task)
+
+
+def _update(bars: Progress, task: TaskID, done: int, total: int) -> None:
+    bars.update(task, completed=done, total=total)
 
 
 class _PlainLines:
@@ -74,6 +118,10 @@ class _PlainLines:
         self._screen, self._name = screen, name
         self._started_s = self._said_s = time.monotonic()
         self._first = self._done = 0
+
+    def begin_again(self) -> None:
+        """Take the pace from here on: what was waited for is no measure of the rest."""
+        self._started_s, self._first = time.monotonic(), self._done
 
     def __call__(self, done: int, total: int) -> None:
         now_s = time.monotonic()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scaling.activations import contexts as contexts_module
-from scaling.activations.contexts import load_tokenized, save_tokenized, tokenize
+from scaling.activations.contexts import load_tokenized, save_tokenized, tokenize, with_total
 from scaling.activations.text import find_text
 from scaling.errors import UserError
 from tests.unit.activations.stores import recipe
@@ -94,6 +94,25 @@ def test_order_of_contexts_does_not_depend_on_how_many_are_wanted(
         source, Letters(), replace(recipe(), seed=1), {"train": 10, "eval": 5}, lambda done: None
     )
     assert not np.array_equal(other.contexts["train"], few.contexts["train"])
+
+
+def test_how_much_there_may_be_to_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contexts_module, "SLAB_CHARACTERS", 300)
+    monkeypatch.setattr(contexts_module, "BATCH_CHARACTERS", 100)
+    for n in range(5):
+        (tmp_path / f"{n}.txt").write_text("x" * 100)
+    source = find_text(str(tmp_path), column="text", split="train")
+    seen: list[tuple[int, int]] = []
+    progress = with_total(source, lambda *one: seen.append(one))
+    tokenize(source, Letters(), recipe(), {"train": 10**6, "eval": 5}, progress)
+    # To the end of a slab, since no less is read; then to the end of the text.
+    assert seen == [(100, 300), (200, 300), (300, 300), (400, 500), (500, 500)]
+    monkeypatch.setattr(type(source), "most_characters", lambda _: None)
+    progress = with_total(source, lambda *one: seen.append(one))
+    progress(400)
+    assert seen[-1] == (400, 600)
 
 
 def test_tokenized_text_survives_the_disk(tmp_path: Path) -> None:

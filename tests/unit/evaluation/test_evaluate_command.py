@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scaling import evaluate
-from scaling.evaluation import material, registry, results, tasks
+from scaling.evaluation import material, registry, results, screen, tasks
 from scaling.evaluation.downstream import Downstream
 from scaling.evaluation.metric import Measured
 from scaling.plan import RunPlan
@@ -239,6 +239,18 @@ def test_two_at_once_leave_each_other_alone(finished: RunFolder, capsys: Any) ->
         assert evaluated(finished.path, *FEW) == 1
     assert "another process is evaluating it" in capsys.readouterr().out
     assert not finished.evaluation_path.exists()
+
+
+def test_shared_work_shows_how_far_it_is(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(screen, "PLAIN_EVERY_S", 0.0)
+    few = ["metrics=explain", "explain.shared=5", "explain.max_length=2", "explain.latents=1"]
+    assert evaluated(finished.path, *few, "explain.contexts=17", "batch_contexts=4") == 0
+    out = capsys.readouterr().out
+    for n in (4, 8, 12, 16):
+        assert f"  subject model's residual stream, in contexts: {n} of 17, about " in out
+    assert "  tokens probed for all runs: 1 of 5, about " in out
 
 
 def test_runs_of_one_source_share_their_material(

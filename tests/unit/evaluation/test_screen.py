@@ -63,6 +63,33 @@ def test_a_terminal_gets_a_bar_that_goes(clock: list[float]) -> None:
     assert "3 of 8" in out.getvalue()
 
 
+def test_what_is_waited_for_within_a_metric_has_its_own_line(clock: list[float]) -> None:
+    out = io.StringIO()
+    shown = screen.Screen(Console(file=out))
+    with shown.metric("omp") as told:
+        with shown.metric("text") as told_of_text:
+            clock[0] += 100
+            told_of_text(1, 3)
+        clock[0] += 20
+        told(1, 4)
+    assert out.getvalue().splitlines() == [
+        "  text: 1 of 3, about 3 min left",
+        "  omp: 1 of 4, about 60 s left",
+    ]
+
+
+def test_a_terminal_shows_both_bars() -> None:
+    out: Any = io.StringIO()
+    shown = screen.Screen(Console(file=out, force_terminal=True, width=100))
+    for _ in range(2):
+        with shown.metric("omp") as told, shown.metric("text") as told_of_text:
+            told_of_text(1, 3)
+            told(5, 8)
+            shown._bars.refresh()  # type: ignore[union-attr]
+    assert "1 of 3" in out.getvalue()
+    assert "5 of 8" in out.getvalue()
+
+
 def test_numbers_that_are_none_have_their_reason() -> None:
     out = io.StringIO()
     reasons = {"undefined": {"y": "no [table] here"}}
