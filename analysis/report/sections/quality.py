@@ -11,7 +11,7 @@ from analysis.planning.text import aligned
 from analysis.quality.found import AXES, MetricFound, QualityFound
 from analysis.quality.law import Tried
 from analysis.quality.trend import Trend
-from analysis.quality.values import OTHER, Axis, Change, Values
+from analysis.quality.values import OTHER, Axis, Cell, Change, Values
 from analysis.report import page
 from analysis.uncertainty.seeds import Bounds
 
@@ -36,9 +36,9 @@ def quality(found: QualityFound, figures: Mapping[str, Figure | None]) -> Iterat
     if not found.metrics:
         return
     yield page.paragraph(f"Evaluations of {found.words}. {ABOUT}{_dead(found)}")
+    yield page.folded("Values: mean over seeds, and their standard deviation", values_table(found))
     for axis in AXES:
-        rows = trend_rows(found, axis)
-        if rows:
+        if rows := trend_rows(found, axis):
             yield page.heading(f"Along {axis}", 3)
             yield page.figure(figures[f"quality_{axis}"], f"Metrics against {axis}.")
             yield page.table(_trend_header(axis), rows)
@@ -52,6 +52,25 @@ def quality(found: QualityFound, figures: Mapping[str, Figure | None]) -> Iterat
         "scatter of seeds, and the runs of the largest n, predicted without them."
     )
     yield page.table(LAW_HEADER, law_rows(found))
+
+
+def values_table(found: QualityFound) -> str:
+    """HTML: a row per metric, a column per cell."""
+    cells = sorted({cell for one in found.metrics for cell in one.values.of})
+    header = ("metric", *(f"n = {cell.n:g}, k = {cell.k:g}" for cell in cells))
+    rows = [
+        (one.values.quality.column, *(_value(one.values, cell) for cell in cells))
+        for one in found.metrics
+    ]
+    return page.table(header, rows)
+
+
+def _value(values: Values, cell: Cell) -> str:
+    seeds = values.of.get(cell)
+    if seeds is None:
+        return "-"
+    scatter = f" ± {seeds.std(ddof=1):.2g}" if len(seeds) > 1 else ""
+    return f"{seeds.mean():.4g}{scatter}"
 
 
 def lines(found: QualityFound) -> Iterator[str]:

@@ -73,9 +73,9 @@ def test_relative_changes_are_of_ln() -> None:
 
 
 def test_the_interval_of_a_slope_covers_it() -> None:
-    slopes = [_trend(_values(_grid(0.02, seed), AUC), "n").interval for seed in range(200)]
+    slopes = [_trend(_values(_grid(0.02, seed), AUC), "n").interval for seed in range(120)]
     inside = [bounds is not None and bounds.low <= -0.05 <= bounds.high for bounds in slopes]
-    assert 0.90 <= np.mean(inside) <= 0.985
+    assert 0.88 <= np.mean(inside) <= 0.99
 
 
 def test_steps_are_judged_by_the_scatter_of_seeds() -> None:
