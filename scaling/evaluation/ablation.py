@@ -55,7 +55,7 @@ class Ablation:
     """See the module."""
 
     name = "ablation"
-    version = 1
+    version = 2
     packages = ()
     on_text = True
 
