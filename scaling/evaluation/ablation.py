@@ -55,7 +55,7 @@ class Ablation:
     """See the module."""
 
     name = "ablation"
-    version = 1
+    version = 2
     packages = ()
     on_text = True
 
@@ -130,9 +130,8 @@ def _key(what: str, options: Options) -> str:
 
 
 def _float32_subject(material: Material) -> SplitSubject:
-    """As harvested where that was float32."""
-    recipe = material.request.recipe
-    if recipe.model_dtype == "float32":
+    """The evaluation's own where that is float32, whatever was harvested with."""
+    if material.dtype == "float32":
         return material.subject
     subject = SplitSubject(
         material.model_folder,

@@ -19,11 +19,15 @@ from tests.portables import model_of
 
 
 def material_of(
-    config: HarvestConfig, data_dir: Path, ids_CT: Tensor, max_norm: float = np.inf
+    config: HarvestConfig,
+    data_dir: Path,
+    ids_CT: Tensor,
+    max_norm: float = np.inf,
+    dtype: str | None = None,
 ) -> Material:
     """Of these contexts, whose first token is no vector."""
     material = Material(
-        make_request(config, data_dir), n_contexts=len(ids_CT), batch_contexts=3, dtype=None
+        make_request(config, data_dir), n_contexts=len(ids_CT), batch_contexts=3, dtype=dtype
     )
     contexts_CT = ids_CT.numpy().astype(np.int32)
     material.__dict__["held_out"] = HeldOut(contexts_CT, drop_positions=1, max_norm=max_norm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from scaling.activations.split_subject import SplitSubject
 from scaling.activations.subject import find_blocks
+from scaling.config import ModelDtype
 from scaling.errors import UserError
+from scaling.evaluation import ablation
 from scaling.evaluation.ablation import FILE, Ablation, Options
 from scaling.evaluation.ablation_effects import effect_sparsity
 from tests.unit.activations.conftest import ConfigMaker
@@ -109,6 +113,31 @@ def test_the_same_again_and_the_same_tokens_for_other_runs(
     assert (np.unique(rows["context"], return_counts=True)[1] == few.latents).all()
     assert first.notes["channels_sparsity"] == other.notes["channels_sparsity"]
     assert 0.1 < first.notes["random_sparsity"] < first.notes["random_at_token"] < 1
+
+
+@pytest.mark.parametrize(
+    ("harvested", "evaluated"),
+    [("float32", None), ("bfloat16", None), ("float32", "bfloat16"), ("bfloat16", "float32")],
+)
+def test_logits_are_float32_whatever_else_is(
+    harvest_config: ConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harvested: str,
+    evaluated: str | None,
+) -> None:
+    config = harvest_config(model_dtype=ModelDtype(harvested))
+    material = material_of(config, tmp_path, IDS, dtype=evaluated)
+    asked, changes = [], ablation.logit_changes
+
+    def seen(subject: SplitSubject, *what: Any) -> Any:
+        asked.append(subject.unembedding().dtype)
+        return changes(subject, *what)
+
+    monkeypatch.setattr(ablation, "logit_changes", seen)
+    Ablation().measure(subject_of(autoencoder(16), tmp_path), material, SMALL, silent)
+    assert set(asked) == {torch.float32}
+    assert str(material.subject.unembedding().dtype) == f"torch.{evaluated or harvested}"
 
 
 @pytest.mark.parametrize(
