@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +25,7 @@ from analysis.report.plots.style import (
 )
 
 _CURVE_POINTS = 60
+_TITLE_WIDTH = 28  # characters, of a panel a third of the page wide
 _ARROWS = {"lower": " ↓", "higher": " ↑", "nearer 0": " → 0", "": ""}
 LABELS: dict[Axis, str] = {"n": "latents n", "k": "active latents k"}
 
@@ -66,7 +69,8 @@ def _draw(axes: Axes, found: MetricFound, axis: Axis, colors: dict[float, str]) 
             _draw_law(axes, found.law, cells, axis, colors[level])
     log_x(axes, np.array(values.levels(axis)), LABELS[axis])
     quality = values.quality
-    axes.set_title(plain(f"{quality.title}{_ARROWS[quality.better]}"), fontsize=8)
+    title = fill(f"{quality.title}{_ARROWS[quality.better]}", _TITLE_WIDTH)
+    axes.set_title(plain(title), fontsize=8)
     axes.set_ylabel("")
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
