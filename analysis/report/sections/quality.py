@@ -18,6 +18,10 @@ from analysis.uncertainty.seeds import Bounds
 TREND_HEADER = ("metric", "values", "per doubling of {}", "95%", "steps", "best inside")
 ENDS_HEADER = ("metric", "from", "to", "change, with the 95% interval of seeds")
 LAW_HEADER = ("metric", "law", "beta_n", "95%", "beta_k", "95%", "held-out error", "verdict")
+_CAPTION = (
+    "Metrics against {}: every run, lines through the means over seeds; dashed, a law that holds. "
+    "Arrows point to the better."
+)
 ABOUT = (
     "Per doubling: a straight line over the means of cells, with a level for each value of the "
     "other axis; its interval holds what the line misses and the scatter of seeds. Steps are to "
@@ -40,7 +44,7 @@ def quality(found: QualityFound, figures: Mapping[str, Figure | None]) -> Iterat
     for axis in AXES:
         if rows := trend_rows(found, axis):
             yield page.heading(f"Along {axis}", 3)
-            yield page.figure(figures[f"quality_{axis}"], f"Metrics against {axis}.")
+            yield page.figure(figures[f"quality_{axis}"], _CAPTION.format(axis))
             yield page.table(_trend_header(axis), rows)
             yield page.folded(
                 "From the first to the last", page.table(ENDS_HEADER, ends_rows(found, axis))

@@ -34,7 +34,10 @@ D_MODEL = 576
 SWEEPS = sorted(path.stem for path in ROOT.glob("sweeps/*.yaml"))
 REPORTS = ["isoflop", "nk_grid", "to_convergence", "token_grid"]
 PAGES = {"demo": "runs/demo/report/index.html", "reference": "docs/study.md"}  # no law by name
-ELSEWHERE = {"lr": "analysis.calibrate", "batch": "analysis.calibrate", "smoke": "the tests"}
+ELSEWHERE = {
+    **{"lr": "analysis.calibrate", "batch": "analysis.calibrate"},
+    **{"quality": "analysis.quality", "smoke": "the tests"},
+}
 ONE_K = OfLatentsAndTokens(E=0.1, A=4.0, a=0.45, B=300.0, b=0.5)
 SETTLED = OfLatents(E=0.1, A=4.0, b=0.45)
 TOKENS = TokensToConvergence(D0=2.6e6, s=0.6, n0=1024.0)
