@@ -141,6 +141,11 @@ def runs_table(
 
 
 def _loss_of(frame: pd.DataFrame, loss: str) -> Array:
+    if loss in frame and loss not in LOSSES:
+        raise TableError(
+            f"{loss} is no held-out loss; choose {' or '.join(LOSSES)}. How what evaluations "
+            "measured moves with n and k, and whether a law holds: python -m analysis.quality."
+        )
     if Status.done in set(frame["status"]) and loss not in frame:
         raise TableError(f"the records have no result field {loss}; choose {' or '.join(LOSSES)}.")
     return numbers(frame, loss)

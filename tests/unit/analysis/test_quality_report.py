@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from planted_quality import plant_quality
 
+from analysis.errors import TableError
 from analysis.quality.command import quality_command
+from analysis.records.load import load_runs
 from analysis.report.write import main
 
 METRICS = {
@@ -69,3 +71,9 @@ def test_runs_without_an_evaluation_are_told_how_to_get_one(
     sweep = plant_quality(tmp_path / "planted", {})
     assert quality_command([str(sweep)]) == 2
     assert "python -m scaling.evaluate" in capsys.readouterr().err
+
+
+def test_a_metric_is_no_loss_and_the_message_says_where_to_go(tmp_path: Path) -> None:
+    sweep = plant_quality(tmp_path / "planted", METRICS)
+    with pytest.raises(TableError, match=r"python -m analysis\.quality"):
+        load_runs(sweep, loss="downstream_kl")
