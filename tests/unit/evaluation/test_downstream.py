@@ -136,6 +136,16 @@ def test_known_limits(llama_folder: Path) -> None:
     assert abs(zero["loss_recovered_mean"]) > 1e-3
 
 
+def test_a_baseline_that_loses_nothing_leaves_nothing_to_recover(llama_folder: Path) -> None:
+    material = TestMaterial(llama_folder)
+    ce = measured(material, halves).notes["ce"]
+    material._made["downstream baselines"] = (ce, ce + 1)
+    found = measured(material, halves)
+    assert found.numbers["loss_recovered_zero"] is None
+    assert found.numbers["loss_recovered_mean"] is not None
+    assert list(found.notes["undefined"]) == ["loss_recovered_zero"]
+
+
 def test_first_positions_and_outliers_keep_their_residual(llama_folder: Path) -> None:
     material = TestMaterial(llama_folder)
     batch = next(material.batches())
