@@ -54,7 +54,7 @@ class Progressive:
     """See the module."""
 
     name = "progressive"
-    version = 1
+    version = 2
     packages = ()
     on_text = False
 
