@@ -41,8 +41,8 @@ class TextBatch:
 class Material:
     """See the module. `n_contexts` and `batch_contexts` are counted in contexts.
 
-    Each part raises `UserError` where it cannot be had: no model, no held-out text, values that
-    the dtype cannot hold.
+    Each part raises `UserError` where it cannot be had: no model, no held-out text or no kept token
+    in it, values that the dtype cannot hold.
     """
 
     has_text = True
@@ -118,7 +118,13 @@ class Material:
 
     @cached_property
     def _batches(self) -> list[TextBatch]:
-        return [self._batch(ids_CT) for ids_CT in self.ids_CT.split(self._batch_contexts)]
+        batches = [self._batch(ids_CT) for ids_CT in self.ids_CT.split(self._batch_contexts)]
+        if not any(bool(batch.kept_CT.any()) for batch in batches):
+            raise UserError(
+                f"none of the {self.ids_CT.numel()} tokens of the held-out contexts is one that "
+                "autoencoders are for: raise contexts."
+            )
+        return batches
 
     def _batch(self, ids_CT: Tensor) -> TextBatch:
         residual_CTD = self.subject.residual(ids_CT)
@@ -168,6 +174,8 @@ class VectorMaterial(Material):
                 break
             batch.append(_without_text(x_RD[:whole]))
             found += whole
+        if not batch:
+            raise UserError(f"there are fewer than {_VECTORS} held-out vectors: too few.")
         return batch
 
 

@@ -127,6 +127,14 @@ def test_an_autoencoder_that_is_silent_is_measured(two_tokens: Material, tmp_pat
     assert set(measured.notes["undefined"]) == {"n2g_precision", "n2g_recall"}
 
 
+def test_a_text_of_one_context_is_too_little(harvest_config: ConfigMaker, tmp_path: Path) -> None:
+    """There may be fewer than explain.contexts."""
+    material = material_of(harvest_config(), tmp_path, torch.arange(1, 9)[None])
+    material._made[f"{SMALL.contexts} contexts"] = material
+    with pytest.raises(UserError, match="1 held-out contexts are too few"):
+        Explain().measure(subject_of(autoencoder(16), tmp_path), material, SMALL, silent)
+
+
 def test_suffix_and_wildcards_of_one_example() -> None:
     ids_T = np.array([7, 8, 9])
     values = np.zeros(n_variants(3), np.float32)
