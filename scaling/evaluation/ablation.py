@@ -202,7 +202,10 @@ def _measured(
         notes[f"{name}_at_token"] = _mean(effect["at_token"])
         notes[f"{name}_l2"] = _mean(effect["l2"])
         notes[f"n_{name}"] = len(effect["l2"])
-    return Measured({"ablation_sparsity": _mean(effects["sparsity"])}, notes)
+    found = {"ablation_sparsity": _mean(effects["sparsity"])}
+    why = "no latent is active at these tokens" if not rows else "no ablation moves a logit"
+    notes["undefined"] = {column: why for column, value in found.items() if value is None}
+    return Measured(found, notes)
 
 
 def _standard_error(values: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> float | None:

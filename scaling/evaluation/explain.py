@@ -39,6 +39,12 @@ FILE = "n2g.json"
 N_TOP = 16
 """Strongest activations whose contexts are the ones of the notes `top_*`."""
 
+_WHY = {
+    "n2g_precision": "no pattern of a sampled latent matches a tested token",
+    "n2g_recall": "no latent is active in both halves",
+}
+"""Such a column is undefined."""
+
 
 @dataclass
 class Options:
@@ -146,7 +152,9 @@ def _n2g(
         "top_recall": _mean(top_recall),
         "n_without_match": int(np.isnan(precision).sum()),
     }
-    return {"n2g_precision": _mean(precision), "n2g_recall": _mean(recall)}, notes
+    numbers = {"n2g_precision": _mean(precision), "n2g_recall": _mean(recall)}
+    notes["undefined"] = {name: _WHY[name] for name, value in numbers.items() if value is None}
+    return numbers, notes
 
 
 def _strongest(true: Activity, latent: int) -> Ints:

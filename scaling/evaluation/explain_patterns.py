@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scaling.errors import UserError
 from scaling.evaluation.explain_activity import Activity, activity
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Subject, Told
@@ -33,10 +34,19 @@ class Half:
 
 
 def halves(material: Material) -> tuple[Half, Half]:
-    """Of contexts of even number, and of odd."""
+    """Of contexts of even number, and of odd.
+
+    Raises:
+        UserError: one of them has no kept token.
+    """
     batches = list(material.batches())
     kept_CT = torch.cat([batch.kept_CT for batch in batches]).cpu()
     residual_CTD = torch.cat([batch.residual_CTD for batch in batches])
+    if not (kept_CT[::2].any() and kept_CT[1::2].any()):
+        raise UserError(
+            f"explain.contexts: {len(kept_CT)} held-out contexts are too few, since explanations "
+            "are built on one half of them and tested on the other."
+        )
     tokens_CT = torch.arange(kept_CT.numel()).view_as(kept_CT)
     return tuple(  # type: ignore[return-value]
         Half(

@@ -43,8 +43,8 @@ class TextBatch:
 class Material:
     """See the module. `n_contexts` and `batch_contexts` are counted in contexts.
 
-    Each part raises `UserError` where it cannot be had: no model, no held-out text, values that
-    the dtype cannot hold.
+    Each part raises `UserError` where it cannot be had: no model, no held-out text or no kept token
+    in it, values that the dtype cannot hold.
     """
 
     has_text = True
@@ -135,6 +135,11 @@ class Material:
                 found.append(self._batch(ids_CT))
                 done += len(ids_CT)
                 told(done, total)
+        if not any(bool(batch.kept_CT.any()) for batch in found):
+            raise UserError(
+                f"none of the {self.ids_CT.numel()} tokens of the held-out contexts is one that "
+                "autoencoders are for: raise contexts."
+            )
         return found
 
     def _batch(self, ids_CT: Tensor) -> TextBatch:
@@ -185,6 +190,8 @@ class VectorMaterial(Material):
                 break
             batch.append(_without_text(x_RD[:whole]))
             found += whole
+        if not batch:
+            raise UserError(f"there are fewer than {_VECTORS} held-out vectors: too few.")
         return batch
 
 

@@ -10,7 +10,8 @@ Of kind topk the magnitudes are relu(W_enc (x - b_pre) + b_enc), all n of them; 
 the encoder leaves active, so that there k' ends where nothing is left to add. k is the
 autoencoder's own, or its mean number of active latents, rounded.
 
-    progressive_half       normalized MSE at k' = k/2 over that at k; the next two likewise
+    progressive_half       normalized MSE at k' = k/2 (rounded down, undefined for k = 1) over that
+                           at k; the next two likewise
     progressive_double     k' = 2 k     above 1: more latents than trained for do harm
     progressive_quadruple  k' = 4 k
     progressive_threshold  of the threshold that leaves k on average, over topk at k
@@ -53,7 +54,7 @@ class Progressive:
     """See the module."""
 
     name = "progressive"
-    version = 1
+    version = 2
     packages = ()
     on_text = False
 
@@ -76,7 +77,9 @@ class Progressive:
             "k": k,
             "curve": curve,
             "n_vectors": len(x_RD),
-            "undefined": dict.fromkeys(beyond, "not that many latents, or no error at k"),
+            "undefined": dict.fromkeys(
+                beyond, "there is no such number of latents, or no error at k"
+            ),
         }
         return Measured(numbers, notes)
 
@@ -84,8 +87,8 @@ class Progressive:
 def levels_of(k: int, n_latents: int) -> list[int]:
     """Powers of two up to 4 k, and k/2, k, 2 k, 4 k themselves; none above n."""
     powers = {2**power for power in range((LARGEST * k).bit_length())}
-    wanted = powers | {max(1, k // 2), k, 2 * k, LARGEST * k}
-    return sorted(level for level in wanted if level <= min(LARGEST * k, n_latents))
+    wanted = powers | {k // 2, k, 2 * k, LARGEST * k}
+    return sorted(level for level in wanted if 1 <= level <= min(LARGEST * k, n_latents))
 
 
 def own_k(autoencoder: LoadedAutoencoder, x_RD: Tensor) -> int | None:
@@ -170,7 +173,7 @@ def _numbers(curve: Sequence[Mapping[str, float]], k: int) -> dict[str, float | 
     def ratio(level: int, column: str = "normalized_mse") -> float | None:
         return at[level][column] / own if level in at and own > 0 else None
 
-    ratios = (ratio(max(1, k // 2)), ratio(2 * k), ratio(LARGEST * k))
+    ratios = (ratio(k // 2), ratio(2 * k), ratio(LARGEST * k))
     return dict(zip(COLUMNS, (*ratios, ratio(k, "threshold_normalized_mse")), strict=True))
 
 

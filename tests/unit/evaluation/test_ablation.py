@@ -23,6 +23,7 @@ from scaling.evaluation.ablation_effects import effect_sparsity
 from tests.unit.activations.conftest import ConfigMaker
 from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 
+SEED = torch.Generator().manual_seed(0)
 IDS = torch.randint(1, 61, (5, 8), generator=torch.Generator().manual_seed(0))
 SMALL = Options(tokens=5, latents=8, horizon=3, baselines=3)
 
@@ -47,8 +48,11 @@ def whole_model(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
 
 
-def by_hooks(folder: Path, context: int, token: int, removed_D: Tensor) -> float:
-    """The formula in float64 over a whole model with a hook on its second block."""
+def by_hooks(
+    folder: Path, context: int, token: int, removed_D: Tensor, horizon: int = SMALL.horizon
+) -> tuple[float, float]:
+    """Sparsity and L2 by the formulas, in float64 over a whole model with a hook on its second
+    block."""
     model = whole_model(folder)
     block = find_blocks(model)[1]
 
@@ -61,14 +65,14 @@ def by_hooks(folder: Path, context: int, token: int, removed_D: Tensor) -> float
     ids = IDS[context : context + 1]
     before = model(ids).logits
     handle = block.register_forward_hook(take_away)
-    effect = (model(ids).logits - before)[0, token : token + SMALL.horizon].detach()
+    effect = (model(ids).logits - before)[0, token : token + horizon].detach()
     handle.remove()
     centred = []
     for row in effect:
         median = sorted(row.tolist())[(len(row) - 1) // 2]
         centred += [value - median for value in row.tolist()]
     l1, l2 = sum(map(abs, centred)), math.sqrt(sum(value**2 for value in centred))
-    return (l1 / l2) ** 2 / len(centred)
+    return (l1 / l2) ** 2 / len(centred), l2
 
 
 @pytest.mark.parametrize("model", ["llama_folder", "gpt2_folder"])
@@ -87,11 +91,11 @@ def test_it_is_what_hooks_on_the_whole_model_give(
         x_D = residual_CTD[context, token].double()
         length = (x_D - x_D.mean()).norm()
         removed_D = float(rows["value"][i]) * sae.w_dec[latent].double() * length
-        assert rows["sparsity"][i] == pytest.approx(
-            by_hooks(folder, context, token, removed_D), rel=1e-3
-        )
-        half = by_hooks(folder, context, token, removed_D * -2)
-        assert half != pytest.approx(rows["sparsity"][i], rel=1e-3)  # effects are not linear
+        sparsity, l2 = by_hooks(folder, context, token, removed_D)
+        assert rows["sparsity"][i] == pytest.approx(sparsity, rel=1e-3)
+        assert rows["l2"][i] == pytest.approx(l2, rel=1e-3)
+        other, _ = by_hooks(folder, context, token, removed_D * -2)
+        assert other != pytest.approx(rows["sparsity"][i], rel=1e-3)  # effects are not linear
     mean = float(rows["sparsity"].astype(np.float64).mean())
     assert measured.numbers == {"ablation_sparsity": pytest.approx(mean, rel=1e-6)}
 
@@ -113,6 +117,67 @@ def test_the_same_again_and_the_same_tokens_for_other_runs(
     assert (np.unique(rows["context"], return_counts=True)[1] == few.latents).all()
     assert first.notes["channels_sparsity"] == other.notes["channels_sparsity"]
     assert 0.1 < first.notes["random_sparsity"] < first.notes["random_at_token"] < 1
+
+
+def test_baselines_are_what_hooks_on_the_whole_model_give(
+    harvest_config: ConfigMaker, tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channels set to 0, and a vector less its part along a direction."""
+    turned_DD = torch.linalg.qr(torch.randn(16, 16, generator=SEED)).Q
+    directions = {"channels": torch.eye(16)[[2, 7]], "random": turned_DD[:2]}
+    monkeypatch.setattr(ablation, "axes", lambda *what: directions)
+    material = material_of(harvest_config(), tmp_path, IDS)
+    found = Ablation().measure(subject_of(autoencoder(16), tmp_path), material, SMALL, silent)
+    residual_CTD = torch.cat([batch.residual_CTD for batch in material.batches()]).double()
+    sites = {(site.context, site.token) for site in ablation.sample_sites(material, SMALL)}
+    for name, axes_AD in directions.items():
+        plain: dict[str, list[float]] = {"sparsity": [], "l2": [], "at_token": []}
+        for context, token in sorted(sites):
+            x_D = residual_CTD[context, token]
+            for axis_D in axes_AD.double():
+                without_D = x_D - (x_D @ axis_D) * axis_D
+                if name == "channels":
+                    without_D = x_D.clone()
+                    without_D[int(axis_D.argmax())] = 0
+                removed = (llama_folder, context, token, x_D - without_D)
+                sparsity, l2 = by_hooks(*removed)
+                plain["sparsity"].append(sparsity)
+                plain["l2"].append(l2)
+                plain["at_token"].append(by_hooks(*removed, horizon=1)[0])
+        assert found.notes[f"n_{name}"] == len(plain["l2"]) == 2 * len(sites)
+        for what, values in plain.items():
+            assert found.notes[f"{name}_{what}"] == pytest.approx(np.mean(values), rel=1e-3)
+
+
+def test_sites_are_kept_and_have_the_whole_horizon(
+    harvest_config: ConfigMaker, tmp_path: Path
+) -> None:
+    material = material_of(harvest_config(), tmp_path, IDS)
+    sites = ablation.sample_sites(material, Options(tokens=40, horizon=6))
+    assert {site.token for site in sites} == {1, 2}  # of 8, the first is no vector
+    assert {site.ids_1T.shape[1] - site.token for site in sites} == {6}
+    assert {site.context for site in sites} == set(range(5))
+
+
+def test_the_standard_error_is_that_of_tokens_drawn_again() -> None:
+    rng = np.random.default_rng(0)
+    tokens = np.repeat(np.stack([np.arange(50) // 7, np.arange(50)], axis=1), 5, axis=0)[:-3]
+    values = rng.normal(size=50)[tokens[:, 1]] + 0.3 * rng.normal(size=len(tokens))
+    of_token = [values[tokens[:, 1] == token] for token in range(50)]
+    draws = rng.integers(0, 50, (2000, 50))
+    means = [np.concatenate([of_token[token] for token in draw]).mean() for draw in draws]
+    assert ablation._standard_error(values, tokens) == pytest.approx(np.std(means), rel=0.1)
+    assert ablation._standard_error(values[:5], tokens[:5]) is None  # of one token
+
+
+def test_a_silent_autoencoder_has_no_sparsity(harvest_config: ConfigMaker, tmp_path: Path) -> None:
+    sae = autoencoder(16)
+    sae.b_enc -= 1e6
+    found = Ablation().measure(
+        subject_of(sae, tmp_path), material_of(harvest_config(), tmp_path, IDS), SMALL, silent
+    )
+    assert found.numbers == {"ablation_sparsity": None}
+    assert found.notes["undefined"] == {"ablation_sparsity": "no latent is active at these tokens"}
 
 
 @pytest.mark.parametrize(

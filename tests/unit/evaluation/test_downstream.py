@@ -64,8 +64,8 @@ def measured(material: Material, reconstruct: Callable[[Tensor], Tensor], **opti
 
 @torch.no_grad()
 def plain_ces(folder: Path, replace: Callable[[Tensor], Tensor], max_norm: float) -> list[Any]:
-    """Per kept token (KL, CE before, CE after, or None at the end of a context): whole forward
-    passes, one token's distribution at a time."""
+    """Per kept token (KL, (CE before, CE after) or None at the end of a context, its vector): whole
+    forward passes, one token's distribution at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     block = find_blocks(model)[LAYER - 1]
     rows = []
@@ -75,7 +75,7 @@ def plain_ces(folder: Path, replace: Callable[[Tensor], Tensor], max_norm: float
 
         def put(module: Any, args: Any, output: Any, seen: Any = seen) -> Any:
             x = (output[0] if isinstance(output, tuple) else output).clone()
-            seen.append(x.norm(dim=2)[0])
+            seen.append(x[0].clone())
             for t in range(1, 8):
                 if x[0, t].norm() <= max_norm:
                     x[0, t] = replace(x[0, t][None])[0]
@@ -84,14 +84,15 @@ def plain_ces(folder: Path, replace: Callable[[Tensor], Tensor], max_norm: float
         handle = block.register_forward_hook(put)
         after = model(ids_T[None]).logits[0]
         handle.remove()
+        [original] = seen
         for t in range(1, 8):
-            if seen[0][t] > max_norm:
+            if original[t].norm() > max_norm:
                 continue
             p, q = before[t].double().softmax(0), after[t].double().softmax(0)
             kl = sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
             target = int(ids_T[t + 1]) if t < 7 else None
             ces = None if target is None else (-math.log(p[target]), -math.log(q[target]))
-            rows.append((kl, ces))
+            rows.append((kl, ces, original[t]))
     return rows
 
 
@@ -106,19 +107,23 @@ def test_as_the_whole_model_with_a_hook_has_it(name: str, request: pytest.Fixtur
     max_norm = float(norms.flatten().kthvalue(10).values) + 1e-4  # some tokens are outliers
     found = measured(TestMaterial(folder, max_norm), halves)
     rows = plain_ces(folder, halves, max_norm)
-    with_next = [ces for _, ces in rows if ces is not None]
+    with_next = [ces for _, ces, _ in rows if ces is not None]
     assert found.notes["n_tokens"] == len(rows) < N_CONTEXTS * 7
     assert found.notes["n_left"] == N_CONTEXTS * 8 - len(rows)
     assert found.notes["n_predicted"] == len(with_next) < len(rows)
-    kl = sum(kl for kl, _ in rows) / len(rows)
+    kl = sum(kl for kl, _, _ in rows) / len(rows)
     delta = sum(after - before for before, after in with_next) / len(with_next)
     assert found.numbers["downstream_kl"] == pytest.approx(kl, rel=1e-3)
     assert found.numbers["downstream_delta_ce"] == pytest.approx(delta, rel=1e-3, abs=1e-6)
-    zero = plain_ces(folder, torch.zeros_like, max_norm)
-    lost = sum(ces[1] - ces[0] for _, ces in zero if ces) / len(with_next)
-    assert lost > 0.01
-    expected = (lost - delta) / lost
-    assert found.numbers["loss_recovered_zero"] == pytest.approx(expected, abs=1e-3)
+    mean_D = torch.stack([x_D for *_, x_D in rows]).double().mean(dim=0).float()
+    for baseline, replace in (("zero", torch.zeros_like), ("mean", lambda x: mean_D[None])):
+        plain = plain_ces(folder, replace, max_norm)
+        lost = sum(ces[1] - ces[0] for _, ces, _ in plain if ces) / len(with_next)
+        assert abs(lost) > 0.01
+        ce = sum(ces[0] for ces in with_next) / len(with_next)
+        assert found.notes[f"ce_{baseline}"] == pytest.approx(ce + lost, rel=1e-4)
+        expected = (lost - delta) / lost if lost > 0 else None
+        assert found.numbers[f"loss_recovered_{baseline}"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_known_limits(llama_folder: Path) -> None:
@@ -136,6 +141,16 @@ def test_known_limits(llama_folder: Path) -> None:
     assert abs(zero["loss_recovered_mean"]) > 1e-3
 
 
+def test_a_baseline_that_loses_nothing_leaves_nothing_to_recover(llama_folder: Path) -> None:
+    material = TestMaterial(llama_folder)
+    ce = measured(material, halves).notes["ce"]
+    material._made["downstream baselines"] = (ce, ce + 1)
+    found = measured(material, halves)
+    assert found.numbers["loss_recovered_zero"] is None
+    assert found.numbers["loss_recovered_mean"] is not None
+    assert list(found.notes["undefined"]) == ["loss_recovered_zero"]
+
+
 def test_first_positions_and_outliers_keep_their_residual(llama_folder: Path) -> None:
     material = TestMaterial(llama_folder)
     batch = next(material.batches())
@@ -145,6 +160,8 @@ def test_first_positions_and_outliers_keep_their_residual(llama_folder: Path) ->
     none_kept = TestMaterial(llama_folder, max_norm=0.0)
     with pytest.raises(UserError, match="raise contexts"):
         measured(none_kept, halves)
+    with pytest.raises(UserError, match=r"none of the 40 tokens .* raise contexts"):
+        list(none_kept.batches())  # before any metric divides by their number
 
 
 def test_a_dtype_that_overflows_is_named(
@@ -166,6 +183,21 @@ def test_the_standard_error_is_that_of_contexts_drawn_again() -> None:
     means = [sum(sums[i] for i in draw) / sum(counts[i] for i in draw) for draw in draws]
     assert downstream.standard_error(sums, counts) == pytest.approx(stdev(means), rel=0.1)
     assert downstream.standard_error(sums[:1], counts[:1]) is None
+
+
+def test_the_standard_errors_noted_are_those_of_their_numbers(llama_folder: Path) -> None:
+    """One context's sums at a time; nothing here knows which number an error goes with."""
+    found = measured(TestMaterial(llama_folder), halves)
+    alone = []
+    for number in range(N_CONTEXTS):
+        one = TestMaterial(llama_folder)
+        one.ids_CT = one.ids_CT[number : number + 1]
+        alone.append(measured(one, halves))
+    for column in ("downstream_kl", "downstream_delta_ce"):  # contexts here are of equal length
+        values = [one.numbers[column] for one in alone]
+        expected = stdev(values) / math.sqrt(N_CONTEXTS)
+        assert found.notes[f"{column}_standard_error"] == pytest.approx(expected, rel=1e-3)
+        assert alone[0].notes[f"{column}_standard_error"] is None
 
 
 def table(path: Path, *rows: str) -> Path:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from scaling.errors import UserError
+from scaling.evaluation import explain
 from scaling.evaluation.explain import FILE, Explain, Options
-from scaling.evaluation.explain_bigram import bigrams
+from scaling.evaluation.explain_bigram import bigrams, training_contexts
+from scaling.evaluation.explain_ce import recovered
 from scaling.evaluation.material import Material
 from scaling.evaluation.n2g import WILDCARD, Trie, first_variant, n_variants, pattern_of
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.portable import Portable
 from tests.portables import model_of
 from tests.unit.activations.conftest import ConfigMaker
+from tests.unit.evaluation.explain_loops import Loops
 from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 
 V = 12
-Reading = tuple[int | None, ...]
-"""A pattern in reading order; None is any token."""
 SMALL = Options(contexts=60, latents=40, examples=4, shared=30, max_length=3, bigram_contexts=50)
 
 
@@ -99,6 +102,11 @@ def test_perfect_explanations_lose_nothing_more_than_the_latents(
     assert measured.notes["latents_ce"] != pytest.approx(measured.notes["ce"], abs=1e-3)
 
 
+def test_recovered_is_the_share_of_what_the_mean_vector_loses() -> None:
+    assert recovered(3.0, {"ce": 2.0, "ce_mean": 6.0}) == 0.75
+    assert recovered(3.0, {"ce": 2.0, "ce_mean": 2.0}) is None
+
+
 def test_random_examples_are_seeded_and_other_ones(two_tokens: Material, tmp_path: Path) -> None:
     run = subject_of(autoencoder(2 * V, n_latents=30, normalization="none"), tmp_path)
     few = replace(SMALL, shared=1, examples=1)
@@ -116,6 +124,15 @@ def test_an_autoencoder_that_is_silent_is_measured(two_tokens: Material, tmp_pat
     measured = Explain().measure(run, two_tokens, SMALL, silent)
     assert measured.numbers["n2g_precision"] is measured.numbers["n2g_recall"] is None
     assert measured.numbers["explanation_ce"] == measured.notes["latents_ce"]
+    assert set(measured.notes["undefined"]) == {"n2g_precision", "n2g_recall"}
+
+
+def test_a_text_of_one_context_is_too_little(harvest_config: ConfigMaker, tmp_path: Path) -> None:
+    """There may be fewer than explain.contexts."""
+    material = material_of(harvest_config(), tmp_path, torch.arange(1, 9)[None])
+    material._made[f"{SMALL.contexts} contexts"] = material
+    with pytest.raises(UserError, match="1 held-out contexts are too few"):
+        Explain().measure(subject_of(autoencoder(16), tmp_path), material, SMALL, silent)
 
 
 def test_suffix_and_wildcards_of_one_example() -> None:
@@ -135,104 +152,10 @@ def test_suffix_and_wildcards_of_one_example() -> None:
     assert trie.matches(np.array([7, 1, 8]), 2) == {}
 
 
-class Loops:
-    """All of it once more: a forward pass per sequence, every pattern tried at every token."""
-
-    def __init__(self, material: Material, sae: LoadedAutoencoder, options: Options) -> None:
-        self.subject, self.sae, self.options = material.subject, sae, options
-        self.ids = material.ids_CT
-        self.residual = self.subject.residual(self.ids)
-        self.max_norm = material.held_out.max_norm
-        self.kept = self.residual.norm(dim=2) <= self.max_norm
-        self.kept[:, 0] = False
-        self.z = sae.latents(self.residual) * self.kept[:, :, None]
-        places = [(c, t) for c, t in self.kept.nonzero().tolist()]
-        self.build = [(c, t) for c, t in places if c % 2 == 0]
-        self.test = [(c, t) for c, t in places if c % 2 == 1]
-        self.seen: dict[tuple[int, ...], Tensor] = {}
-        self.of_all: dict[int, dict[Reading, list[float]]] = {n: {} for n in range(len(sae.w_dec))}
-        self.of_top: dict[int, set[Reading]] = {n: set() for n in range(len(sae.w_dec))}
-        self._explain()
-
-    def _explain(self) -> None:
-        rng = np.random.default_rng(self.options.seed)
-        probed = set(map(tuple, rng.permutation(np.array(self.build))[: self.options.shared]))
-        tops = {n: self._top(n) for n in self.sampled()}
-        for c, t in sorted(probed | {place for own in tops.values() for place in own}):
-            for n in self.z[c, t].nonzero()[:, 0].tolist():
-                if (pattern := self._pattern(c, t, n)) is not None:
-                    self.of_all[n].setdefault(pattern, []).append(float(self.z[c, t, n]))
-                    if (c, t) in tops.get(n, []):
-                        self.of_top[n].add(pattern)
-
-    def sampled(self) -> list[int]:
-        return [
-            n for n in self.of_all if self._active(n, self.build) and self._active(n, self.test)
-        ]
-
-    def _active(self, n: int, places: list[tuple[int, int]]) -> set[tuple[int, int]]:
-        return {(c, t) for c, t in places if self.z[c, t, n] > 0}
-
-    def _top(self, n: int) -> list[tuple[int, int]]:
-        ranked = sorted(
-            self._active(n, self.build), key=lambda at: (-float(self.z[at[0], at[1], n]), at)
-        )
-        return ranked[: self.options.examples]
-
-    def _value(self, tokens: list[int], n: int) -> float:
-        if (key := tuple(tokens)) not in self.seen:
-            ids = torch.tensor([[self.subject.padding, *tokens]])
-            x_1D = self.subject.residual(ids)[0, -1:]
-            self.seen[key] = self.sae.latents(x_1D)[0] * (x_1D.norm() <= self.max_norm)
-        return float(self.seen[key][n])
-
-    def _pattern(self, c: int, t: int, n: int) -> Reading | None:
-        for m in range(1, min(self.options.max_length, t + 1) + 1):
-            suffix: list[int] = self.ids[c, t - m + 1 : t + 1].tolist()
-            if (whole := self._value(suffix, n)) >= 0.5 * float(self.z[c, t, n]):
-                out: list[int | None] = []
-                for j, token in enumerate(suffix):
-                    padded = [*suffix[:j], self.subject.padding, *suffix[j + 1 :]]
-                    is_free = self._value(padded, n) > 0.5 * whole
-                    out += [] if is_free and not out else [None if is_free else token]
-                return tuple(out)
-        return None
-
-    def fits(self, pattern: Reading, c: int, t: int) -> bool:
-        start = t + 1 - len(pattern)
-        there = self.ids[c, max(start, 0) : t + 1].tolist()
-        return start >= 0 and all(p in (None, s) for p, s in zip(pattern, there, strict=True))
-
-    def rates(self) -> tuple[float, float]:
-        precisions, recalls = [], []
-        for n in self.sampled():
-            said = {at for at in self.test if any(self.fits(p, *at) for p in self.of_top[n])}
-            true = self._active(n, self.test)
-            recalls.append(len(said & true) / len(true))
-            precisions += [len(said & true) / len(said)] if said else []
-        return float(np.mean(precisions)), float(np.mean(recalls))
-
-    def cross_entropy(self) -> float:
-        s = torch.zeros_like(self.z)
-        for c, t in self.build + self.test:
-            for n, patterns in self.of_all.items():
-                own = [p for p in patterns if self.fits(p, c, t)]
-                if own:
-                    best = max(own, key=lambda p: (len(p), sum(x is not None for x in p)))
-                    s[c, t, n] = float(np.mean(patterns[best]))
-        scale_N = (s * self.z)[::2].sum((0, 1)) / (s * s)[::2].sum((0, 1)).clamp_min(1e-9)
-        x, kept, ids = self.residual[1::2], self.kept[1::2], self.ids[1::2]
-        mean = x.mean(-1, keepdim=True)
-        recon = (s * scale_N)[1::2] @ self.sae.w_dec + self.sae.b_pre
-        recon = recon * (x - mean).norm(dim=-1, keepdim=True) + mean
-        with torch.no_grad():
-            logits = self.subject.logits(ids, torch.where(kept[:, :, None], recon, x))[:, :-1]
-        return float(cross_entropy(logits[kept[:, :-1]], ids[:, 1:][kept[:, :-1]]))
-
-
 def test_it_is_what_loops_over_single_sequences_give(
-    harvest_config: ConfigMaker, tmp_path: Path
+    harvest_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(explain, "N_TOP", 1)
     ids_CT = torch.randint(1, 12, (10, 8), generator=torch.Generator().manual_seed(1))
     material = material_of(harvest_config(), tmp_path, ids_CT, max_norm=11)
     sae = autoencoder(16)
@@ -249,6 +172,22 @@ def test_it_is_what_loops_over_single_sequences_give(
     assert 0 < precision < 1
     assert sum(map(len, loops.of_all.values())) > 30
     assert measured.notes["n_latents_sampled"] == len(loops.sampled())
+    _check_notes(measured.notes, loops, material)
+    assert measured.notes["top_precision"] != pytest.approx(precision)
+
+
+def _check_notes(notes: Mapping[str, Any], loops: Loops, material: Material) -> None:
+    top_precision, top_recall = loops.rates(n_top=1)
+    said, z = loops.said()[1::2], loops.z[1::2]
+    known = loops.baselines()
+    expected = {
+        **known,
+        "top_precision": top_precision,
+        "top_recall": top_recall,
+        "activity_explained": float(z[said > 0].sum() / z.sum()),
+        "bigram_ce": loops.bigram_ce(training_contexts(material, 50).tolist()),
+    }
+    assert {name: notes[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_bigram_model_is_a_distribution_and_its_own_formula() -> None:

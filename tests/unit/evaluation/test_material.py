@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from scaling import evaluate
+from scaling.errors import UserError
 from scaling.evaluate_material import material_of
+from scaling.evaluation.material import VectorMaterial
 from scaling.evaluation.options import parsed
 from scaling.interchange.normalization import normalized
 from scaling.run_weights import load_run, plan_of
@@ -52,6 +55,16 @@ def test_kept_tokens_are_the_vectors_held_out(finished: RunFolder) -> None:
     assert len(stored) > len(held_out)
     recon = load_run(finished).reconstruct(kept)
     assert recon.shape == kept.shape
+
+
+def test_held_out_vectors_come_in_whole_contexts() -> None:
+    vectors_RD = torch.arange(150.0)[:, None].repeat(1, 3)
+    source: Any = SimpleNamespace(eval_batches=lambda n: iter(vectors_RD.split(n)))
+    batches = list(VectorMaterial(source, 2, 1).batches())
+    assert torch.equal(torch.cat([b.residual_CTD.flatten(0, 1) for b in batches]), vectors_RD[:128])
+    few: Any = SimpleNamespace(eval_batches=lambda n: iter(vectors_RD[:63].split(n)))
+    with pytest.raises(UserError, match="fewer than 64 held-out vectors"):
+        list(VectorMaterial(few, 2, 1).batches())
 
 
 @pytest.mark.parametrize("key", ["data_dir", "model", "text"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from scaling.evaluation.progressive import Options, Progressive, levels_of, recovered
 from scaling.evaluation.sampled import kept_vectors
 from scaling.interchange.normalization import normalized
+from scaling.interchange.portable import Portable
 from tests.portables import D, K, N, by_equations, model_of, random_portable
 from tests.unit.evaluation.vectors_material import random_vectors, subject, untold
 
@@ -48,6 +51,43 @@ def test_a_threshold_leaves_as_many_on_average_and_is_the_plain_one() -> None:
         total = (input_RD - input_RD.mean(dim=0)).square().sum()
         plain = float(error_RD.square().sum() / total)
         assert point["threshold_normalized_mse"] == pytest.approx(plain, rel=1e-4)
+
+
+def plain_errors(portable: Portable, x_RD: Tensor) -> tuple[float, float]:
+    """Squared errors of the k largest, and of the pre-activations above the one that leaves k of
+    each vector on average, float64."""
+    assert portable.k is not None
+    w = {name: tensor.double() for name, tensor in portable.weights.items()}
+    centered_RD = x_RD.double() - w["b_pre"]
+    pre_RN = (centered_RD @ w["w_enc"].T + w["b_enc"]).clamp_min(0)
+    least = pre_RN.flatten().sort(descending=True).values[portable.k * len(x_RD) - 1]
+    above_RN = torch.where(pre_RN >= least, pre_RN, 0)
+    of_largest = float((x_RD - by_equations(portable, x_RD)[1]).square().sum())
+    return of_largest, float((centered_RD - above_RN @ w["w_dec"]).square().sum())
+
+
+def test_columns_are_those_of_autoencoders_of_another_k(tmp_path: Path) -> None:
+    portable, vectors = random_portable("topk", "none"), random_vectors(D)
+    x_RD = kept_vectors(vectors)  # type: ignore[arg-type]
+    measured = Progressive().measure(subject(portable, tmp_path), vectors, Options(), untold)  # type: ignore[arg-type]
+    own, above = plain_errors(portable, x_RD)
+    other = {
+        name: plain_errors(replace(portable, k=k), x_RD)[0] / own
+        for name, k in (("half", K // 2), ("double", 2 * K), ("quadruple", 4 * K))
+    }
+    expected = {
+        f"progressive_{n}": ratio for n, ratio in {**other, "threshold": above / own}.items()
+    }
+    assert measured.numbers == pytest.approx(expected, rel=1e-4)
+    assert len({round(ratio, 2) for ratio in expected.values()}) == 4
+
+
+def test_there_is_no_half_of_one_latent(tmp_path: Path) -> None:
+    run = subject(replace(random_portable(), k=1), tmp_path)
+    measured = Progressive().measure(run, random_vectors(D), Options(), untold)  # type: ignore[arg-type]
+    assert measured.numbers["progressive_half"] is None
+    assert list(measured.notes["undefined"]) == ["progressive_half"]
+    assert measured.numbers["progressive_double"] is not None
 
 
 def test_where_sparsity_is_an_outcome_all_that_is_active_is_the_run_itself(tmp_path: Path) -> None:
