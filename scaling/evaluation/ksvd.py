@@ -49,7 +49,7 @@ class KSVD:
     """See the module."""
 
     name = "ksvd"
-    version = 1
+    version = 2
     packages = ()
     on_text = True
 

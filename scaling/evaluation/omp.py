@@ -41,7 +41,7 @@ class SparseCoding:
     """See the module."""
 
     name = "omp"
-    version = 1
+    version = 2
     packages = ()
     on_text = False
 
