@@ -31,7 +31,7 @@ from scaling.activations.store import ShardedRows
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.evaluation.pursuit import omp
-from scaling.evaluation.sampled import SEED, check_counts, sample, some_vectors
+from scaling.evaluation.sampled import SEED, check_counts, gap, sample, some_vectors
 
 
 @dataclass
@@ -49,7 +49,7 @@ class KSVD:
     """See the module."""
 
     name = "ksvd"
-    version = 1
+    version = 2
     packages = ()
     on_text = True
 
@@ -78,14 +78,15 @@ class KSVD:
         counts_R = torch.full_like(found.chosen.counts_R, k)
         error = omp(input_RD - learned.mean_D, learned.rows_ND, counts_R).error
         own = found.error(run.autoencoder.w_dec)
+        ratio = gap(own, error, found.total)
         return Measured(
-            {"ksvd_gap": own / error if error > 0 else None},
+            {"ksvd_gap": ratio},
             {
                 "normalized_mse": own / found.total,
                 "normalized_mse_ksvd": error / found.total,
                 "normalized_mse_in_training": learned.mse_of_iterations,
                 "k": k,
-                "undefined": {} if error > 0 else {"ksvd_gap": "K-SVD leaves no error"},
+                "undefined": {} if ratio is not None else {"ksvd_gap": "K-SVD leaves no error"},
                 "n_vectors": len(input_RD),
             },
         )

@@ -25,7 +25,7 @@ from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.evaluation.pursuit import Coded, gradient_pursuit, omp
 from scaling.evaluation.refine import refined_sample
-from scaling.evaluation.sampled import Chosen, Sample, check_counts, sample, some_vectors
+from scaling.evaluation.sampled import Chosen, Sample, check_counts, gap, sample, some_vectors
 from scaling.evaluation.sampled import squared_error as squared_error_of
 
 
@@ -41,7 +41,7 @@ class SparseCoding:
     """See the module."""
 
     name = "omp"
-    version = 1
+    version = 2
     packages = ()
     on_text = False
 
@@ -67,7 +67,7 @@ class SparseCoding:
         for done, (column, code) in enumerate(_CODERS.items(), start=1):
             started = time.monotonic()
             error = code(found, decoder_ND, counts_R)
-            numbers[column] = own / error if error > 0 else None
+            numbers[column] = gap(own, error, found.total)
             notes[column] = {
                 "normalized_mse": error / found.total,
                 "seconds": round(time.monotonic() - started, 3),

@@ -21,6 +21,9 @@ from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.normalization import normalized
 
 SEED = 0
+ROUNDING = 1e-10
+"""Of the vectors' sum of squares about their mean: what float32 leaves of a perfect code, and more
+than enough."""
 
 
 class Chosen(NamedTuple):
@@ -94,6 +97,12 @@ def squared_error(
         made_BD = torch.bmm(values_RK[rows].unsqueeze(1), decoder_ND[ids_RK[rows]]).squeeze(1)
         total += float((target_RD[rows] - made_BD).double().square().sum())
     return total
+
+
+def gap(own: float, error: float, total: float) -> float | None:
+    """An encoder's error over that of a coder; None where the coder leaves none but rounding, as
+    with as many rows as dimensions."""
+    return own / error if error > ROUNDING * total else None
 
 
 def _largest_first(code: Dense) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,8 @@ def split(texts: Iterable[Labelled], wanted: int) -> Split:
 
     Documents are taken in the order of a hash, each to the side that has fewer documents of its
     labels so far, and texts of as many documents as possible are used. A pure function of the
-    texts, whatever their order. Sides are empty where a label has too few documents.
+    texts, whatever their order but for a text that several documents have: it is the last one's.
+    Sides are empty where a label has too few documents.
     """
     unique = {(one.text, one.label): one for one in texts if one.text.strip()}
     by_document: dict[str, list[Labelled]] = {}

@@ -161,13 +161,14 @@ def test_sites_are_kept_and_have_the_whole_horizon(
 
 def test_the_standard_error_is_that_of_tokens_drawn_again() -> None:
     rng = np.random.default_rng(0)
-    tokens = np.repeat(np.stack([np.arange(50) // 7, np.arange(50)], axis=1), 5, axis=0)[:-3]
-    values = rng.normal(size=50)[tokens[:, 1]] + 0.3 * rng.normal(size=len(tokens))
+    pairs = np.stack([np.arange(50) // 7, np.arange(50)], axis=1)
+    tokens = np.repeat(pairs, rng.integers(2, 9, 50), axis=0)
+    values = 2 + rng.normal(size=50)[tokens[:, 1]] + 0.3 * rng.normal(size=len(tokens))
     of_token = [values[tokens[:, 1] == token] for token in range(50)]
     draws = rng.integers(0, 50, (2000, 50))
     means = [np.concatenate([of_token[token] for token in draw]).mean() for draw in draws]
     assert ablation._standard_error(values, tokens) == pytest.approx(np.std(means), rel=0.1)
-    assert ablation._standard_error(values[:5], tokens[:5]) is None  # of one token
+    assert ablation._standard_error(values[:2], tokens[:2]) is None  # of one token
 
 
 def test_a_silent_autoencoder_has_no_sparsity(harvest_config: ConfigMaker, tmp_path: Path) -> None:

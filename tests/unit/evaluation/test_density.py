@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,30 @@ def test_without_text_there_is_no_position(tmp_path: Path) -> None:
     assert found[0] is not None
     assert found[1] is None
     assert "no text" in measured.notes["undefined"]["density_position"]
+
+
+def test_the_share_of_latents_that_know_their_position_is_the_plain_one(tmp_path: Path) -> None:
+    """Of 7 kept positions, each a range of its own; firings counted by hand."""
+    vectors = random_vectors(D, 60)
+    direction_D = torch.randn(D, generator=torch.Generator().manual_seed(1))
+    vectors.residual_CTD[:, 5:] += 300 * direction_D
+    run = subject(random_portable("relu", "unit_norm"), run_folder(tmp_path, None))
+    measured = Density().measure(run, vectors, Options(), untold)  # type: ignore[arg-type]
+    on_CTN = run.autoencoder.latents(vectors.residual_CTD)[:, 1:] > 0
+    often, knowing = 0, 0
+    for on_CT in on_CTN.permute(2, 0, 1):
+        if int(on_CT.sum()) < 100:
+            continue
+        often += 1
+        first, second = on_CT[:30].sum(dim=0).tolist(), on_CT[30:].sum(dim=0).tolist()
+        bits = 0.0
+        for f, other in ((first, second), (second, first)):
+            for n, m in zip(f, other, strict=True):
+                share = (m + 1 / 7) / (sum(other) + 1)
+                bits += n / max(1, sum(f)) * math.log2(share * 7) / 2
+        knowing += bits > 0.1
+    assert 0 < knowing < often
+    assert measured.numbers["density_position"] == pytest.approx(knowing / often)
 
 
 def test_position_bits() -> None:

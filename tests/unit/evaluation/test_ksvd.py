@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from scaling.evaluation import ksvd
 from scaling.evaluation.ksvd import KSVD, Options, learn, updated
+from scaling.evaluation.omp import Options as GapOptions
+from scaling.evaluation.omp import SparseCoding
 from scaling.evaluation.pursuit import omp
-from scaling.evaluation.sampled import squared_error
+from scaling.evaluation.sampled import kept_vectors, squared_error
 from tests.portables import D, N, random_portable
+from tests.unit.evaluation.test_pursuit import plain_omp
 from tests.unit.evaluation.vectors_material import random_vectors, subject, untold
 
 K = 2
@@ -65,7 +69,7 @@ def test_an_update_is_the_plain_one() -> None:
 
 
 def test_the_gap_and_where_it_is_undefined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run, vectors = subject(random_portable("relu", "none"), tmp_path), random_vectors(D)
+    run, vectors = subject(random_portable("topk", "none"), tmp_path), random_vectors(D)
     too_few = KSVD().measure(run, vectors, Options(vectors=4 * N - 1), untold)  # type: ignore[arg-type]
     assert too_few.numbers == {"ksvd_gap": None}
     assert f"ksvd.vectors={4 * N}" in too_few.notes["undefined"]["ksvd_gap"]
@@ -78,8 +82,30 @@ def test_the_gap_and_where_it_is_undefined(monkeypatch: pytest.MonkeyPatch, tmp_
     assert gap == pytest.approx(
         measured.notes["normalized_mse"] / measured.notes["normalized_mse_ksvd"]
     )
+    learned = learn(training_BD, N, measured.notes["k"], 2)
+    x_RD = kept_vectors(vectors)  # type: ignore[arg-type]
+    left = sum(
+        plain_omp(x_D - learned.mean_D, learned.rows_ND, measured.notes["k"])[1] for x_D in x_RD
+    )
+    own = float((x_RD - run.autoencoder.reconstruct(x_RD)).square().sum())
+    assert gap == pytest.approx(own / left, rel=1e-2)
     monkeypatch.setattr(ksvd, "learn", None)  # a second run of that size learns nothing again
     assert KSVD().measure(run, vectors, Options(iterations=2), untold).numbers == measured.numbers  # type: ignore[arg-type]
+
+
+def test_rounding_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A ReLU of more active latents than dimensions: with as many rows any coder is perfect."""
+    run, vectors = subject(random_portable("relu", "none"), tmp_path), random_vectors(D)
+    training_BD = random_vectors(D, n_contexts=60).residual_CTD.flatten(0, 1)
+    monkeypatch.setattr(ksvd, "_training", lambda material, n: training_BD)
+    measured = KSVD().measure(run, vectors, Options(iterations=1), untold)  # type: ignore[arg-type]
+    assert measured.notes["k"] > D
+    assert measured.numbers == {"ksvd_gap": None}
+    assert measured.notes["undefined"] == {"ksvd_gap": "K-SVD leaves no error"}
+    full = replace(random_portable("topk", "none"), k=D + 4)
+    gaps = SparseCoding().measure(subject(full, tmp_path), vectors, GapOptions(), untold)  # type: ignore[arg-type]
+    assert gaps.numbers["omp_gap"] is None
+    assert gaps.notes["undefined"]["omp_gap"] == "the coder leaves no error"
 
 
 def test_no_store_no_training_vectors(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Subject
 from scaling.evaluation.probes_examples import vectors
 from scaling.evaluation.probes_fit import fit_each
+from scaling.evaluation.probes_linear import fit_with_chosen_ridge
 from scaling.evaluation.tasks_registry import DEFAULT, find_tasks
 from tests.unit.activations.conftest import D_MODEL, ConfigMaker
 
@@ -99,23 +100,47 @@ def test_numbers_are_those_of_one_latent_after_another(material: Material, file:
         side: torch.stack([slow_vector(material, one.text, 8) for one in getattr(halves, side)])
         for side in ("train", "test")
     }
-    z = {}
     for side, x_ED in x.items():
         centered = x_ED - x_ED.mean(dim=1, keepdim=True)
-        z[side] = Autoencoder().pre_acts(centered / centered.norm(dim=1, keepdim=True))
+        x[side] = centered / centered.norm(dim=1, keepdim=True)
     y = {
         side: torch.tensor([one.label for one in getattr(halves, side)])
         for side in ("train", "test")
     }
-    fits = [fit_each(z["train"][:, [n]], y["train"]) for n in range(LATENTS)]
-    best = min(range(LATENTS), key=lambda n: fits[n].loss_F.item())
-    p = fits[best].logits(0, z["test"][:, best]).sigmoid()
-    loss = -torch.where(y["test"], p, 1 - p).log().mean()
-    assert notes["tasks"]["ends"]["latent"] == best
-    assert numbers["probe_loss"] == pytest.approx(loss.item(), abs=1e-5)
-    assert 0.5 < numbers["probe_auc"] <= 1
-    # Any direction could have been the best: the first is not.
-    assert fits[0].loss_F.item() > fits[best].loss_F.item() + 0.01
+    z = {side: Autoencoder().pre_acts(x_ED) for side, x_ED in x.items()}
+    best, loss, auc = best_of(z, y)
+    found = notes["tasks"]["ends"]
+    assert found["latent"] == best != 0  # any direction could have been the best
+    assert numbers["probe_loss"] == pytest.approx(loss, abs=1e-5)
+    assert numbers["probe_auc"] == pytest.approx(auc)
+    assert 0.5 < auc < 1
+    directions = torch.randn(D_MODEL, LATENTS, generator=torch.Generator().manual_seed(0))
+    for name, of in (("channels", x), ("random", {s: x_ED @ directions for s, x_ED in x.items()})):
+        best, loss, auc = best_of(of, y)
+        assert found[name]["feature"] == best
+        assert found[name]["loss"] == pytest.approx(loss, abs=1e-4)
+        assert found[name]["auc"] == pytest.approx(auc)
+    documents = [int(one.document) for one in halves.train]
+    linear = fit_with_chosen_ridge(x["train"], y["train"], documents)
+    loss, auc = scored(linear.logits(x["test"]), y["test"])
+    assert found["linear"]["loss"] == pytest.approx(loss, rel=1e-3)
+    assert found["linear"]["auc"] == pytest.approx(auc)
+
+
+Sides = dict[str, Tensor]
+
+
+def best_of(z: Sides, y: Sides) -> tuple[int, float, float]:
+    """Of one feature after another: the one of the least train loss, its test loss and AUC."""
+    fits = [fit_each(z["train"][:, [n]], y["train"]) for n in range(z["train"].shape[1])]
+    best = min(range(len(fits)), key=lambda n: fits[n].loss_F.item())
+    return best, *scored(fits[best].logits(0, z["test"][:, best]), y["test"])
+
+
+def scored(logits: Tensor, y: Tensor) -> tuple[float, float]:
+    p = logits.sigmoid()
+    above = [float(a > b) + float(a == b) / 2 for a in p[y] for b in p[~y]]
+    return float(-torch.where(y, p, 1 - p).log().mean()), sum(above) / len(above)
 
 
 def test_a_latent_that_is_the_label_costs_nothing(
