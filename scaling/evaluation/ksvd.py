@@ -49,7 +49,7 @@ class KSVD:
     """See the module."""
 
     name = "ksvd"
-    version = 2
+    version = 1
     packages = ()
     on_text = True
 

@@ -41,7 +41,7 @@ class SparseCoding:
     """See the module."""
 
     name = "omp"
-    version = 2
+    version = 1
     packages = ()
     on_text = False
 

@@ -54,7 +54,7 @@ class Progressive:
     """See the module."""
 
     name = "progressive"
-    version = 2
+    version = 1
     packages = ()
     on_text = False
 

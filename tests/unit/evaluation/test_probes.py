@@ -331,3 +331,12 @@ def test_all_tasks_of_the_paper_but_one_are_known() -> None:
     assert [
         name for name in (*of_paper, *DEFAULT, "gpt2.jsonl") if f"`{name}`" not in document
     ] == []
+
+
+def test_code_of_another_python_is_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    (task,) = find_tasks(["python_code"])
+    before = task.identity()
+    assert before == task.identity()
+    monkeypatch.setattr("platform.python_version", lambda: "3.0.1")
+    assert task.identity() != before
+    assert task.identity().endswith("python==3.0.1")

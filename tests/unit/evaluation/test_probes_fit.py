@@ -9,7 +9,7 @@ from scipy.optimize import root
 from torch import Tensor
 
 from scaling.evaluation.probes_fit import RIDGE, auc, cross_entropy, fit_each
-from scaling.evaluation.probes_linear import fit_all, fit_with_chosen_ridge
+from scaling.evaluation.probes_linear import FOLDS, RIDGES, fit_all, fit_with_chosen_ridge
 
 N = 120
 
@@ -106,3 +106,30 @@ def test_the_ridge_of_a_wide_probe_is_chosen_on_other_documents() -> None:
     chosen = fit_with_chosen_ridge(features, labels, [n // 2 for n in range(80)])
     assert chosen.ridge > 1e-3
     assert chosen.logits(features).isfinite().all()
+
+
+def test_the_ridge_is_that_which_does_best_on_documents_not_fitted() -> None:
+    """By a loop over folds; fitted to the fold and judged on the rest, other ridges would win."""
+
+    def best(x: Tensor, y: Tensor, folds: list[int], *, turned_over: bool) -> float:
+        totals = dict.fromkeys(RIDGES, 0.0)
+        for fold in range(FOLDS):
+            out = torch.tensor([(number == fold) != turned_over for number in folds])
+            for ridge in RIDGES:
+                (probe,) = fit_all(x[~out], y[~out], [ridge])
+                pairs = zip(probe.logits(x[out]).tolist(), y[out].tolist(), strict=True)
+                totals[ridge] += sum(np.logaddexp(0, z) - t * z for z, t in pairs)
+        return min(RIDGES, key=lambda ridge: totals[ridge])
+
+    chosen, wanted, wrong = [], [], []
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        documents = [place // 2 for place in range(60)]
+        folds = [document % FOLDS for document in documents]
+        y = torch.rand(60, generator=generator) < 0.5
+        x = torch.randn(60, 8, generator=generator) + 0.6 * y[:, None]
+        chosen.append(fit_with_chosen_ridge(x, y, documents).ridge)
+        wanted.append(best(x, y, folds, turned_over=False))
+        wrong.append(best(x, y, folds, turned_over=True))
+    assert chosen == wanted
+    assert wanted != wrong
