@@ -93,6 +93,12 @@ def _about_optimum(fit: Fit) -> Iterator[Caution]:
     yield from about_condition(condition_number(fit))
 
 
+def _factor(error: float) -> str:
+    """Of a 95% interval's half width, for a standard error of a log."""
+    half = 1.96 * error
+    return f"{np.exp(half):.1f}" if half < np.log(1e6) else "of more than a million"
+
+
 def _about_values(fit: Fit) -> Iterator[Caution]:
     floor = fit.law.floor_column
     if floor is not None and fit.full_rank:
@@ -100,7 +106,7 @@ def _about_values(fit: Fit) -> Iterator[Caution]:
         if error > _MOST_FLOOR_ERROR:
             yield (
                 "floor_unidentified",
-                f"the floor is known to a factor {np.exp(1.96 * error):.1f} "
+                f"the floor is known to a factor {_factor(error)} "
                 "only: the data fit with nearly no floor as well.",
             )
     c = fit.law.parameters.get("c")

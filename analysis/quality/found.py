@@ -13,7 +13,7 @@ from analysis.quality.metrics import QUALITIES
 from analysis.quality.trend import Trend, trend
 from analysis.quality.values import Axis, Change, Values, budget_words, values_of
 from analysis.records.exclusions import DEAD
-from analysis.study.fitted import to_json
+from analysis.study.fitted import finite, to_json
 
 SCHEMA_VERSION = 1
 AXES: tuple[Axis, Axis] = ("n", "k")
@@ -130,6 +130,8 @@ def _tried_json(one: Tried) -> dict[str, Any]:
         "lack_of_fit": None if one.lack is None else one.lack.json(),
         "held_out": None
         if one.held_out is None
-        else {"rms_log": one.held_out.rms_log, "in_pi95": one.held_out.in_pi95}
-        | {"n": len(one.held_out.table)},
+        else {
+            **{"rms_log": one.held_out.rms_log, "in_pi95": one.held_out.in_pi95},
+            **{"n": len(one.held_out.table), "rms_log_of_n_before": finite(one.carried)},
+        },
     }

@@ -152,6 +152,27 @@ def test_few_runs_have_no_law_and_say_why(tmp_path: Path) -> None:
     assert all("n < 1024" in one.objection or "level" in one.objection for one in tried)
 
 
+def test_a_metric_that_does_not_move_has_no_law(tmp_path: Path) -> None:
+    """Any law fits it, with exponents of nothing."""
+    plant_quality(tmp_path, {"downstream_kl": lambda n, k: 0.5}, noise=0.01)
+    (tried,) = laws_tried(values_at(tmp_path, QUALITIES[0]))
+    assert "no effect of n" in tried.objection
+
+
+def test_a_law_must_say_more_than_the_n_before(tmp_path: Path) -> None:
+    """A fall that ends below the largest n: held out, it is where the n before was."""
+    plant_quality(
+        tmp_path,
+        {"downstream_kl": lambda n, k: min(n, 2048) ** -0.05},
+        noise=0.015,
+        seeds=(0, 1, 2),
+    )
+    tried = laws_tried(values_at(tmp_path, QUALITIES[0]))
+    assert not any(one.holds for one in tried)
+    before = np.log(2048 / 4096) * 0.05
+    assert any(one.carried < abs(before) for one in tried)
+
+
 def test_without_seeds_no_law_is_claimed(tmp_path: Path) -> None:
     plant_quality(tmp_path, {"downstream_kl": lambda n, k: n**-0.3}, noise=0.01, seeds=(0,))
     tried = laws_tried(values_at(tmp_path, QUALITIES[0]))
