@@ -13,6 +13,7 @@ from analysis.command import check_paths, command_line, print_lines, write_json
 from analysis.errors import TableError
 from analysis.files import cannot_write
 from analysis.quality.found import QualityFound, quality, quality_json
+from analysis.quality.metrics import QUALITIES, Quality
 from analysis.records.load import load_runs
 from analysis.records.rejected import REJECTED
 from analysis.report.plots.quality import drawings
@@ -25,7 +26,8 @@ def quality_command(argv: Sequence[str] | None = None) -> None:
     """Print trends and laws; write JSON and figures where asked."""
     options = _parser().parse_args(argv)
     check_paths(options)
-    found = quality(load_runs(list(options.source), allow=(*options.allow, REJECTED)))
+    chosen = _chosen(options.columns)
+    found = quality(load_runs(list(options.source), allow=(*options.allow, REJECTED)), chosen)
     if found.is_empty:
         raise TableError(
             f"no run of {', '.join(options.source)} is evaluated: measure them with python -m "
@@ -36,6 +38,20 @@ def quality_command(argv: Sequence[str] | None = None) -> None:
     if options.figures is not None:
         _draw(found, options.figures)
     print_lines(lines(found))
+
+
+def _chosen(text: str | None) -> Sequence[Quality]:
+    if text is None:
+        return QUALITIES
+    known = {one.column: one for one in QUALITIES}
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise TableError(
+            f"--columns {text} names {unknown[0] if unknown else 'nothing'}, which is no quality "
+            f"metric; it takes a comma list of {', '.join(known)}."
+        )
+    return [known[name] for name in names]
 
 
 def _draw(found: QualityFound, folder: Path) -> None:
@@ -56,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow", action="append", default=[], metavar="COLUMN", help="let runs differ in COLUMN"
     )
+    parser.add_argument("--columns", help="comma list (default: all that are evaluated)")
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--figures", type=Path, help="folder for quality_n.png and quality_k.png")
     return parser

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis.quality.law import Tried, laws_tried
-from analysis.quality.metrics import QUALITIES
+from analysis.quality.metrics import QUALITIES, Quality
 from analysis.quality.trend import Trend, trend
 from analysis.quality.values import Axis, Change, Values, budget_words, values_of
 from analysis.records.exclusions import DEAD
@@ -54,14 +54,14 @@ class QualityFound:
         return f"{count} runs{' and'.join(places)}"
 
 
-def quality(frame: pd.DataFrame) -> QualityFound:
+def quality(frame: pd.DataFrame, qualities: Sequence[Quality] = QUALITIES) -> QualityFound:
     """Of the runs in use that an evaluation has measured; columns as in `load_runs`.
 
     Runs whose latents are mostly dead count, as what a size and k came to; laws go without them.
     """
     reasons = frame["excluded"].astype(str)
     shown = frame.loc[(reasons == "") | reasons.str.startswith(DEAD)]
-    found = {one: values_of(shown, one) for one in QUALITIES}
+    found = {one: values_of(shown, one) for one in qualities}
     metrics = [_metric(values) for values in found.values() if isinstance(values, Values)]
     return QualityFound(
         metrics,

@@ -26,7 +26,8 @@ from analysis.report.plots.style import (
 
 _CURVE_POINTS = 60
 _TITLE_WIDTH = 28  # characters, of a panel a third of the page wide
-_ARROWS = {"lower": " ↓", "higher": " ↑", "nearer 0": " → 0", "": ""}
+# No line ends before an arrow.
+_ARROWS = {"lower": "\u00a0↓", "higher": "\u00a0↑", "nearer 0": "\u00a0→\u00a00", "": ""}
 LABELS: dict[Axis, str] = {"n": "latents n", "k": "active latents k"}
 
 
@@ -68,6 +69,7 @@ def _draw(axes: Axes, found: MetricFound, axis: Axis, colors: dict[float, str]) 
         if found.law is not None:
             _draw_law(axes, found.law, cells, axis, colors[level])
     log_x(axes, np.array(values.levels(axis)), LABELS[axis])
+    axes.tick_params(axis="x", labelsize=7, labelrotation=45 if axis == "n" else 0)
     quality = values.quality
     title = fill(f"{quality.title}{_ARROWS[quality.better]}", _TITLE_WIDTH)
     axes.set_title(plain(title), fontsize=8)

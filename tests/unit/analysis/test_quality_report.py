@@ -65,6 +65,16 @@ def test_the_command_prints_what_the_report_shows(
     assert set(json.loads(out.read_text())["metrics"]) == set(METRICS)
 
 
+def test_columns_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = plant_quality(tmp_path / "planted", METRICS)
+    assert quality_command([str(sweep), "--columns", "probe_auc"]) == 0
+    printed = capsys.readouterr().out
+    assert "probe_auc" in printed
+    assert "downstream_kl" not in printed
+    assert quality_command([str(sweep), "--columns", "probe_acu"]) == 2
+    assert "probe_acu" in capsys.readouterr().err
+
+
 def test_runs_without_an_evaluation_are_told_how_to_get_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
