@@ -185,6 +185,11 @@ class VectorMaterial(Material):
                 break
             batch.append(_without_text(x_RD[:whole]))
             found += whole
+        if not batch:
+            raise UserError(
+                f"fewer than {_VECTORS} vectors are held out of these activations: raise "
+                "activations.eval_tokens and launch the sweep again."
+            )
         return batch
 
 
