@@ -118,12 +118,17 @@ class Downstream:
             raise UserError("the subject model's own loss is not finite: use dtype=bfloat16.")
         kl_error, delta_ce_error = sums.standard_errors()
         fraction, undefined = _fraction(_table(options), ce, ce_after)
+        recovered = {
+            "loss_recovered_zero": _recovered(ce, ce_after, zero),
+            "loss_recovered_mean": _recovered(ce, ce_after, mean),
+        }
+        for column in [column for column, value in recovered.items() if value is None]:
+            undefined[column] = "the subject model loses nothing by the baseline on this text"
         return Measured(
             numbers={
                 "downstream_kl": sums.kl / sums.n_tokens,
                 "downstream_delta_ce": sums.delta_ce,
-                "loss_recovered_zero": _recovered(ce, ce_after, zero),
-                "loss_recovered_mean": _recovered(ce, ce_after, mean),
+                **recovered,
                 **fraction,
             },
             notes={
@@ -135,7 +140,7 @@ class Downstream:
                 "n_tokens": sums.n_tokens,
                 "n_predicted": sums.n_predicted,
                 "n_left": sums.n_left,
-                **undefined,
+                **({"undefined": undefined} if undefined else {}),
             },
         )
 
@@ -225,12 +230,12 @@ def _table(options: Options) -> ComputeTable | None:
 
 def _fraction(
     table: ComputeTable | None, ce: float, ce_after: float
-) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """The column and, where it has no value, the note that says why."""
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The column and, where it has no value, why."""
     column = "downstream_compute_fraction"
     if table is None:
         return {}, {}
     try:
         return {column: table.compute(ce_after) / table.compute(ce)}, {}
     except OutsideTable as error:
-        return {column: None}, {"undefined": {column: str(error)}}
+        return {column: None}, {column: str(error)}
