@@ -93,14 +93,23 @@ class Evaluation:
 
     def _taken(self, folder: RunFolder) -> bool:
         """Evaluate it, unless another process does."""
-        lease = Lease.acquire(folder.path / FOLDER, timeout_s=LEASE_TIMEOUT_S)
-        if lease is None:
-            return False
-        with lease:
-            try:
+        try:
+            lease = Lease.acquire(folder.path / FOLDER, timeout_s=LEASE_TIMEOUT_S)
+            if lease is None:
+                return False
+            with lease:
                 self._evaluate(folder, lease)
-            except (UserError, LeaseLost) as error:
-                self._missed(f"  {folder.run_id}: {error}")
+        except (UserError, LeaseLost) as error:
+            self._missed(f"  {folder.run_id}: {error}")
+        except OSError as error:
+            self._missed(
+                f"  {folder.run_id}: {error.filename or folder.path} cannot be read or written "
+                f"({error.strerror}). Evaluate it as who may write there, or a copy of it."
+            )
+        except Exception as error:
+            # Nor must one run's fault cost the other runs.
+            traceback.print_exc()
+            self._missed(f"  {folder.run_id}: failed. {type(error).__name__}: {error}")
         return True
 
     def _evaluate(self, folder: RunFolder, lease: Lease) -> None:
@@ -191,5 +200,5 @@ class Evaluation:
 def _material_key(folder: RunFolder) -> str:
     try:
         return material_key(run_weights.plan_of(folder))
-    except UserError:
+    except (UserError, OSError):
         return ""  # told when its turn comes

@@ -113,7 +113,15 @@ def of_done_run(folder: RunFolder, plan: RunPlan) -> Weights:
 def _steps_done(folder: RunFolder, plan: RunPlan) -> int:
     """Of a run that has weights: train.stop may have ended it before the steps planned."""
     record = folder.read_record()
-    return record.result["steps"] if record.status is Status.done else plan.train.steps
+    if record.status is not Status.done:
+        return plan.train.steps
+    steps = (record.result or {}).get("steps")
+    if not isinstance(steps, int):
+        raise UserError(
+            f"{folder.record_path} is of a run that is done and does not say after how many steps: "
+            f"restore it, or remove {folder.path} to have the run done again."
+        )
+    return steps
 
 
 def from_checkpoint(folder: RunFolder, plan: RunPlan) -> Weights:
