@@ -72,7 +72,7 @@ def material_of(plan: RunPlan, options: Any, stage: Stage | None = None) -> Mate
 
 def _request(plan: RunPlan, options: Any) -> HarvestRequest:
     config = _harvest_config(plan, options)
-    tried = list(_data_dirs(plan, options))
+    tried = list(dict.fromkeys(_data_dirs(plan, options)))
     requests = [make_request(config, data_dir) for data_dir in tried]
     for request in requests:
         if load_manifest(request.store(request.layer)) is not None:  # named by its recipe

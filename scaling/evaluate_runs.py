@@ -24,6 +24,7 @@ from scaling.evaluation.screen import Screen
 from scaling.hardware import peak_memory_bytes, reset_peak_memory
 from scaling.plan import RunPlan
 from scaling.runs.store import MEASURED_AS, RunFolder
+from scaling.storage.atomic import remove_temporaries
 from scaling.storage.lease import Lease, LeaseLost
 
 LEASE_TIMEOUT_S = 60.0
@@ -113,6 +114,7 @@ class Evaluation:
         return True
 
     def _evaluate(self, folder: RunFolder, lease: Lease) -> None:
+        _remove_leftovers(folder)
         plan = run_weights.plan_of(folder)
         self._screen.run(f"{folder.run_id} {plan.title}")
         results = Results(folder)
@@ -160,6 +162,8 @@ class Evaluation:
             results.put(name, one.identity, measured, self._how(one, seconds))
         except UserError as error:
             self._missed(f"  {name}: not measured. {error}")
+        except OSError as error:  # a quota, a file system gone read-only
+            self._missed(f"  {name}: not measured. {error}")
         except LeaseLost:
             raise
         except Exception as error:
@@ -195,6 +199,13 @@ class Evaluation:
         }
         of_run = identity(metric.name, metric.version, run=plan.run_id, **how)
         return Wanted(metric, of_run, identity(metric.name, metric.version, **how), own)
+
+
+def _remove_leftovers(folder: RunFolder) -> None:
+    """What killed evaluations left half written. For the holder of the lease."""
+    remove_temporaries(folder.path / FOLDER)
+    for leftover in folder.path.glob(f".{folder.evaluation_path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _material_key(folder: RunFolder) -> str:

@@ -148,10 +148,15 @@ def load_run(folder: RunFolder, *, averaged: bool = False) -> LoadedAutoencoder:
     """The autoencoder of a finished run, for raw activations, on the CPU in float32.
 
     Raises:
-        UserError: not a run, no weights yet, damaged, or no such average.
+        UserError: not a run, no weights yet, damaged, not finite, or no such average.
     """
     plan = plan_of(folder)
     weights = of_done_run(folder, plan).read(averaged=averaged)
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"the weights of {plan.run_id} are not finite ({', '.join(broken)}): it diverged. "
+            "Train it again with a lower train.lr."
+        )
     portable = ours.portable(
         plan.autoencoder.name,
         {name: tensor.to(torch.float32) for name, tensor in weights.items()},

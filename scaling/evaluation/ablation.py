@@ -201,7 +201,10 @@ def _measured(
         notes[f"{name}_at_token"] = _mean(effect["at_token"])
         notes[f"{name}_l2"] = _mean(effect["l2"])
         notes[f"n_{name}"] = len(effect["l2"])
-    return Measured({"ablation_sparsity": _mean(effects["sparsity"])}, notes)
+    sparsity_mean = _mean(effects["sparsity"])
+    if sparsity_mean is None:
+        notes["undefined"] = {"ablation_sparsity": "no latent has an effect at the tokens ablated"}
+    return Measured({"ablation_sparsity": sparsity_mean}, notes)
 
 
 def _standard_error(values: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> float | None:

@@ -76,6 +76,7 @@ class Density:
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
+        clusters.require_package(options.layout)  # skips this metric alone
         sums = summed(run.autoencoder, material, told)
         bits_N = position_bits(sums.by_position_N2T, sums.kept_T)
         run.folder.mkdir(exist_ok=True, parents=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scaling import evaluate, run_weights
 from scaling.errors import UserError
+from scaling.evaluation import clusters
 from scaling.evaluation.metric import Measured
 from scaling.evaluation.results import Results
 from scaling.evaluation.tasks import file_task
@@ -130,3 +134,49 @@ def test_a_null_document_is_none_and_a_byte_order_mark_no_text(tmp_path: Path) -
     rows = [{"text": text, "label": label, "document": None} for label, text in enumerate("ab")]
     path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), "utf-8")
     assert [one.document for one in file_task(path).read()] == ["a", "b"]
+
+
+def test_weights_that_are_not_finite_are_not_measured(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No latent of such a run fires, which is not what its density is."""
+    read = run_weights.Weights.read
+
+    def diverged(self: run_weights.Weights, *, averaged: bool) -> dict[str, torch.Tensor]:
+        weights = read(self, averaged=averaged)
+        return {**weights, "w_enc": weights["w_enc"] * math.nan}
+
+    monkeypatch.setattr(run_weights.Weights, "read", diverged)
+    with pytest.raises(UserError, match=r"not finite \(w_enc\)"):
+        run_weights.load_run(finished)
+
+
+def test_what_killed_evaluations_left_is_removed(finished: RunFolder) -> None:
+    (finished.path / "evaluation").mkdir(exist_ok=True)
+    leftovers = [
+        finished.path / ".evaluation.json.1-ab.tmp",
+        finished.path / "evaluation" / ".density.npz.1-ab.tmp",
+    ]
+    others = finished.path / ".wandb.json.1-ab.tmp"
+    for path in (*leftovers, others):
+        path.touch()
+    assert evaluate.main([str(finished.path), "metrics=density", "contexts=4"]) == 0
+    assert not any(path.exists() for path in leftovers)
+    assert others.exists()
+
+
+def test_a_quota_or_a_missing_package_costs_one_metric(
+    finished: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, *_: Any) -> Measured:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(evaluate.evaluate_runs.METRICS["refinement"][0], "measure", full)
+    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
+    few = ["contexts=4", "metrics=density,refinement,progressive", "density.layout=umap"]
+    assert evaluate.main([str(finished.path), *few]) == 1
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert "refinement: not measured. [Errno 27] File too large" in said.out
+    assert "density: not measured. density.layout=umap needs umap-learn" in said.out
+    assert Results(finished).numbers["progressive_half"]
