@@ -63,18 +63,18 @@ def test_patterns_that_no_page_can_show_are_refused(tmp_path: Path, content: str
         read_known(tmp_path, N, ALL)
 
 
-def _written(folder: Path, content: str) -> None:
-    with site._replacing(folder), site.atomic_folder(folder) as temp:
-        (temp / site.MARK).write_text(content)
-        if folder.exists():
-            folder.rename(site._aside(folder))
+def written(folder: Path, identity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site without latents."""
+    with monkeypatch.context() as patch:
+        patch.setattr(site, "_scripts", lambda *_: iter(()))
+        site.write_site(folder, None, {}, identity)  # type: ignore[arg-type]
 
 
 def test_a_site_killed_while_it_was_replaced_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "viewer"
-    _written(folder, "old")
+    written(folder, "old", monkeypatch)
 
     class Killed(BaseException):
         pass
@@ -87,10 +87,10 @@ def test_a_site_killed_while_it_was_replaced_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(Killed):
-            _written(folder, "new")
+            written(folder, "new", monkeypatch)
     site.check_target(folder)
-    _written(folder, "newer")
-    assert (folder / site.MARK).read_text() == "newer"
+    written(folder, "newer", monkeypatch)
+    assert site.is_made(folder, "newer")
     assert [path.name for path in tmp_path.iterdir()] == ["viewer"]
 
 
@@ -98,7 +98,7 @@ def test_a_site_that_cannot_be_replaced_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "viewer"
-    _written(folder, "old")
+    written(folder, "old", monkeypatch)
 
     def full(*_: object) -> None:
         raise UserError("the disk is full")
@@ -106,8 +106,8 @@ def test_a_site_that_cannot_be_replaced_stays(
     with monkeypatch.context() as patch:
         patch.setattr("scaling.storage.atomic.commit_folder", full)
         with pytest.raises(UserError, match="full"):
-            _written(folder, "new")
-    assert (folder / site.MARK).read_text() == "old"
+            written(folder, "new", monkeypatch)
+    assert site.is_made(folder, "old")
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_made(
