@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from scaling.plan import RunPlan
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
 from scaling.storage.hashing import file_sha256
+from scaling.storage.lease import Lease
 from scaling.viewer.known import FILES, read_known
 from scaling.viewer.look import Sizes, look_at
 from scaling.viewer.serve import serve, server_of
@@ -36,6 +39,7 @@ KEPT = "evaluation"
 """In a run's folder: what metrics keep beside numbers."""
 CONTEXTS = 512
 DEFAULT_PORT = 8765
+LEASE_TIMEOUT_S = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,12 +109,39 @@ def _make(folder: RunFolder, out: Path, options: Any, sizes: Sizes) -> None:
     wanted = _identity(folder, options, sizes)
     if is_made(out, wanted):
         return
+    with _alone(out):
+        _write(folder, plan, out, options, sizes, wanted)
+
+
+def _write(
+    folder: RunFolder, plan: RunPlan, out: Path, options: Any, sizes: Sizes, wanted: str
+) -> None:
     run = _run(folder, plan, averaged=options.averaged)
     autoencoder = run_weights.load_run(folder, averaged=options.averaged).to(options.device)
     known = read_known(folder.path / KEPT, autoencoder.facts.n_latents, run["measured"])
     stage = Screen().metric
     look = look_at(autoencoder, material_of(plan, options, stage), known, sizes, stage)
     write_site(out, look, run, wanted)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two that write one site would each drop what the other has half written.
+
+    Raises:
+        UserError: another process writes it.
+    """
+    beside = out.with_name(f".{out.name}.writer")
+    lease = Lease.acquire(beside, timeout_s=LEASE_TIMEOUT_S)
+    if lease is None:
+        raise UserError(
+            f"another process is writing {out}: wait for it, or name another folder with --out."
+        )
+    try:
+        with lease:
+            yield
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _identity(folder: RunFolder, options: Any, sizes: Sizes) -> str:

@@ -141,3 +141,14 @@ def test_what_a_run_cannot_say_is_told_or_left_out(
         assert view.main([str(finished.path)]) == 2
         assert "only a run that is done" in capsys.readouterr().err
     assert view.main([str(finished.path), "--out", "/proc/none/site"]) == 2
+
+
+def test_a_site_that_another_process_writes_is_left_to_it(
+    finished: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(finished.path), "contexts=2"]
+    with view._alone(finished.path / "viewer"):
+        assert view.main(arguments) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert view.main(arguments) == 0
+    assert not [path.name for path in finished.path.iterdir() if path.name.startswith(".")]
