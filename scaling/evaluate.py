@@ -92,6 +92,8 @@ def _done(statuses: Mapping[RunFolder, Status], screen: Screen) -> list[RunFolde
         UserError: none is.
     """
     done = [folder for folder, status in statuses.items() if status is Status.done]
+    if not statuses:
+        raise UserError("no run is left whose record can be read.")
     if not done:
         raise UserError(
             f"none of {len(statuses)} runs is done: only what is trained can be evaluated."
