@@ -100,7 +100,9 @@ def _check_value(override: str, value: Any) -> None:
         raise UserError(f"{override}: give names with commas, not lists of lists.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{override}: give a finite number.")
-    if isinstance(value, int) and abs(value) > LARGEST:
+    if not isinstance(value, int):
+        return
+    if abs(value) > LARGEST:
         raise UserError(f"{override}: give a number of at most {LARGEST:,}.")
     if override.partition("=")[0].endswith("seed") and value < 0:
         raise UserError(f"{override}: give a seed of at least 0.")

@@ -10,6 +10,7 @@ where numbers of two runs compare. The file is replaced whole after each.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -81,8 +82,8 @@ class Results:
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():
             return {}
-        content = read_json(self._path) if self._path.is_file() else None
-        if not _is_evaluation(content):
+        content: Any = read_json(self._path) if self._path.is_file() else None
+        if not _is_evaluation(content) or not _is_plain(content):
             raise UserError(
                 f"{self._path} is not an evaluation: restore it, or remove it to have the run "
                 "evaluated again."
@@ -98,14 +99,22 @@ def _is_evaluation(content: Any) -> bool:
     return all(map(_is_entry, metrics.values())) and all(map(_is_number, numbers.values()))
 
 
+def _is_plain(content: Any) -> bool:
+    """Without NaN and infinity, which some JSON has and which could not be written again."""
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_entry(entry: Any) -> bool:
     columns = entry.get("columns") if isinstance(entry, dict) else None
     return isinstance(columns, list) and all(isinstance(name, str) for name in columns)
 
 
 def _is_number(value: Any) -> bool:
-    """As `put` writes them; NaN and infinity, which some JSON has, could not be written again."""
-    return value is None or (type(value) in (int, float) and math.isfinite(value))
+    return value is None or type(value) in (int, float)
 
 
 def _columns(entry: Mapping[str, Any]) -> list[str]:

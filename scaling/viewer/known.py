@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ _N2G = {
 FILES = {"density": "density.npz", "ablation": "ablation.npz", "explain": "n2g.json"}
 """Of each metric what it keeps."""
 
-_DAMAGED = (*(AttributeError, EOFError, IndexError, KeyError, OSError, TypeError, ValueError),)
+_DAMAGED = (
+    *(AttributeError, EOFError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 """What reading raises of a file that is not as it was written."""
 
 
@@ -67,7 +71,7 @@ def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
             *_explained(n2g, n_latents),
         ]
         patterns = {latent: _patterns(latent, entry) for latent, entry in n2g.items()}
-    except (*_DAMAGED, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -78,7 +82,8 @@ def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as arrays:
+    # numpy leaves a path that it cannot read open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 

@@ -28,7 +28,7 @@ def test_runs_that_cannot_be_used_are_not_called_unevaluated(
 
 def test_runs_without_evaluation_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant_quality(tmp_path, {}, sizes=(512,), seeds=(0,))
-    assert (load_runs(tmp_path)["excluded"] == "").any()
+    assert "" in set(load_runs(tmp_path)["excluded"])
     with pytest.raises(SystemExit):
         _exit(quality_command([str(tmp_path)]))
     assert "is evaluated: measure them" in capsys.readouterr().err

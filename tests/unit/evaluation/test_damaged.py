@@ -50,6 +50,9 @@ DAMAGES: dict[str, Break] = {
     ),
     "evaluation.json a folder": lambda run: (run / "evaluation.json").mkdir(),
     "evaluation.json with NaN": lambda run: (run / "evaluation.json").write_text('{"x": NaN}'),
+    "evaluation.json with infinity within": lambda run: (run / "evaluation.json").write_text(
+        '{"metrics": {"omp": {"columns": [], "notes": {"k": 1e999}}}}'
+    ),
     "evaluation a file": lambda run: (run / "evaluation").write_text(""),
 }
 

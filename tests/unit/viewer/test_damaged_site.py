@@ -44,6 +44,22 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: dict[str, 
         read_known(tmp_path, N, ALL)
 
 
+def test_any_byte_that_is_wrong_is_refused_or_of_no_account(tmp_path: Path) -> None:
+    frequency = np.random.default_rng(0).random(N, np.float32)
+    np.savez_compressed(tmp_path / "density.npz", frequency=frequency)
+    whole = (tmp_path / "density.npz").read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xA5
+        (tmp_path / "density.npz").write_bytes(damaged)
+        try:
+            read_known(tmp_path, N, ALL)
+        except UserError:
+            refused += 1
+    assert refused > len(whole) // 2
+
+
 def test_an_empty_file_of_arrays_is_refused(tmp_path: Path) -> None:
     (tmp_path / "density.npz").touch()
     with pytest.raises(UserError, match=r"evaluation\.json beside it"):
