@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     screen = Screen()
     try:
         options = evaluation_options.parsed(overrides)
-        folders = _done([Path(text) for text in given if text not in overrides], screen)
+        found = _found([Path(text) for text in given if text not in overrides])
+        readable = {folder: status for folder in found if (status := _status(folder, screen))}
+        folders = _done(readable, screen)
         all_there = evaluate_runs.Evaluation(options, screen).of(folders)
+        all_there = all_there and len(readable) == len(found)
         _mirror(folders, screen)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -53,11 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all_there else 1
 
 
-def _done(paths: Sequence[Path], screen: Screen) -> list[RunFolder]:
-    """The finished runs in the folders given, each a run or a sweep, none twice.
+def _found(paths: Sequence[Path]) -> list[RunFolder]:
+    """The runs in the folders given, each a run or a sweep, none twice.
 
     Raises:
-        UserError: one holds no run, or none is finished.
+        UserError: one holds no run, or none is given.
     """
     found: dict[Path, RunFolder] = {}
     for path in paths:
@@ -66,21 +69,44 @@ def _done(paths: Sequence[Path], screen: Screen) -> list[RunFolder]:
         if not runs:
             raise UserError(f"{path} is no run and no sweep: give RUNS_DIR/SWEEP[/RUN_ID].")
         found |= {folder.path.resolve(): folder for folder in runs}
-    done = [folder for folder in found.values() if folder.status() is Status.done]
+    if not found:
+        raise UserError("give the folder of a run or of a sweep.")
+    return list(found.values())
+
+
+def _status(folder: RunFolder, screen: Screen) -> Status | None:
+    """None, and a line that says why, where it cannot be read: the other runs go on."""
+    try:
+        return folder.status()
+    except UserError as error:
+        screen.say(f"{folder.run_id}: {error}")
+    except OSError as error:
+        screen.say(f"{folder.run_id}: {folder.record_path} cannot be read ({error.strerror}).")
+    return None
+
+
+def _done(statuses: Mapping[RunFolder, Status], screen: Screen) -> list[RunFolder]:
+    """Those that are finished.
+
+    Raises:
+        UserError: none is.
+    """
+    done = [folder for folder, status in statuses.items() if status is Status.done]
+    if not statuses:
+        raise UserError("no run is left whose record can be read.")
     if not done:
         raise UserError(
-            f"none of {len(found)} runs is done: only what is trained can be evaluated."
-            if found
-            else "give the folder of a run or of a sweep."
+            f"none of {len(statuses)} runs is done: only what is trained can be evaluated."
         )
-    if len(done) < len(found):
-        screen.say(f"{len(found) - len(done)} of {len(found)} runs are not done: left out.")
+    if len(done) < len(statuses):
+        screen.say(f"{len(statuses) - len(done)} of {len(statuses)} runs are not done: left out.")
     return done
 
 
 def _mirror(folders: Sequence[RunFolder], screen: Screen) -> None:
     """Send what W&B lacks of runs that were launched with logger=wandb."""
-    loggers = {folder.path.parent: _logger_of(folder) for folder in folders if _unsent(folder)}
+    unsent = [folder for folder in folders if _unsent(folder)]
+    loggers = {folder.path.parent: _logger_of(folder) for folder in unsent}
     for sweep, logger in loggers.items():
         options = WandbOptions(
             project=logger["project"],
@@ -99,7 +125,12 @@ def _unsent(folder: RunFolder) -> bool:
 
 
 def _logger_of(folder: RunFolder) -> dict[str, Any]:
-    return folder.read_plan()["config"].get("logger", {})
+    """Empty where the plan does not say, or is damaged, which was told before."""
+    try:
+        logger = folder.read_plan()["config"]["logger"]
+    except (UserError, OSError, KeyError, TypeError):
+        return {}
+    return logger if isinstance(logger, dict) and "project" in logger else {}
 
 
 if __name__ == "__main__":

@@ -28,13 +28,23 @@ def material_key(plan: RunPlan) -> str:
     description = plan.source.description
     if not has_text(description):
         return plan.source.eval_hash
-    config = {**plan.config["activations"], "data_dir": plan.config["data_dir"]}
+    config = {**_launched(plan, "activations"), "data_dir": _launched(plan, "data_dir")}
     which = {key: value for key, value in config.items() if key not in _HOW_MUCH}
     return canonical_json([description.get("subject_content"), which]).decode()
 
 
 _HOW_MUCH = ("max_tokens", "eval_tokens", "also_layers", "processes", "stream", "buffer_tokens")
 """Keys that change neither model nor text, nor which of its tokens are held out and kept."""
+
+
+def _launched(plan: RunPlan, key: str) -> Any:
+    """Of the launch's settings."""
+    if key not in plan.config:
+        raise UserError(
+            f"the plan of {plan.run_id} does not say what {key} it was launched with: restore its "
+            "plan.json."
+        )
+    return plan.config[key]
 
 
 def has_text(description: Mapping[str, Any]) -> bool:
@@ -62,7 +72,7 @@ def material_of(plan: RunPlan, options: Any, stage: Stage | None = None) -> Mate
 
 def _request(plan: RunPlan, options: Any) -> HarvestRequest:
     config = _harvest_config(plan, options)
-    tried = list(_data_dirs(plan, options))
+    tried = list(dict.fromkeys(_data_dirs(plan, options)))
     requests = [make_request(config, data_dir) for data_dir in tried]
     for request in requests:
         if load_manifest(request.store(request.layer)) is not None:  # named by its recipe
@@ -82,7 +92,7 @@ def _data_dirs(plan: RunPlan, options: Any) -> Iterator[Path]:
     if options.data_dir is not None:
         yield Path(options.data_dir).expanduser().absolute()
         return
-    yield Path(plan.config["data_dir"]).expanduser().absolute()
+    yield Path(_launched(plan, "data_dir")).expanduser().absolute()
     store = Path(plan.source.params.get("path", "."))
     if store.parent.name == "activations":
         yield store.parent.parent
@@ -90,7 +100,7 @@ def _data_dirs(plan: RunPlan, options: Any) -> Iterator[Path]:
 
 def _harvest_config(plan: RunPlan, options: Any) -> HarvestConfig:
     """Of the launch, with model and text where the user says that they are now."""
-    activations = plan.config["activations"]
+    activations = _launched(plan, "activations")
     if "layer" not in activations:
         activations = _of_store(plan, options)
     given = {key: getattr(options, key) for key in ("model", "text")}

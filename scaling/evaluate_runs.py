@@ -24,6 +24,7 @@ from scaling.evaluation.screen import Screen
 from scaling.hardware import peak_memory_bytes, reset_peak_memory
 from scaling.plan import RunPlan
 from scaling.runs.store import MEASURED_AS, RunFolder
+from scaling.storage.atomic import remove_temporaries
 from scaling.storage.lease import Lease, LeaseLost
 
 LEASE_TIMEOUT_S = 60.0
@@ -93,17 +94,27 @@ class Evaluation:
 
     def _taken(self, folder: RunFolder) -> bool:
         """Evaluate it, unless another process does."""
-        lease = Lease.acquire(folder.path / FOLDER, timeout_s=LEASE_TIMEOUT_S)
-        if lease is None:
-            return False
-        with lease:
-            try:
+        try:
+            lease = Lease.acquire(folder.path / FOLDER, timeout_s=LEASE_TIMEOUT_S)
+            if lease is None:
+                return False
+            with lease:
                 self._evaluate(folder, lease)
-            except (UserError, LeaseLost) as error:
-                self._missed(f"  {folder.run_id}: {error}")
+        except (UserError, LeaseLost) as error:
+            self._missed(f"  {folder.run_id}: {error}")
+        except OSError as error:
+            self._missed(
+                f"  {folder.run_id}: {error.filename or folder.path} cannot be read or written "
+                f"({error.strerror}). Evaluate it as who may write there, or a copy of it."
+            )
+        except Exception as error:
+            # Nor must one run's fault cost the other runs.
+            traceback.print_exc()
+            self._missed(f"  {folder.run_id}: failed. {type(error).__name__}: {error}")
         return True
 
     def _evaluate(self, folder: RunFolder, lease: Lease) -> None:
+        _remove_leftovers(folder)
         plan = run_weights.plan_of(folder)
         self._screen.run(f"{folder.run_id} {plan.title}")
         results = Results(folder)
@@ -151,6 +162,8 @@ class Evaluation:
             results.put(name, one.identity, measured, self._how(one, seconds))
         except UserError as error:
             self._missed(f"  {name}: not measured. {error}")
+        except OSError as error:  # a quota, a file system gone read-only
+            self._missed(f"  {name}: not measured. {error}")
         except LeaseLost:
             raise
         except Exception as error:
@@ -188,8 +201,15 @@ class Evaluation:
         return Wanted(metric, of_run, identity(metric.name, metric.version, **how), own)
 
 
+def _remove_leftovers(folder: RunFolder) -> None:
+    """What killed evaluations left half written. For the holder of the lease."""
+    remove_temporaries(folder.path / FOLDER)
+    for leftover in folder.path.glob(f".{folder.evaluation_path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def _material_key(folder: RunFolder) -> str:
     try:
         return material_key(run_weights.plan_of(folder))
-    except UserError:
+    except (UserError, OSError):
         return ""  # told when its turn comes

@@ -113,7 +113,15 @@ def of_done_run(folder: RunFolder, plan: RunPlan) -> Weights:
 def _steps_done(folder: RunFolder, plan: RunPlan) -> int:
     """Of a run that has weights: train.stop may have ended it before the steps planned."""
     record = folder.read_record()
-    return record.result["steps"] if record.status is Status.done else plan.train.steps
+    if record.status is not Status.done:
+        return plan.train.steps
+    steps = (record.result or {}).get("steps")
+    if not isinstance(steps, int):
+        raise UserError(
+            f"{folder.record_path} is of a run that is done and does not say after how many steps: "
+            f"restore it, or remove {folder.path} to have the run done again."
+        )
+    return steps
 
 
 def from_checkpoint(folder: RunFolder, plan: RunPlan) -> Weights:
@@ -140,10 +148,15 @@ def load_run(folder: RunFolder, *, averaged: bool = False) -> LoadedAutoencoder:
     """The autoencoder of a finished run, for raw activations, on the CPU in float32.
 
     Raises:
-        UserError: not a run, no weights yet, damaged, or no such average.
+        UserError: not a run, no weights yet, damaged, not finite, or no such average.
     """
     plan = plan_of(folder)
     weights = of_done_run(folder, plan).read(averaged=averaged)
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"the weights of {plan.run_id} are not finite ({', '.join(broken)}): it diverged. "
+            "Train it again with a lower train.lr."
+        )
     portable = ours.portable(
         plan.autoencoder.name,
         {name: tensor.to(torch.float32) for name, tensor in weights.items()},

@@ -10,7 +10,11 @@ docs/viewer.md defines what is shown.
 from __future__ import annotations
 
 import argparse
+import math
+import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,33 +26,45 @@ from scaling.evaluation import options as evaluation_options
 from scaling.evaluation.results import Results, identity
 from scaling.evaluation.screen import Screen
 from scaling.plan import RunPlan
+from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
 from scaling.storage.hashing import file_sha256
+from scaling.storage.lease import Lease
 from scaling.viewer.known import FILES, read_known
 from scaling.viewer.look import Sizes, look_at
-from scaling.viewer.serve import serve
+from scaling.viewer.serve import serve, server_of
 from scaling.viewer.site import VERSION, check_target, is_made, write_site
 
 KEPT = "evaluation"
 """In a run's folder: what metrics keep beside numbers."""
 CONTEXTS = 512
 DEFAULT_PORT = 8765
+LEASE_TIMEOUT_S = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
+    folder = RunFolder(given.run_folder.absolute())
+    out = (given.out or folder.path / "viewer").absolute()
     try:
-        folder = RunFolder(given.run_folder.absolute())
-        out = (given.out or folder.path / "viewer").absolute()
         if given.examples < 1:
             raise UserError(f"--examples {given.examples}: must be at least 1.")
         check_target(out)
+        if given.serve is not None:
+            server_of(out, given.serve).server_close()  # refuses now rather than after minutes
         _make(folder, out, _options(given.keys), Sizes(examples=given.examples))
         print(out / "index.html")
         if given.serve is not None:
             serve(out, given.serve, lambda url: print(f"{url}  (Ctrl-C ends it)", flush=True))
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"{error.filename or out} cannot be read or written ({error.strerror}): name a folder "
+            "that can be with --out.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         return 130
@@ -93,12 +109,39 @@ def _make(folder: RunFolder, out: Path, options: Any, sizes: Sizes) -> None:
     wanted = _identity(folder, options, sizes)
     if is_made(out, wanted):
         return
+    with _alone(out):
+        _write(folder, plan, out, options, sizes, wanted)
+
+
+def _write(
+    folder: RunFolder, plan: RunPlan, out: Path, options: Any, sizes: Sizes, wanted: str
+) -> None:
     run = _run(folder, plan, averaged=options.averaged)
     autoencoder = run_weights.load_run(folder, averaged=options.averaged).to(options.device)
     known = read_known(folder.path / KEPT, autoencoder.facts.n_latents, run["measured"])
     stage = Screen().metric
     look = look_at(autoencoder, material_of(plan, options, stage), known, sizes, stage)
     write_site(out, look, run, wanted)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two that write one site would each drop what the other has half written.
+
+    Raises:
+        UserError: another process writes it.
+    """
+    beside = out.with_name(f".{out.name}.writer")
+    lease = Lease.acquire(beside, timeout_s=LEASE_TIMEOUT_S)
+    if lease is None:
+        raise UserError(
+            f"another process is writing {out}: wait for it, or name another folder with --out."
+        )
+    try:
+        with lease:
+            yield
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _identity(folder: RunFolder, options: Any, sizes: Sizes) -> str:
@@ -122,8 +165,11 @@ def _run(folder: RunFolder, plan: RunPlan, *, averaged: bool) -> dict[str, Any]:
     weights = "averaged" if averaged else "raw"
     results = Results(folder)
     measured = results.of_weights(weights)
-    evaluated = {name: results.numbers[name] for names in measured.values() for name in names}
-    record = folder.read_record().result
+    numbers = results.numbers
+    evaluated = {name: numbers.get(name) for names in measured.values() for name in names}
+    record = folder.read_record()
+    if record.status is not Status.done or record.result is None:
+        raise UserError(f"run {plan.run_id} is {record.status}: only a run that is done has pages.")
     return {
         "run_id": plan.run_id,
         "sweep": folder.sweep,
@@ -131,8 +177,17 @@ def _run(folder: RunFolder, plan: RunPlan, *, averaged: bool) -> dict[str, Any]:
         "weights": weights,
         "text": plan.source.description.get("text"),
         "measured": sorted(measured),
-        "record": {name: value for name, value in record.items() if value is not None},
-        "evaluation": {name: value for name, value in evaluated.items() if value is not None},
+        "record": _known(record.result),
+        "evaluation": _known(evaluated),
+    }
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is no number, which no page can show."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
     }
 
 

@@ -9,11 +9,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from analysis.command import check_paths, command_line, print_lines, write_json
 from analysis.errors import TableError
 from analysis.files import cannot_write
 from analysis.quality.found import QualityFound, quality, quality_json
 from analysis.quality.metrics import QUALITIES, Quality
+from analysis.records.exclusions import exclusions
 from analysis.records.load import load_runs
 from analysis.records.rejected import REJECTED
 from analysis.report.plots.quality import drawings
@@ -27,12 +30,10 @@ def quality_command(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     check_paths(options)
     chosen = _chosen(options.columns)
-    found = quality(load_runs(list(options.source), allow=(*options.allow, REJECTED)), chosen)
+    frame = load_runs(list(options.source), allow=(*options.allow, REJECTED))
+    found = quality(frame, chosen)
     if found.is_empty:
-        raise TableError(
-            f"no run of {', '.join(options.source)} is evaluated: measure them with python -m "
-            "scaling.evaluate RUNS_DIR/SWEEP."
-        )
+        raise TableError(_why_empty(frame, ", ".join(options.source)))
     if options.json is not None:
         write_json(options.json, quality_json(found))
     if options.figures is not None:
@@ -52,6 +53,16 @@ def _chosen(text: str | None) -> Sequence[Quality]:
             f"metric; it takes a comma list of {', '.join(known)}."
         )
     return [known[name] for name in names]
+
+
+def _why_empty(frame: pd.DataFrame, sources: str) -> str:
+    reasons = dict.fromkeys(reason for _, reason in exclusions(frame))
+    if len(exclusions(frame)) == len(frame):
+        return f"none of the {len(frame)} runs of {sources} can be used ({'; '.join(reasons)})."
+    return (
+        f"no run of {sources} is evaluated: measure them with python -m scaling.evaluate "
+        "RUNS_DIR/SWEEP."
+    )
 
 
 def _draw(found: QualityFound, folder: Path) -> None:

@@ -45,7 +45,8 @@ class Trend:
     turns: tuple[Turn, ...]
     counts: Counter[str]
     """Steps to the next cell that are "better" or "worse" ("up" or "down" of what is neither)
-    beyond the scatter of seeds, and "within scatter"; where that is not known, by sign alone."""
+    beyond the scatter of seeds, and "within scatter"; where that is not known, by sign alone, or
+    "same"."""
 
     @property
     def is_seen(self) -> bool:
@@ -111,7 +112,11 @@ def _word(values: Values, step: Change) -> str:
     better = values.quality.better
     if step.interval is not None and not step.is_seen:
         return "within scatter"
+    if step.value == 0.0:
+        return "same"
     if better == "":
         return "up" if step.value > 0 else "down"
     before, after = (_badness(values.mean(cell), better) for cell in (step.start, step.end))
+    if after == before:  # as far from 0, on the other side
+        return "same"
     return "better" if after < before else "worse"

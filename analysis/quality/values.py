@@ -17,6 +17,8 @@ from analysis.records.columns import budgets, numbers
 from analysis.uncertainty.seeds import Bounds, Noise, pooled
 
 Axis = Literal["n", "k"]
+LARGEST = 1e100
+"""Squares of larger values are infinite."""
 OTHER: dict[Axis, Axis] = {"n": "k", "k": "n"}
 
 
@@ -62,8 +64,10 @@ class Values:
 
     @property
     def noise(self) -> Noise | None:
-        """From seed to seed, pooled over cells; None where no cell has two."""
-        return pooled(self.scaled(cell) for cell in self.of)
+        """From seed to seed, pooled over cells; None where no cell has two, or all have equal ones
+        to the last digit: copies, or a metric at its end, say nothing of scatter."""
+        noise = pooled(self.scaled(cell) for cell in self.of)
+        return noise if noise is not None and noise.variance > 0 else None
 
     def levels(self, axis: Axis) -> list[float]:
         return sorted({getattr(cell, axis) for cell in self.of})
@@ -117,6 +121,8 @@ def values_of(frame: pd.DataFrame, quality: Quality) -> Values | str:
     """Of the runs in use that were evaluated, at the budget with most cells of them; or why there
     is nothing to show ("" where no run was evaluated for it). Columns as in `load_runs`; runs of
     mostly dead latents count."""
+    if refusal := _no_numbers(frame, quality):
+        return refusal
     value = numbers(frame, quality.column)
     table = pd.DataFrame(
         {
@@ -137,6 +143,27 @@ def values_of(frame: pd.DataFrame, quality: Quality) -> Values | str:
     cells = at.groupby(["n", "k"])["value"]
     of = {Cell(*key): group.to_numpy() for key, group in cells}  # pyright: ignore[reportGeneralTypeIssues]
     return Values(quality, tokens, of, at.drop(columns="tokens"))
+
+
+def _no_numbers(frame: pd.DataFrame, quality: Quality) -> str:
+    """Why these values are none: one word in a column of a table makes words of all; "" where they
+    are."""
+    given = frame[quality.column].dropna() if quality.column in frame else pd.Series(dtype=object)
+    words = [value for value in given if isinstance(value, str)]
+    if words:
+        odd = next((word for word in words if not _is_finite(word)), words[0])
+        return f"{quality.column} has values that are no numbers, like {odd!r}: mend the table."
+    largest = np.abs(numbers(frame, quality.column))
+    if (largest[np.isfinite(largest)] > LARGEST).any():
+        return f"{quality.column} has values beyond {LARGEST:g}, which no evaluation gives."
+    return ""
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
 
 
 def _mixed(evaluated: pd.DataFrame, quality: Quality) -> str:

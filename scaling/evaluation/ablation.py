@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from scaling.errors import UserError
 from scaling.evaluation.ablation_effects import Effect, Site, axes, logit_changes
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
+from scaling.evaluation.sampled import check_counts
 from scaling.storage.atomic import write_bytes
 
 FILE = "ablation.npz"
@@ -60,13 +61,14 @@ class Ablation:
     on_text = True
 
     def settings(self, options: Options) -> Mapping[str, Any]:
+        check_counts(self.name, replace(options, seed=1))  # a seed is no count
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
         """The column ablation_sparsity; the baselines, the spread and the counts are notes.
 
         Raises:
-            UserError: contexts too short for the horizon, or a count below 1.
+            UserError: contexts too short for the horizon.
         """
         sites = _sites_of(material, options)
         subject = material.once("float32 subject", _float32_subject)
@@ -87,11 +89,8 @@ def sample_sites(material: Material, options: Options) -> list[Site]:
     """Kept tokens with the whole horizon in their context, spread over the contexts.
 
     Raises:
-        UserError: there are none, or a count is below 1.
+        UserError: there are none.
     """
-    for key in ("tokens", "latents", "horizon", "baselines"):
-        if (value := getattr(options, key)) < 1:
-            raise UserError(f"ablation.{key}={value} must be at least 1.")
     rng = np.random.default_rng(options.seed)
     batches = list(material.batches())
     kept_CT = torch.cat([batch.kept_CT for batch in batches]).cpu().numpy()

@@ -20,9 +20,13 @@ SEED = 0
 
 
 def check(kind: str) -> None:
-    """Raises UserError for a layout that there is not, or whose package is missing."""
+    """Raises UserError for a layout that there is not."""
     if kind not in LAYOUTS:
         raise UserError(f"density.layout={kind}: use {' or '.join(LAYOUTS)}.")
+
+
+def require_package(kind: str) -> None:
+    """Raises UserError where the layout's package is missing."""
     if kind == "umap" and importlib.util.find_spec("umap") is None:
         raise UserError(
             "density.layout=umap needs umap-learn, which is not installed: "

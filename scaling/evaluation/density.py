@@ -72,10 +72,11 @@ class Density:
     on_text = False
 
     def settings(self, options: Options) -> Mapping[str, object]:
+        _check(options)
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        _check(options)
+        clusters.require_package(options.layout)  # skips this metric alone
         sums = summed(run.autoencoder, material, told)
         bits_N = position_bits(sums.by_position_N2T, sums.kept_T)
         run.folder.mkdir(exist_ok=True, parents=True)

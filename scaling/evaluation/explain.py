@@ -81,15 +81,12 @@ class Explain:
     on_text = True
 
     def settings(self, options: Options) -> Mapping[str, Any]:
+        """Raises `UserError` for one out of range."""
+        _check(options)
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        """The columns n2g_precision, n2g_recall and explanation_ce; counts and baselines are notes.
-
-        Raises:
-            UserError: a setting out of range.
-        """
-        _check(options)
+        """The columns n2g_precision, n2g_recall, explanation_ce; notes are counts and baselines."""
         material = material.with_contexts(options.contexts)
         build, test = material.once("explain halves", patterns.halves)
         active = patterns.true_activity(run, material, build)
@@ -119,6 +116,9 @@ class Explain:
             "n_tokens_tested": len(test.tokens_R),
             "activity_explained": _explained(said, tested),
         }
+        nothing = "no latent sampled is active, or matched, on the half that is tested"
+        absent = [column for column, value in numbers.items() if value is None]
+        notes["undefined"] = dict.fromkeys(absent, nothing)
         return Measured({**numbers, "explanation_ce": ce}, notes)
 
 

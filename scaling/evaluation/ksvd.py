@@ -54,10 +54,10 @@ class KSVD:
     on_text = True
 
     def settings(self, options: Options) -> Mapping[str, object]:
+        check_counts(self.name, options)
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        check_counts(self.name, options)
         n_latents = run.autoencoder.facts.n_latents
         needed = options.per_row * n_latents
         training_BD = _training(material, options.vectors) if needed <= options.vectors else None

@@ -191,7 +191,10 @@ class VectorMaterial(Material):
             batch.append(_without_text(x_RD[:whole]))
             found += whole
         if not batch:
-            raise UserError(f"there are fewer than {_VECTORS} held-out vectors: too few.")
+            raise UserError(
+                f"fewer than {_VECTORS} vectors are held out of these activations: raise "
+                "activations.eval_tokens and launch the sweep again."
+            )
         return batch
 
 

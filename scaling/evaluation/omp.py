@@ -46,10 +46,10 @@ class SparseCoding:
     on_text = False
 
     def settings(self, options: Options) -> Mapping[str, object]:
+        check_counts(self.name, options)
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        check_counts(self.name, options)
         decoder_ND = run.autoencoder.w_dec
         everything = sample(run.autoencoder, some_vectors(material, options.vectors))
         counts_R = budgets(everything, run.autoencoder.facts.k)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from scaling.errors import UserError
 from scaling.evaluation.registry import METRICS
@@ -37,6 +39,10 @@ class Common:
     """The same of the text."""
 
 
+LARGEST = 2**31 - 1
+"""Of whole numbers: beyond it no count is meant, and some would not fit into a tensor's size."""
+
+
 def options_of(metrics: Mapping[str, tuple[object, type[Any]]]) -> Any:
     """A dataclass: `Common`, and for each metric its own under its name: downstream.KEY=VALUE."""
     own = [(name, kind, field(default_factory=kind)) for name, (_, kind) in metrics.items()]
@@ -63,8 +69,11 @@ def parsed(overrides: Sequence[str]) -> Any:
             raise UserError(f"{key} is not a key of an evaluation.{hint}")
         try:
             schema = OmegaConf.merge(schema, _given(schema, override))
-        except OmegaConfBaseException as error:
-            raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
+            OmegaConf.to_object(schema)  # what it refers to is looked up only here
+        except (OmegaConfBaseException, YAMLError) as error:
+            why = " ".join(str(error).partition("full_key:")[0].split())
+            raise UserError(f"{override}: {why}") from error
+        _check_value(override, OmegaConf.select(schema, key))
     options: Any = OmegaConf.to_object(schema)
     _check(options)
     return options
@@ -81,6 +90,22 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return ",".join(map(str, value)) if isinstance(value, ListConfig) else str(value)
+
+
+def _check_value(override: str, value: Any) -> None:
+    """Refuses what has the right type and is no value all the same."""
+    if override.partition("=")[2].strip() == "???":
+        raise UserError(f"{override}: ??? is no value. Leave the key out for its default.")
+    if isinstance(value, ListConfig) and not all(isinstance(one, str) for one in value):
+        raise UserError(f"{override}: give names with commas, not lists of lists.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{override}: give a finite number.")
+    if not isinstance(value, int):
+        return
+    if abs(value) > LARGEST:
+        raise UserError(f"{override}: give a number of at most {LARGEST:,}.")
+    if override.partition("=")[0].endswith("seed") and value < 0:
+        raise UserError(f"{override}: give a seed of at least 0.")
 
 
 def _check(options: Any) -> None:

@@ -59,10 +59,10 @@ class Progressive:
     on_text = False
 
     def settings(self, options: Options) -> Mapping[str, object]:
+        check_counts(self.name, options)
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        check_counts(self.name, options)
         x_RD = some_vectors(material, options.vectors).to(run.autoencoder.b_pre)
         k = own_k(run.autoencoder, x_RD)
         if k is None:

@@ -44,10 +44,10 @@ class Refinement:
     on_text = False
 
     def settings(self, options: Options) -> Mapping[str, object]:
+        check_counts(self.name, options)
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        check_counts(self.name, options)
         decoder_ND = run.autoencoder.w_dec
         found = sample(run.autoencoder, some_vectors(material, options.vectors))
         values_RK = refined_sample(found, decoder_ND, told)

@@ -10,6 +10,7 @@ where numbers of two runs compare. The file is replaced whole after each.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -47,8 +48,9 @@ class Results:
         return {name: one["columns"] for name, one in entries if one.get("weights") == weights}
 
     def has(self, metric: str, wanted: str) -> bool:
-        """Whether that metric's numbers are of the identity wanted."""
-        return self._metrics().get(metric, {}).get("identity") == wanted
+        """Whether that metric's numbers are there, all of them, and of the identity wanted."""
+        entry = self._metrics().get(metric, {})
+        return entry.get("identity") == wanted and self.numbers.keys() >= set(_columns(entry))
 
     def put(self, metric: str, identity: str, measured: Measured, how: Mapping[str, Any]) -> None:
         """Write a metric's numbers in the place of those it had, at once and whole.
@@ -57,11 +59,13 @@ class Results:
             UserError: a full disk.
             ValueError: a number that is none (NaN, infinity), or a name that another metric has.
         """
-        before = self._metrics().get(metric, {}).get("columns", [])
-        kept = {name: value for name, value in self.numbers.items() if name not in before}
+        others = [entry for name, entry in self._metrics().items() if name != metric]
+        owned = {_METRICS, *(column for entry in others for column in _columns(entry))}
         numbers = {name: _plain(name, value) for name, value in measured.numbers.items()}
-        if taken := [name for name in numbers if name in kept or name == _METRICS]:
+        if taken := sorted(owned & numbers.keys()):
             raise ValueError(f"{metric} gives {', '.join(taken)}, which another metric gives")
+        before = _columns(self._metrics().get(metric, {}))
+        kept = {name: value for name, value in self.numbers.items() if name not in before}
         entry = {
             "identity": identity,
             "columns": list(numbers),
@@ -78,8 +82,8 @@ class Results:
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():
             return {}
-        content = read_json(self._path)
-        if not _is_evaluation(content):
+        content: Any = read_json(self._path) if self._path.is_file() else None
+        if not _is_evaluation(content) or not _is_plain(content):
             raise UserError(
                 f"{self._path} is not an evaluation: restore it, or remove it to have the run "
                 "evaluated again."
@@ -88,8 +92,33 @@ class Results:
 
 
 def _is_evaluation(content: Any) -> bool:
-    metrics = content.get(_METRICS, {}) if isinstance(content, dict) else None
-    return isinstance(metrics, dict) and all(isinstance(one, dict) for one in metrics.values())
+    if not isinstance(content, dict) or not isinstance(content.get(_METRICS, {}), dict):
+        return False
+    metrics, numbers = content.get(_METRICS, {}), dict(content)
+    numbers.pop(_METRICS, None)
+    return all(map(_is_entry, metrics.values())) and all(map(_is_number, numbers.values()))
+
+
+def _is_plain(content: Any) -> bool:
+    """Without NaN and infinity, which some JSON has and which could not be written again."""
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_entry(entry: Any) -> bool:
+    columns = entry.get("columns") if isinstance(entry, dict) else None
+    return isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _columns(entry: Mapping[str, Any]) -> list[str]:
+    return entry.get("columns", [])
 
 
 def _plain(name: str, value: float | None) -> float | None:

@@ -64,11 +64,21 @@ def kept_vectors(material: Material) -> Tensor:
 
 
 def some_vectors(material: Material, n_vectors: int) -> Tensor:
-    """A random `n_vectors` of them (seed 0), or all where there are fewer."""
+    """A random `n_vectors` of them (seed 0), or all where there are fewer.
+
+    Raises:
+        UserError: they do not differ, so that no error can be told in units of their spread.
+    """
     vectors_RD = kept_vectors(material)
     generator = torch.Generator().manual_seed(SEED)
     rows = torch.randperm(len(vectors_RD), generator=generator)[:n_vectors]
-    return vectors_RD[rows.sort().values]
+    found_RD = vectors_RD[rows.sort().values]
+    if not bool((found_RD != found_RD[:1]).any()):
+        raise UserError(
+            f"{len(found_RD)} held-out vectors that do not differ have no spread to measure errors "
+            "by: raise the number of vectors, or contexts."
+        )
+    return found_RD
 
 
 def sample(autoencoder: LoadedAutoencoder, x_RD: Tensor, chunk: int = 256) -> Sample:

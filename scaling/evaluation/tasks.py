@@ -14,7 +14,7 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from scaling.errors import UserError
@@ -75,37 +75,55 @@ def file_task(path: Path) -> FileTask:
     """The task in a file, named for it.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it cannot be read as one.
     """
     if not path.is_file():
         raise UserError(
             f"probes.tasks: {path} does not exist: name a .jsonl file with text and label on "
             "each line, or a task that there is."
         )
-    return FileTask(path.stem, f"the label in {path.name}", partial(_read_file, path), path=path)
+    try:
+        _read_file(path, file_sha256(path))  # refused now rather than after the subject model ran
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"probes.tasks: {path} cannot be read as UTF-8 text ({error}).") from error
+    return FileTask(path.stem, f"the label in {path.name}", partial(_read, path), path=path)
 
 
-def _read_file(path: Path) -> list[Labelled]:
+def _read(path: Path) -> Sequence[Labelled]:
+    return _read_file(path, file_sha256(path))
+
+
+@lru_cache
+def _read_file(path: Path, digest: str) -> Sequence[Labelled]:
+    """Once for each content, which `digest` names."""
     found = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 found.append(_labelled(line, f"line {number} of {path}"))
-    return found
+    if len({one.label for one in found}) < 2:
+        raise UserError(
+            f"probes.tasks: the {len(found)} texts of {path} are not of two labels: a probe is to "
+            "tell 0 from 1, give texts of both."
+        )
+    return tuple(found)
 
 
 def _labelled(line: str, where: str) -> Labelled:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
         raise UserError(f"probes.tasks: {where} is not JSON ({error}): mend it.") from error
     text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
-    if not isinstance(text, str) or label not in (0, 1):  # True and False are 1 and 0
+    document = row.get("document") if isinstance(row, dict) else None
+    known = isinstance(document, str | int | None)
+    if not isinstance(text, str) or label not in (0, 1) or not known:  # True and False are 1 and 0
         raise UserError(
             f'probes.tasks: {where} must be an object with "text", a string, and "label", which '
             'is 0, 1, true or false ("document", a string, tells what must not be split).'
         )
-    return Labelled(text, bool(label), str(row.get("document", text)))
+    return Labelled(text, bool(label), text if document is None else str(document))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ weights are not for these pages: they do without.
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,12 @@ _N2G = {
 FILES = {"density": "density.npz", "ablation": "ablation.npz", "explain": "n2g.json"}
 """Of each metric what it keeps."""
 
+_DAMAGED = (
+    *(AttributeError, EOFError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What reading raises of a file that is not as it was written."""
+
 
 def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
     """What `metrics` kept of a run in its folder `evaluation`.
@@ -62,26 +70,30 @@ def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
             *_ablation(ablation, n_latents),
             *_explained(n2g, n_latents),
         ]
-    except (KeyError, TypeError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
+        patterns = {latent: _patterns(latent, entry) for latent, entry in n2g.items()}
+    except _DAMAGED as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{folder} holds what cannot be read ({error}): remove it and evaluate the run again, "
-            "or look at the run without."
+            f"{folder} holds what cannot be read ({error}): remove it to look at the run without, "
+            "and evaluation.json beside it to have the run evaluated again."
         ) from error
-    patterns = {latent: entry["patterns"] for latent, entry in n2g.items()}
     return Known(columns, patterns, density.get("layout"))
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as arrays:
+    # numpy leaves a path that it cannot read open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
 def _density(arrays: dict[str, Array], n_latents: int) -> list[Column]:
     for name, array in arrays.items():
-        if name in (*_DENSITY, "layout") and len(array) != n_latents:
-            raise ValueError(f"density.npz: {name} is of {len(array)} latents, not {n_latents}")
+        shape = (n_latents, 2) if name == "layout" else (n_latents,)
+        if name in (*_DENSITY, "layout") and array.shape != shape:
+            raise ValueError(f"density.npz: {name} is {list(array.shape)}, not {list(shape)}")
+        if name in (*_DENSITY, "layout") and not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"density.npz: {name} is {array.dtype}")
     return [
         Column(name, label, about, arrays[name])
         for name, (label, about) in _DENSITY.items()
@@ -108,11 +120,23 @@ def _n2g(path: Path) -> dict[int, dict[str, Any]]:
     return {int(key): entry for key, entry in read_json(path).items()}
 
 
+def _patterns(latent: int, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of a latent, such as pages can show."""
+    for one in (patterns := entry["patterns"]):
+        if not all(token is None or isinstance(token, int) for token in one["tokens"]):
+            raise ValueError(f"n2g.json: tokens of latent {latent} are {one['tokens']}")
+        if not math.isfinite(one["value"]):
+            raise ValueError(f"n2g.json: a value of latent {latent} is {one['value']}")
+    return list(patterns)
+
+
 def _explained(n2g: dict[int, dict[str, Any]], n_latents: int) -> Sequence[Column]:
     made = []
     for name, (label, about) in _N2G.items() if n2g else ():
         values_N = np.full(n_latents, np.nan)
         for latent, entry in n2g.items():
+            if latent < 0:
+                raise ValueError(f"n2g.json: there is no latent {latent}")
             if entry.get(name) is not None:
                 values_N[latent] = entry[name]
         made.append(Column(f"n2g_{name}", label, about, values_N))

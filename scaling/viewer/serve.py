@@ -23,7 +23,11 @@ class _Handler(SimpleHTTPRequestHandler):
         if host not in (LOOPBACK, "localhost"):
             self.send_error(403)
             return None
-        return super().send_head()
+        try:
+            return super().send_head()
+        except ValueError:  # %00 in the path
+            self.send_error(400)
+            return None
 
     def log_message(self, format: str, *args: object) -> None:
         """Silent."""

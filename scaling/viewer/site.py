@@ -17,6 +17,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def write_site(folder: Path, look: Look, run: Mapping[str, Any], identity: str) 
         UserError: something else is there, or the disk is full.
     """
     check_target(folder)
-    with atomic_folder(folder) as temp:
+    with _replacing(folder), atomic_folder(folder) as temp:
         (temp / "data").mkdir()
         write_json(temp / MARK, {"identity": identity})
         for name in ASSETS:
@@ -67,7 +68,34 @@ def write_site(folder: Path, look: Look, run: Mapping[str, Any], identity: str) 
             function = name.split("_")[0]
             (temp / "data" / f"{name}.js").write_text(_call(function, *arguments), "ascii")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(_aside(folder))
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[None]:
+    """The site that was there goes when the block is done, and comes back if that fails. It is
+    moved aside whole: killed while it was removed in place, its rest would look like no site."""
+    before = _aside(folder)
+    _remove(before)  # a killed one's
+    try:
+        yield
+    except BaseException:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
+        raise
+    _remove(before)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.before")
+
+
+def _remove(site: Path) -> None:
+    # The folder may be a link to where the user wants the site: that is not ours to empty.
+    if site.is_symlink():
+        site.unlink()
+    elif site.exists():
+        shutil.rmtree(site)
 
 
 def _scripts(look: Look, run: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:

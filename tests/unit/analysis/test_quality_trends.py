@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -211,3 +212,41 @@ def test_the_budget_with_most_cells_is_shown(tmp_path: Path) -> None:
     assert found.tokens == 1e6
     assert found.n_runs == 2
     assert values_of(frame.drop(columns="probe_auc"), AUC) == ""
+
+
+def test_seeds_that_are_equal_to_the_last_digit_say_nothing_of_scatter() -> None:
+    wave = {512: 0.7, 1024: 0.6, 2048: 0.8, 4096: 0.7}
+    values = _values([(n, k, s, wave[n]) for n in SIZES for k in (8, 16) for s in (0, 1)], KL)
+    assert values.noise is None
+    found = _trend(values, "n")
+    assert found.turns == ()
+    assert all(end.interval is None for _, end in found.ends)
+
+
+@pytest.mark.parametrize("metric", [KL, AUC, SHIFT, DENSE])
+def test_what_does_not_change_is_neither_better_nor_worse(metric: Quality) -> None:
+    values = _values([(n, k, 0, 0.25) for n in SIZES for k in (8, 16)], metric)
+    assert _trend(values, "n").counts == {"same": 6}
+
+
+def test_as_far_from_0_on_the_other_side_is_no_change_of_quality() -> None:
+    rows = [(n, 8, 0, sign * 0.25) for n, sign in zip(SIZES, (1, -1, 1, -1), strict=True)]
+    assert _trend(_values(rows, SHIFT), "n").counts == {"same": 3}
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [("x", "no numbers, like 'x'"), ("nan", "no numbers, like 'nan'"), (1e200, "beyond 1e\\+100")],
+)
+def test_values_that_are_none_are_named_and_cost_no_other_metric(odd: object, words: str) -> None:
+    frame = frame_of(_grid(0.01, 0), KL.column)
+    column = list(frame[KL.column])
+    # Text in one line of a table makes text of all.
+    frame[KL.column] = [odd, *(map(str, column[1:]) if isinstance(odd, str) else column[1:])]
+    frame[AUC.column] = column
+    refusal = values_of(frame, KL)
+    assert isinstance(refusal, str)
+    assert re.search(words, refusal)
+    found = quality(frame)
+    assert [one.values.quality.column for one in found.metrics] == [AUC.column]
+    assert set(found.refusals) == {KL.column}

@@ -169,4 +169,4 @@ def test_layouts() -> None:
 def test_umap_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .*\[map\]"):
-        clusters.check("umap")
+        clusters.require_package("umap")

@@ -211,9 +211,6 @@ def test_the_bigram_model_is_a_distribution_and_its_own_formula() -> None:
         (Options(ratio=1.0), "explain.ratio=1.0 must be between 0 and 1"),
     ],
 )
-def test_what_cannot_be_is_refused(
-    two_tokens: Material, tmp_path: Path, options: Options, words: str
-) -> None:
-    run = subject_of(autoencoder(2 * V), tmp_path)
+def test_what_cannot_be_is_refused(options: Options, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Explain().measure(run, two_tokens, options, silent)
+        Explain().settings(options)

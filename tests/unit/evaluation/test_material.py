@@ -63,7 +63,7 @@ def test_held_out_vectors_come_in_whole_contexts() -> None:
     batches = list(VectorMaterial(source, 2, 1).batches())
     assert torch.equal(torch.cat([b.residual_CTD.flatten(0, 1) for b in batches]), vectors_RD[:128])
     few: Any = SimpleNamespace(eval_batches=lambda n: iter(vectors_RD[:63].split(n)))
-    with pytest.raises(UserError, match="fewer than 64 held-out vectors"):
+    with pytest.raises(UserError, match="fewer than 64 vectors are held out"):
         list(VectorMaterial(few, 2, 1).batches())
 
 

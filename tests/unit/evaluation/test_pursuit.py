@@ -154,7 +154,16 @@ def test_shrunken_magnitudes_are_found_and_sound_ones_left(tmp_path: Path) -> No
     assert K < D
 
 
-def test_counts_below_one_are_refused(tmp_path: Path) -> None:
-    run, vectors = subject(random_portable(), tmp_path), random_vectors(D)
+def test_counts_below_one_are_refused() -> None:
     with pytest.raises(UserError, match=r"omp\.vectors=0 must be at least 1"):
-        SparseCoding().measure(run, vectors, Options(vectors=0), untold)  # type: ignore[arg-type]
+        SparseCoding().settings(Options(vectors=0))
+
+
+def test_vectors_that_do_not_differ_are_refused(tmp_path: Path) -> None:
+    run, vectors = subject(random_portable(), tmp_path), random_vectors(D)
+    for metric, options in (
+        (SparseCoding(), Options(vectors=1)),
+        (Refinement(), RefinementOptions(vectors=1)),
+    ):
+        with pytest.raises(UserError, match="1 held-out vectors that do not differ"):
+            metric.measure(run, vectors, options, untold)  # type: ignore[arg-type]

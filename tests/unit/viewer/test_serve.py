@@ -34,3 +34,19 @@ def test_only_by_this_machines_own_name(tmp_path: Path) -> None:
         "localhost:1": (200, True),
         "elsewhere.example": (403, False),
     }
+
+
+def test_a_path_that_is_none_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "site").mkdir()
+    with server_of(tmp_path / "site", 0) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        answers = {}
+        for path in ("/%00", "/../secret", "/%2e%2e/secret", "/..%2fsecret"):
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+            connection.request("GET", path)
+            answers[path] = connection.getresponse().status
+            connection.close()
+        server.shutdown()
+    assert answers.pop("/%00") == 400
+    assert set(answers.values()) == {404}
