@@ -52,7 +52,7 @@ class Options:
 
     contexts: int = 512
     """Held-out contexts, instead of the evaluation's own number: rare latents need text."""
-    latents: int = 64
+    latents: int = 128
     """Sampled for precision and recall: latents."""
     examples: int = 16
     """Of each sampled latent: its strongest in the building half."""
@@ -91,7 +91,8 @@ class Explain:
         build, test = material.once("explain halves", patterns.halves)
         active = patterns.true_activity(run, material, build)
         tested = patterns.true_activity(run, material, test)
-        sampled, n_eligible = patterns.sample(active, tested, options)
+        n_latents = run.autoencoder.facts.n_latents
+        sampled, n_eligible = patterns.sample(active, tested, n_latents, options)
         chosen = patterns.examples(active, sampled, options)
         at = patterns.probes(material, build, chosen, options, told)
         found = list(patterns.explained(run.autoencoder, material, at, active, options))
@@ -100,7 +101,7 @@ class Explain:
         ids_CT = material.ids_CT.numpy()
         said = simulated(of_all, ids_CT, test.tokens_R)
         in_build = simulated(of_all, ids_CT, build.tokens_R)
-        scale_N = scales(in_build, active, run.autoencoder.facts.n_latents)
+        scale_N = scales(in_build, active, n_latents)
         numbers, notes = _n2g(simulated(of_chosen, ids_CT, test.tokens_R), tested, sampled, ids_CT)
         ce, ce_notes = _ce(run, material, patterns.scaled(said, scale_N), options)
         _save(run, of_all, said, tested)
@@ -116,9 +117,6 @@ class Explain:
             "n_tokens_tested": len(test.tokens_R),
             "activity_explained": _explained(said, tested),
         }
-        nothing = "no latent sampled is active, or matched, on the half that is tested"
-        absent = [column for column, value in numbers.items() if value is None]
-        notes["undefined"] = dict.fromkeys(absent, nothing)
         return Measured({**numbers, "explanation_ce": ce}, notes)
 
 
@@ -150,6 +148,8 @@ def _n2g(
     notes = {
         "top_precision": _mean(top_precision),
         "top_recall": _mean(top_recall),
+        "n2g_precision_standard_error": _standard_error(precision),
+        "n2g_recall_standard_error": _standard_error(recall),
         "n_without_match": int(np.isnan(precision).sum()),
     }
     numbers = {"n2g_precision": _mean(precision), "n2g_recall": _mean(recall)}
@@ -180,6 +180,12 @@ def _mean(values: np.ndarray) -> float | None:
     """Of those defined; None where none is."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else None
+
+
+def _standard_error(values: np.ndarray) -> float | None:
+    """Of their mean, as of latents drawn at random; None of fewer than two."""
+    defined = values[~np.isnan(values)]
+    return float(defined.std(ddof=1) / np.sqrt(len(defined))) if len(defined) > 1 else None
 
 
 def _explained(said: Activity, true: Activity) -> float | None:

@@ -62,12 +62,16 @@ def true_activity(run: Subject, material: Material, half: Half) -> Activity:
     return activity(run.autoencoder, half.x_RD, half.tokens_R, material.ids_CT.numel())
 
 
-def sample(build: Activity, test: Activity, options: Any) -> tuple[Ints, int]:
-    """A seeded sample of the latents that are active in both halves, and how many these are."""
+def sample(build: Activity, test: Activity, n_latents: int, options: Any) -> tuple[Ints, int]:
+    """A seeded sample of the latents that are active in both halves, and how many these are.
+
+    The first of them in an order of all latents, so that one which rounding adds or takes away
+    leaves the others in the sample.
+    """
     eligible = np.intersect1d(build.latents_P, test.latents_P)
-    rng = np.random.default_rng(options.seed)
-    chosen = rng.permutation(len(eligible))[: options.latents]
-    return np.sort(eligible[chosen]), len(eligible)
+    order = np.random.default_rng(options.seed).permutation(n_latents)
+    chosen = order[np.isin(order, eligible)][: options.latents]
+    return np.sort(chosen), len(eligible)
 
 
 def examples(build: Activity, latents: Ints, options: Any) -> dict[int, Ints]:
