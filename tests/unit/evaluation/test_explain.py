@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from scaling.errors import UserError
-from scaling.evaluation import explain
+from scaling.evaluation import explain, explain_patterns
 from scaling.evaluation.explain import FILE, Explain, Options
+from scaling.evaluation.explain_activity import pairs
 from scaling.evaluation.explain_bigram import bigrams, training_contexts
 from scaling.evaluation.explain_ce import recovered
 from scaling.evaluation.material import Material
@@ -214,3 +215,23 @@ def test_the_bigram_model_is_a_distribution_and_its_own_formula() -> None:
 def test_what_cannot_be_is_refused(options: Options, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Explain().settings(options)
+
+
+def test_a_latent_that_rounding_takes_away_leaves_the_others_in_the_sample() -> None:
+    """Drawn from a list of those eligible, one less would move all behind it."""
+    n = 200
+    latents = np.arange(0, n, 2)
+    everywhere = pairs(latents, np.zeros_like(latents), np.ones(len(latents), np.float32), 1)
+    options = replace(SMALL, latents=20)
+    before, n_before = explain_patterns.sample(everywhere, everywhere, n, options)
+    fewer = everywhere.where(everywhere.latents_P != before[3])
+    after, n_after = explain_patterns.sample(fewer, everywhere, n, options)
+    assert (n_before, n_after, len(before), len(after)) == (100, 99, 20, 20)
+    assert len(np.intersect1d(before, after)) == 19
+    assert np.isin(before, latents).all()
+
+
+def test_the_error_of_a_mean_over_latents_is_that_of_a_sample() -> None:
+    values = np.array([0.1, 0.4, np.nan, 0.7])
+    assert explain._standard_error(values) == pytest.approx(0.3 / math.sqrt(3))
+    assert explain._standard_error(values[1:3]) is None
