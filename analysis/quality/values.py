@@ -128,7 +128,7 @@ def values_of(frame: pd.DataFrame, quality: Quality) -> Values | str:
         {
             "run": frame["run_id"].astype(str),
             **{"n": numbers(frame, "n_latents"), "k": numbers(frame, "k")},
-            **{"tokens": budgets(frame), "value": value},
+            **{"tokens": budgets(frame), "seed": numbers(frame, "seed"), "value": value},
             "dead": (frame["excluded"] != "").to_numpy(),
         }
     )
@@ -140,9 +140,11 @@ def values_of(frame: pd.DataFrame, quality: Quality) -> Values | str:
     table = table.loc[evaluated]
     tokens = _budget(table)
     at = table if tokens is None else table.loc[table["tokens"] == tokens]
+    if refusal := _not_seeds(at):
+        return refusal
     cells = at.groupby(["n", "k"])["value"]
     of = {Cell(*key): group.to_numpy() for key, group in cells}  # pyright: ignore[reportGeneralTypeIssues]
-    return Values(quality, tokens, of, at.drop(columns="tokens"))
+    return Values(quality, tokens, of, at.drop(columns=["tokens", "seed"]))
 
 
 def _no_numbers(frame: pd.DataFrame, quality: Quality) -> str:
@@ -178,6 +180,19 @@ def _mixed(evaluated: pd.DataFrame, quality: Quality) -> str:
     return (
         f"{quality.metric} was measured in several ways: {found}. Other settings, text or tasks "
         "give other numbers; evaluate all runs with one setting."
+    )
+
+
+def _not_seeds(table: pd.DataFrame) -> str:
+    """Why runs of one cell differ in more than the seed; "" where nothing says that they do."""
+    again = table["seed"].notna() & table.duplicated(["n", "k", "seed"], keep=False)
+    if not again.any():
+        return ""
+    first = table.loc[again].iloc[0]
+    return (
+        f"several runs have n = {first['n']:g}, k = {first['k']:g} and seed {first['seed']:g}: they "
+        "differ in something else (architecture, learning rate, ...), which is no scatter of "
+        "seeds. Give runs of one kind."
     )
 
 

@@ -190,6 +190,13 @@ def test_numbers_measured_in_several_ways_are_not_compared(tmp_path: Path) -> No
     assert "aaa (18 runs), bbb (6 runs)" in found.refusals["downstream_kl"]
 
 
+def test_runs_that_differ_in_more_than_the_seed_are_no_seeds() -> None:
+    rows = [(512, 8, 0, 0.5), (512, 8, 0, 0.6), (1024, 8, 0, 0.4)]
+    refusal = values_of(frame_of(rows, KL.column), KL)
+    assert isinstance(refusal, str)
+    assert "n = 512, k = 8 and seed 0" in refusal
+
+
 def test_runs_of_mostly_dead_latents_are_shown_and_not_fitted(tmp_path: Path) -> None:
     plant_quality(tmp_path, {"downstream_kl": lambda n, k: n**-0.3}, noise=0.01)
     for path in tmp_path.glob("00512008*/record.json"):
