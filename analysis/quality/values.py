@@ -185,14 +185,15 @@ def _mixed(evaluated: pd.DataFrame, quality: Quality) -> str:
 
 def _not_seeds(table: pd.DataFrame) -> str:
     """Why runs of one cell differ in more than the seed; "" where nothing says that they do."""
-    again = table["seed"].notna() & table.duplicated(["n", "k", "seed"], keep=False)
-    if not again.any():
+    known = table.loc[np.isfinite(table["seed"])]
+    again = known.loc[known.duplicated(["n", "k", "seed"])]
+    if again.empty:
         return ""
-    first = table.loc[again].iloc[0]
+    first = again.iloc[0]
+    place = f"n = {first['n']:g}, k = {first['k']:g} and seed {first['seed']:g}"
     return (
-        f"several runs have n = {first['n']:g}, k = {first['k']:g} and seed {first['seed']:g}: they "
-        "differ in something else (architecture, learning rate, ...), which is no scatter of "
-        "seeds. Give runs of one kind."
+        f"several runs have {place}: they differ in something else (architecture, learning "
+        "rate, ...), which is no scatter of seeds. Give runs of one kind."
     )
 
 
