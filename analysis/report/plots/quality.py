@@ -43,7 +43,7 @@ def against(axis: Axis, found: QualityFound) -> Figure | None:
         figure, panels = panel_grid(len(drawn), 2.3, share_y=False)
         for axes, one in zip(panels, drawn, strict=True):
             _draw(axes, one, axis, colors)
-        styles = {"--": "law that holds"} if any(one.law for one in drawn) else {}
+        styles = {"--": "law that stands\nits tests"} if any(one.law for one in drawn) else {}
         open_too = any(one.values.n_dead for one in drawn)
         beside = panels[min(len(panels), COLUMNS) - 1]
         legend(beside, colors, OTHER[axis], styles, has_held_out=False)

@@ -19,7 +19,8 @@ TREND_HEADER = ("metric", "values", "per doubling of {}", "95%", "steps", "best 
 ENDS_HEADER = ("metric", "from", "to", "change, with the 95% interval of seeds")
 LAW_HEADER = ("metric", "law", "beta_n", "95%", "beta_k", "95%", "held out, rms", "verdict")
 _CAPTION = (
-    "Metrics against {}: every run, lines through the means over seeds; dashed, a law that holds. "
+    "Metrics against {}: every run, lines through the means over seeds; dashed, a law that "
+    "stands its tests. "
     "Arrows point to the better."
 )
 ABOUT = (
@@ -153,7 +154,7 @@ def law_rows(found: QualityFound) -> list[tuple[str, ...]]:
 
 
 def _law_cells(tried: Tried) -> tuple[str, ...]:
-    verdict = "holds" if tried.holds else f"no law: {tried.objection}"
+    verdict = "stands its tests" if tried.holds else f"no law: {tried.objection}"
     if tried.fitted is None:
         return (*[""] * 5, verdict)
     parameters, ci95 = tried.fitted.law.parameters, tried.fitted.ci95

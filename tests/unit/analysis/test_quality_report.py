@@ -57,7 +57,7 @@ def test_the_command_prints_what_the_report_shows(
     printed = capsys.readouterr().out
     assert "24 runs at 1M tokens" in printed
     assert "9 better" in printed
-    assert "holds" in printed
+    assert "stands its tests" in printed
     assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == [
         "quality_k.png",
         "quality_n.png",
