@@ -11,8 +11,10 @@ lines say. 2: nothing was tried, since what was asked for cannot be. 130: interr
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +116,24 @@ def _mirror(folders: Sequence[RunFolder], screen: Screen) -> None:
             tags=logger.get("tags", ()),
             finish_within_s=SEND_WITHIN_S,
         )
-        warning = Mirror.start(SweepStore(sweep), options).finish()
+        with _mode_of(sweep):
+            warning = Mirror.start(SweepStore(sweep), options).finish()
         if warning is not None:
             screen.say(warning)
+
+
+@contextmanager
+def _mode_of(sweep: Path) -> Iterator[None]:
+    """Offline where the sweep's launches were, unless WANDB_MODE says something."""
+    was_offline = any(sweep.glob("wandb/offline-run-*")) and not any(sweep.glob("wandb/run-*"))
+    if "WANDB_MODE" in os.environ or not was_offline:
+        yield
+        return
+    os.environ["WANDB_MODE"] = "offline"
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_MODE"]
 
 
 def _unsent(folder: RunFolder) -> bool:

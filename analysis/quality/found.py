@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.quality.law import Tried, laws_tried
 from analysis.quality.metrics import QUALITIES, Quality
 from analysis.quality.trend import Trend, trend
 from analysis.quality.values import Axis, Change, Values, budget_words, values_of
+from analysis.records.columns import budgets, numbers
 from analysis.records.exclusions import DEAD
 from analysis.study.fitted import finite, to_json
 
@@ -40,6 +42,8 @@ class QualityFound:
     """Column -> why its numbers are not compared."""
     n_dead: int
     """Runs shown that no law is fitted to, for their latents are mostly dead."""
+    n_left_out: int
+    """Evaluated runs of other token budgets."""
 
     @property
     def is_empty(self) -> bool:
@@ -53,6 +57,13 @@ class QualityFound:
         count = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
         return f"{count} runs{' and'.join(places)}"
 
+    @property
+    def left_out(self) -> str:
+        """A sentence on evaluated runs that are not shown; "" where all are."""
+        one = self.n_left_out == 1
+        count = f"{self.n_left_out} evaluated run{' is' if one else 's are'}"
+        return f" {count} of other budgets, and left out." if self.n_left_out else ""
+
 
 def quality(frame: pd.DataFrame, qualities: Sequence[Quality] = QUALITIES) -> QualityFound:
     """Of the runs in use that an evaluation has measured; columns as in `load_runs`.
@@ -61,13 +72,27 @@ def quality(frame: pd.DataFrame, qualities: Sequence[Quality] = QUALITIES) -> Qu
     """
     reasons = frame["excluded"].astype(str)
     shown = frame.loc[(reasons == "") | reasons.str.startswith(DEAD)]
+    shown, n_left_out = _at_one_budget(shown, qualities)
     found = {one: values_of(shown, one) for one in qualities}
     metrics = [_metric(values) for values in found.values() if isinstance(values, Values)]
     return QualityFound(
         metrics,
         {one.column: why for one, why in found.items() if isinstance(why, str) and why},
         n_dead=max((one.values.n_dead for one in metrics), default=0),
+        n_left_out=n_left_out,
     )
+
+
+def _at_one_budget(frame: pd.DataFrame, qualities: Sequence[Quality]) -> tuple[pd.DataFrame, int]:
+    """The runs of the budget that most was measured at, and how many evaluated ones are of others:
+    metrics of one page are of the same runs."""
+    measured = np.sum([np.isfinite(numbers(frame, one.column)) for one in qualities], axis=0)
+    tokens = budgets(frame)
+    known = np.unique(tokens[np.isfinite(tokens) & (measured > 0)]).tolist()
+    if len(known) < 2:
+        return frame, 0
+    best = max(known, key=lambda budget: (int(measured[tokens == budget].sum()), budget))
+    return frame.loc[tokens == best], int(((tokens != best) & (measured > 0)).sum())
 
 
 def _metric(values: Values) -> MetricFound:

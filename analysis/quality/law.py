@@ -89,7 +89,9 @@ def laws_tried(values: Values) -> list[Tried]:
     if not values.relative:
         return [Tried("L(n,k)", "some values are not above 0")]
     along = trend(values, "n")
-    if along is None or not along.is_seen:
+    if along is None or along.interval is None:
+        return [Tried("L(n,k)", "too few cells to see an effect of n")]
+    if not along.is_seen:
         return [Tried("L(n,k)", "no effect of n is seen beyond what a straight line misses")]
     tried: list[Tried] = []
     for law in CANDIDATES:

@@ -79,7 +79,8 @@ class Mirror:
 
     def _warning(self, what: str) -> str:
         return (
-            f"W&B mirror {what}; the local records are complete. To send the rest: "
+            f"W&B mirror {what}; the local records are complete. WANDB_MODE=offline keeps W&B's "
+            f"files here, without an account. To send the rest: "
             f"python -m scaling.runs.wandb_mirror {' '.join(self._arguments()[:-1])}"
         )
 

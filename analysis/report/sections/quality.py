@@ -40,7 +40,7 @@ def quality(found: QualityFound, figures: Mapping[str, Figure | None]) -> Iterat
     yield from (page.paragraph(f"Not shown: {why}", "warn") for why in _refusals(found))
     if not found.metrics:
         return
-    yield page.paragraph(f"Evaluations of {found.words}. {ABOUT}{_dead(found)}")
+    yield page.paragraph(f"Evaluations of {found.words}. {ABOUT}{found.left_out}{_dead(found)}")
     yield page.folded("Values: mean over seeds, and their standard deviation", values_table(found))
     for axis in AXES:
         if rows := trend_rows(found, axis):
@@ -84,7 +84,7 @@ def lines(found: QualityFound) -> Iterator[str]:
     yield from (f"caution: {why}" for why in _refusals(found))
     if not found.metrics:
         return
-    yield f"{found.words}{_dead(found)}"
+    yield f"{found.words}.{found.left_out}{_dead(found)}"
     for axis in AXES:
         if rows := trend_rows(found, axis):
             yield "\n" + aligned(_trend_header(axis), rows)
@@ -114,7 +114,7 @@ def trend_rows(found: QualityFound, axis: Axis) -> list[tuple[str, ...]]:
 def _trend_row(found: MetricFound, trend: Trend) -> tuple[str, ...]:
     values = found.values
     of_cells = [float(seeds.mean()) for seeds in values.of.values()]
-    steps = ", ".join(f"{count} {word}" for word, count in trend.counts.items())
+    steps = ", ".join(f"{count} {word}" for word, count in trend.counts.most_common())
     other = OTHER[trend.axis]
     turns = [f"{trend.axis} = {t.best:g} at {other} = {t.level:g}" for t in trend.turns]
     scatter = "" if values.noise is not None else " (scatter not known)"

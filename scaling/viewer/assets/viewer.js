@@ -211,8 +211,9 @@ const viewer = (() => {
       make("td", { class: "token wide" }, ...tokens.map((id) => (id === null
         ? make("span", { class: "any", title: "any token" }, "⋯") : token(id)))),
       make("td", { class: "n", title: "mean activation of the examples that gave it" },
-        `${number(value)} of ${number(examples)}`)));
-    return [make("h3", {}, "N-gram patterns"),
+        `${number(value)}, ${number(examples)}`)));
+    return [make("h3", {}, "N-gram patterns ", make("span", { class: "soft small" },
+      "mean activation, examples")),
       make("table", { id: "patterns" }, make("tbody", {}, ...rows))];
   }
 

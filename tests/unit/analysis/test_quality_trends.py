@@ -190,6 +190,19 @@ def test_numbers_measured_in_several_ways_are_not_compared(tmp_path: Path) -> No
     assert "aaa (18 runs), bbb (6 runs)" in found.refusals["downstream_kl"]
 
 
+def test_all_metrics_are_of_one_budget_and_the_rest_is_counted() -> None:
+    """Most was measured at 1M; the run of 2M has one metric more."""
+    frame = frame_of([(n, 8, 0, 0.5) for n in (512, 1024, 4096, 2048)], "probe_auc")
+    frame["tokens"] = frame["tokens_requested"] = [1e6, 1e6, 1e6, 2e6]
+    frame["omp_gap"] = [np.nan, np.nan, np.nan, 1.5]
+    found = quality(frame)
+    assert [one.values.quality.column for one in found.metrics] == ["probe_auc"]
+    assert found.n_left_out == 1
+    assert "1 evaluated run is of other budgets" in found.left_out
+    (metric,) = quality(frame_of([(n, 8, 0, 0.5) for n in (512, 1024)], "omp_gap")).metrics
+    assert metric.laws[0].objection == "too few cells to see an effect of n"
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_no_seeds() -> None:
     rows = [(512, 8, 0, 0.5), (512, 8, 0, 0.6), (1024, 8, 0, 0.4)]
     refusal = values_of(frame_of(rows, KL.column), KL)

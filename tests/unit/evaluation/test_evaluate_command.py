@@ -303,3 +303,22 @@ def test_help_names_every_key(counting: type[Counting], capsys: Any) -> None:
     out = capsys.readouterr().out
     for line in ("metrics=", "contexts=128", "averaged=false", "dtype=null", "counting.rows=1"):
         assert f"\n  {line}" in out
+
+
+def test_a_sweep_that_was_mirrored_offline_stays_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mode() -> str | None:
+        with evaluate._mode_of(tmp_path):
+            return os.environ.get("WANDB_MODE")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert mode() is None
+    (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
+    assert mode() == "offline"
+    assert "WANDB_MODE" not in os.environ
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert mode() == "online"
+    monkeypatch.delenv("WANDB_MODE")
+    (tmp_path / "wandb" / "run-2").mkdir()
+    assert mode() is None
