@@ -31,7 +31,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { text-align: left; padding: .28rem .9rem .28rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); white-space: nowrap; } td.n { white-space: nowrap; }
-td:not(.n) { min-width: 16rem; }
+td:not(.n) { min-width: 12rem; }
 .cards { display: grid; gap: .8rem; margin: 1.2rem 0;
   grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); }
 .card { background: var(--panel); border-radius: .5rem; padding: .7rem .9rem; }

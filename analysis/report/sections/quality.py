@@ -17,7 +17,7 @@ from analysis.uncertainty.seeds import Bounds
 
 TREND_HEADER = ("metric", "values", "per doubling of {}", "95%", "steps", "best inside")
 ENDS_HEADER = ("metric", "from", "to", "change, with the 95% interval of seeds")
-LAW_HEADER = ("metric", "law", "beta_n", "95%", "beta_k", "95%", "held out, rms", "verdict")
+LAW_HEADER = ("metric", "law", "verdict", "held out, rms", "beta_n", "95%", "beta_k", "95%")
 _CAPTION = (
     "Metrics against {}: every run, lines through the means over seeds; dashed, a law that "
     "stands its tests. "
@@ -156,7 +156,7 @@ def law_rows(found: QualityFound) -> list[tuple[str, ...]]:
 def _law_cells(tried: Tried) -> tuple[str, ...]:
     verdict = "stands its tests" if tried.holds else f"no law: {tried.objection}"
     if tried.fitted is None:
-        return (*[""] * 5, verdict)
+        return (verdict, *[""] * 5)
     parameters, ci95 = tried.fitted.law.parameters, tried.fitted.ci95
     cells = [
         text
@@ -165,7 +165,7 @@ def _law_cells(tried: Tried) -> tuple[str, ...]:
     ]
     held = tried.held_out
     errors = "" if held is None else f"{held.rms_log:.1%}; n before {tried.carried:.1%}"
-    return (*cells, errors, verdict)
+    return (verdict, errors, *cells)
 
 
 def _amount(values: Values, change: float) -> str:
