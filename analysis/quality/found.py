@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from analysis.counts import short_count
 from analysis.quality.law import Tried, laws_tried
 from analysis.quality.metrics import QUALITIES, Quality
 from analysis.quality.trend import Trend, trend
-from analysis.quality.values import Axis, Change, Values, budget_words, values_of
-from analysis.records.columns import budgets, numbers
+from analysis.quality.values import Axis, Change, Values, at_one_budget, values_of
 from analysis.records.exclusions import DEAD
 from analysis.study.fitted import finite, to_json
 
@@ -44,6 +43,8 @@ class QualityFound:
     """Runs shown that no law is fitted to, for their latents are mostly dead."""
     n_left_out: int
     """Evaluated runs of other token budgets."""
+    tokens: float | None
+    """The budget of those shown; None where the records say none."""
 
     @property
     def is_empty(self) -> bool:
@@ -53,9 +54,9 @@ class QualityFound:
     def words(self) -> str:
         """Which runs these are."""
         sizes = sorted({one.values.n_runs for one in self.metrics})
-        places = sorted({budget_words(one.values.tokens) for one in self.metrics})
         count = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
-        return f"{count} runs{' and'.join(places)}"
+        at = "" if self.tokens is None else f" at {short_count(self.tokens)} tokens"
+        return f"{count} runs{at}"
 
     @property
     def left_out(self) -> str:
@@ -72,27 +73,16 @@ def quality(frame: pd.DataFrame, qualities: Sequence[Quality] = QUALITIES) -> Qu
     """
     reasons = frame["excluded"].astype(str)
     shown = frame.loc[(reasons == "") | reasons.str.startswith(DEAD)]
-    shown, n_left_out = _at_one_budget(shown, qualities)
-    found = {one: values_of(shown, one) for one in qualities}
+    shown, tokens, n_left_out = at_one_budget(shown, qualities)
+    found = {one: values_of(shown, one, tokens) for one in qualities}
     metrics = [_metric(values) for values in found.values() if isinstance(values, Values)]
     return QualityFound(
         metrics,
         {one.column: why for one, why in found.items() if isinstance(why, str) and why},
         n_dead=max((one.values.n_dead for one in metrics), default=0),
         n_left_out=n_left_out,
+        tokens=tokens,
     )
-
-
-def _at_one_budget(frame: pd.DataFrame, qualities: Sequence[Quality]) -> tuple[pd.DataFrame, int]:
-    """The runs of the budget that most was measured at, and how many evaluated ones are of others:
-    metrics of one page are of the same runs."""
-    measured = np.sum([np.isfinite(numbers(frame, one.column)) for one in qualities], axis=0)
-    tokens = budgets(frame)
-    known = np.unique(tokens[np.isfinite(tokens) & (measured > 0)]).tolist()
-    if len(known) < 2:
-        return frame, 0
-    best = max(known, key=lambda budget: (int(measured[tokens == budget].sum()), budget))
-    return frame.loc[tokens == best], int(((tokens != best) & (measured > 0)).sum())
 
 
 def _metric(values: Values) -> MetricFound:

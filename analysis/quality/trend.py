@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from analysis.quality.metrics import Better
-from analysis.quality.values import Axis, Cell, Change, Values, change, ends, steps
+from analysis.quality.values import Axis, Cell, Change, Values, change, ends, leaves_zero, steps
 from analysis.uncertainty.seeds import UPPER, Bounds
 
 
@@ -50,7 +50,7 @@ class Trend:
 
     @property
     def is_seen(self) -> bool:
-        return self.interval is not None and not self.interval.low <= 0.0 <= self.interval.high
+        return leaves_zero(self.interval)
 
 
 def trend(values: Values, axis: Axis) -> Trend | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analysis.counts import short_count
 from analysis.laws.forms import Array
 from analysis.quality.metrics import Quality
 from analysis.records.columns import budgets, numbers
@@ -62,7 +62,7 @@ class Values:
     def mean(self, cell: Cell) -> float:
         return float(self.scaled(cell).mean())
 
-    @property
+    @cached_property
     def noise(self) -> Noise | None:
         """From seed to seed, pooled over cells; None where no cell has two, or all have equal ones
         to the last digit: copies, or a metric at its end, say nothing of scatter."""
@@ -92,7 +92,12 @@ class Change(NamedTuple):
     @property
     def is_seen(self) -> bool:
         """Beyond the scatter of seeds."""
-        return self.interval is not None and not self.interval.low <= 0.0 <= self.interval.high
+        return leaves_zero(self.interval)
+
+
+def leaves_zero(interval: Bounds | None) -> bool:
+    """Whether there is an interval, and 0 is outside."""
+    return interval is not None and not interval.low <= 0.0 <= interval.high
 
 
 def change(values: Values, start: Cell, end: Cell) -> Change:
@@ -117,10 +122,10 @@ def ends(values: Values, axis: Axis) -> list[tuple[float, Change]]:
     return [(level, change(values, cells[0], cells[-1])) for level, cells in lines if cells[1:]]
 
 
-def values_of(frame: pd.DataFrame, quality: Quality) -> Values | str:
-    """Of the runs in use that were evaluated, at the budget with most cells of them; or why there
-    is nothing to show ("" where no run was evaluated for it). Columns as in `load_runs`; runs of
-    mostly dead latents count."""
+def values_of(frame: pd.DataFrame, quality: Quality, tokens: float | None) -> Values | str:
+    """Of the runs in use that were evaluated, all of one token budget; or why there is nothing to
+    show ("" where no run was evaluated for it). Columns as in `load_runs`; runs of mostly dead
+    latents count."""
     if refusal := _no_numbers(frame, quality):
         return refusal
     value = numbers(frame, quality.column)
@@ -128,7 +133,7 @@ def values_of(frame: pd.DataFrame, quality: Quality) -> Values | str:
         {
             "run": frame["run_id"].astype(str),
             **{"n": numbers(frame, "n_latents"), "k": numbers(frame, "k")},
-            **{"tokens": budgets(frame), "seed": numbers(frame, "seed"), "value": value},
+            **{"seed": numbers(frame, "seed"), "value": value},
             "dead": (frame["excluded"] != "").to_numpy(),
         }
     )
@@ -138,13 +143,11 @@ def values_of(frame: pd.DataFrame, quality: Quality) -> Values | str:
     if refusal := _mixed(frame.loc[evaluated], quality):
         return refusal
     table = table.loc[evaluated]
-    tokens = _budget(table)
-    at = table if tokens is None else table.loc[table["tokens"] == tokens]
-    if refusal := _not_seeds(at):
+    if refusal := _not_seeds(table):
         return refusal
-    cells = at.groupby(["n", "k"])["value"]
+    cells = table.groupby(["n", "k"])["value"]
     of = {Cell(*key): group.to_numpy() for key, group in cells}  # pyright: ignore[reportGeneralTypeIssues]
-    return Values(quality, tokens, of, at.drop(columns=["tokens", "seed"]))
+    return Values(quality, tokens, of, table.drop(columns="seed"))
 
 
 def _no_numbers(frame: pd.DataFrame, quality: Quality) -> str:
@@ -197,18 +200,16 @@ def _not_seeds(table: pd.DataFrame) -> str:
     )
 
 
-def _budget(table: pd.DataFrame) -> float | None:
-    """With most cells, then most runs, then most tokens."""
-    known = table.loc[np.isfinite(table["tokens"])]
-    if known.empty:
-        return None
-
-    def rank(tokens: float) -> tuple[int, int, float]:
-        at = known.loc[known["tokens"] == tokens]
-        return len(at[["n", "k"]].drop_duplicates()), len(at), tokens
-
-    return max(map(float, known["tokens"].unique()), key=rank)
-
-
-def budget_words(tokens: float | None) -> str:
-    return "" if tokens is None else f" at {short_count(tokens)} tokens"
+def at_one_budget(
+    frame: pd.DataFrame, qualities: Sequence[Quality]
+) -> tuple[pd.DataFrame, float | None, int]:
+    """The runs of the token budget at which most was measured (then the larger), that budget (None
+    where no record says one), and how many evaluated runs are of others: all metrics of a page are
+    of the same runs."""
+    measured = np.sum([np.isfinite(numbers(frame, one.column)) for one in qualities], axis=0)
+    tokens = budgets(frame)
+    known = np.unique(tokens[np.isfinite(tokens) & (measured > 0)]).tolist()
+    if not known:
+        return frame, None, 0
+    best = max(known, key=lambda budget: (int(measured[tokens == budget].sum()), budget))
+    return frame.loc[tokens == best], best, int(((tokens != best) & (measured > 0)).sum())

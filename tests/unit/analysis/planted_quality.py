@@ -48,7 +48,7 @@ def plant_quality(
 
 
 def values_at(folder: Path, quality: Quality) -> Values:
-    found = values_of(load_runs(folder), quality)
+    found = values_of(load_runs(folder), quality, TOKENS)
     assert isinstance(found, Values), found
     return found
 

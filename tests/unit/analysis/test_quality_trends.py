@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted_quality import SIZES, frame_of, plant_quality, values_at
+from planted_quality import SIZES, TOKENS, frame_of, plant_quality, values_at
 from scipy import stats
 
 from analysis.quality.found import quality
@@ -28,7 +28,7 @@ DENSE = Quality("density_dense", "density", "dense", "")
 
 
 def _values(rows: Sequence[Row], quality: Quality) -> Values:
-    found = values_of(frame_of(rows, quality.column), quality)
+    found = values_of(frame_of(rows, quality.column), quality, TOKENS)
     assert isinstance(found, Values)
     return found
 
@@ -205,7 +205,7 @@ def test_all_metrics_are_of_one_budget_and_the_rest_is_counted() -> None:
 
 def test_runs_that_differ_in_more_than_the_seed_are_no_seeds() -> None:
     rows = [(512, 8, 0, 0.5), (512, 8, 0, 0.6), (1024, 8, 0, 0.4)]
-    refusal = values_of(frame_of(rows, KL.column), KL)
+    refusal = values_of(frame_of(rows, KL.column), KL, TOKENS)
     assert isinstance(refusal, str)
     assert "n = 512, k = 8 and seed 0" in refusal
 
@@ -222,16 +222,6 @@ def test_runs_of_mostly_dead_latents_are_shown_and_not_fitted(tmp_path: Path) ->
     assert kl.law is not None
     assert kl.law.fitted is not None
     assert len(kl.law.fitted.fit.table) == 22
-
-
-def test_the_budget_with_most_cells_is_shown(tmp_path: Path) -> None:
-    frame = frame_of([(n, 8, 0, 0.5) for n in (512, 1024, 2048)], "probe_auc")
-    frame["tokens"] = frame["tokens_requested"] = [1e6, 1e6, 2e6]
-    found = values_of(frame, AUC)
-    assert isinstance(found, Values)
-    assert found.tokens == 1e6
-    assert found.n_runs == 2
-    assert values_of(frame.drop(columns="probe_auc"), AUC) == ""
 
 
 def test_seeds_that_are_equal_to_the_last_digit_say_nothing_of_scatter() -> None:
@@ -264,7 +254,7 @@ def test_values_that_are_none_are_named_and_cost_no_other_metric(odd: object, wo
     # Text in one line of a table makes text of all.
     frame[KL.column] = [odd, *(map(str, column[1:]) if isinstance(odd, str) else column[1:])]
     frame[AUC.column] = column
-    refusal = values_of(frame, KL)
+    refusal = values_of(frame, KL, TOKENS)
     assert isinstance(refusal, str)
     assert re.search(words, refusal)
     found = quality(frame)
