@@ -5,8 +5,7 @@ Shapes: N latents, E active pairs, P pairs of a latent and a context, S of each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +15,10 @@ from torch import Tensor
 
 from scaling.activations.subject import Tokenizer
 from scaling.evaluation.material import Material
-from scaling.evaluation.metric import Told
+from scaling.evaluation.metric import Stage
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.viewer import activity, decoder
 from scaling.viewer.activity import Activity, Array, Contexts
-
-Parts = Callable[[str], AbstractContextManager[Told]]
-"""Of a part of the work, what it reports its progress to."""
-
 
 Json = dict[str, Any]
 
@@ -91,7 +86,7 @@ class Look:
 
 
 def look_at(
-    autoencoder: LoadedAutoencoder, material: Material, known: Known, sizes: Sizes, parts: Parts
+    autoencoder: LoadedAutoencoder, material: Material, known: Known, sizes: Sizes, parts: Stage
 ) -> Look:
     """Everything of a run's latents on the material."""
     with parts("text") as told:
