@@ -35,6 +35,8 @@ class FakePlan:
     """At step 2 of the first attempt: kill, segfault, exit, sigterm, full_disk, raise, bad_input
     (with _always: of each attempt); at the end: diverge,
     kill_after_record, remove_folder, damage_others."""
+    meets: str = ""
+    """Another run: this one goes on only when that one has started too."""
     estimated_s: float | None = 1.0
     estimated_memory_bytes: int = 1
     world_size: int = 1
@@ -68,6 +70,8 @@ def run(
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     note(folder, "starts", f"{folder.run_id} {attempt} {time.monotonic()}")
     print("printed to stdout by a library", flush=True)
+    if plan["meets"]:
+        meet(folder, plan["meets"])
     with folder.metrics_logger(lease, resume_at_step=first) as logger:
         for step in range(first + 1, plan["steps"] + 1):
             misbehave(plan["misbehavior"], step, attempt)
@@ -97,6 +101,15 @@ def run(
     if plan["misbehavior"] == "diverge":
         return RunOutcome(Status.diverged, {"normalized_mse": float("nan")})
     return RunOutcome(Status.done, {"n_latents": 64, "k": 4, "normalized_mse": 0.25, "l0": 4.0})
+
+
+def meet(folder: RunFolder, other: str, within_s: float = 60) -> None:
+    """Wait for `other` to start; fail the run if it does not: nothing hangs on speed."""
+    deadline = time.monotonic() + within_s
+    while other not in {run for run, *_ in noted(SweepStore(folder.path.parent), "starts")}:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{other} did not start beside {folder.run_id}")
+        time.sleep(0.01)
 
 
 def misbehave(how: str, step: int, attempt: int) -> None:
