@@ -23,7 +23,8 @@ from scaling.evaluation.results import Results, identity
 from scaling.evaluation.screen import Screen
 from scaling.hardware import peak_memory_bytes, reset_peak_memory
 from scaling.plan import RunPlan
-from scaling.runs.store import MEASURED_AS, RunFolder
+from scaling.runs.evaluation_columns import MEASURED_AS
+from scaling.runs.store import RunFolder
 from scaling.storage.atomic import remove_temporaries
 from scaling.storage.lease import Lease, LeaseLost
 

@@ -108,6 +108,8 @@ def _metric_json(found: MetricFound) -> dict[str, Any]:
         "better": values.quality.better or None,
         "changes_are_of": "ln" if values.relative else "value",
         "runs": list(_runs_json(values)),
+        "standard_error_of_a_run": values.beside.standard_error,
+        "baselines": {name: values.beside.span(name) for name in values.beside.baselines},
         "sd_of_seeds": None if noise is None else noise.variance**0.5,
         "trends": {axis: _trend_json(trend) for axis, trend in found.trends.items()},
         "laws": [_tried_json(one) for one in found.laws],

@@ -9,6 +9,14 @@ Better = Literal["lower", "higher", "nearer 0", ""]
 """Which way is better; "" for a description, which is neither."""
 
 
+_DRAWN = {
+    **{"downstream": "contexts", "probes": "tasks", "explain": "latents", "ablation": "tokens"},
+    **dict.fromkeys(("omp", "ksvd", "refinement", "progressive"), "vectors"),
+    "explanation_ce": "contexts",
+}
+"""By metric, or by column where a metric's columns differ."""
+
+
 @dataclass(frozen=True)
 class Quality:
     """A column that evaluations add to runs."""
@@ -20,6 +28,11 @@ class Quality:
     better: Better
     relative: bool = False
     """Changes are read in percent (of ln), and not in the column's own unit."""
+
+    @property
+    def drawn(self) -> str:
+        """What its standard errors are of; "" where it has none."""
+        return _DRAWN.get(self.column, _DRAWN.get(self.metric, ""))
 
     @property
     def takes_law(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.forms import Array
+from analysis.quality.beside import NOTHING, Beside, beside
 from analysis.quality.metrics import Quality
 from analysis.records.columns import budgets, numbers
 from analysis.uncertainty.seeds import Bounds, Noise, pooled
@@ -40,6 +41,8 @@ class Values:
     """A value per seed, in the column's own unit."""
     runs: pd.DataFrame
     """Columns run, n, k, value, dead: one row per run; dead are those that no law is fitted to."""
+    beside: Beside = NOTHING
+    """Of the same runs."""
 
     @property
     def n_runs(self) -> int:
@@ -147,7 +150,8 @@ def values_of(frame: pd.DataFrame, quality: Quality, tokens: float | None) -> Va
         return refusal
     cells = table.groupby(["n", "k"])["value"]
     of = {Cell(*key): group.to_numpy() for key, group in cells}  # pyright: ignore[reportGeneralTypeIssues]
-    return Values(quality, tokens, of, table.drop(columns="seed"))
+    of_runs = beside(frame.loc[evaluated], quality)
+    return Values(quality, tokens, of, table.drop(columns="seed"), of_runs)
 
 
 def _no_numbers(frame: pd.DataFrame, quality: Quality) -> str:

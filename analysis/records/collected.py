@@ -31,8 +31,8 @@ from analysis.records.rows import (
     flat_type_problem,
     unreadable,
 )
+from scaling.runs.evaluation_columns import MEASURED_AS
 from scaling.runs.record import FINAL, Status
-from scaling.runs.store import MEASURED_AS
 
 _ONE_RESULT = ("status", "tokens", *LOSSES)
 _TEXT = {*LEADING, *(name for name, field in FIELDS.items() if str in field.types)}

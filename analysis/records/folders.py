@@ -24,8 +24,9 @@ from analysis.records.rows import (
     type_problem,
     unreadable,
 )
+from scaling.runs.evaluation_columns import evaluation_values
 from scaling.runs.record import Record
-from scaling.runs.store import RunFolder, evaluation_values
+from scaling.runs.store import RunFolder
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from analysis.records.rows import (
     unreadable,
 )
 from analysis.records.sparsity import COORDINATES, is_outcome
+from scaling.runs.evaluation_columns import EVALUATION_IN_SUMMARY
 from scaling.runs.fields import RESULT_FIELDS
 from scaling.runs.record import FINAL, Status
-from scaling.runs.store import EVALUATION_IN_SUMMARY
 
 FINISHED = "finished"
 _STATUS_OF_STATE = {

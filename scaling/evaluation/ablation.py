@@ -65,7 +65,7 @@ class Ablation:
         return asdict(options)
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        """The column ablation_sparsity; the baselines, the spread and the counts are notes.
+        """The column ablation_sparsity with its baselines; the median and the counts are notes.
 
         Raises:
             UserError: contexts too short for the horizon.
@@ -76,7 +76,7 @@ class Ablation:
         for done, site in enumerate(sites):
             ids_A, values_A, removed_AD = _contributions(run, site, options, done)
             for effect_ATV in logit_changes(subject, site, removed_AD, options.horizon):
-                effects.add(effect_ATV)
+                effects.add(done, effect_ATV)
             pairs = zip(ids_A.tolist(), values_A.tolist(), strict=True)
             rows += [(site.context, site.token, latent, value) for latent, value in pairs]
             told(done + 1, len(sites))
@@ -172,7 +172,7 @@ def _baselines(options: Options) -> Callable[[Material], dict[str, Effect]]:
                 removed_AD = (axes_AD @ site.x_D.cpu())[:, None] * axes_AD
                 on_device_AD = removed_AD.to(site.x_D.device)
                 for effect_ATV in logit_changes(subject, site, on_device_AD, options.horizon):
-                    found[name].add(effect_ATV)
+                    found[name].add(number, effect_ATV)
         return found
 
     return make
@@ -186,10 +186,8 @@ def _measured(
 ) -> Measured:
     sparsity = np.asarray(effects["sparsity"])
     defined = ~np.isnan(sparsity)
-    tokens = np.asarray([row[:2] for row in rows]).reshape(-1, 2)
     notes: dict[str, Any] = {
         "median": float(np.median(sparsity[defined])) if defined.any() else None,
-        "standard_error": _standard_error(sparsity[defined], tokens[defined]),
         "at_token": _mean(effects["at_token"]),
         "l2": _mean(effects["l2"]),
         "n_tokens": n_sites,
@@ -197,24 +195,15 @@ def _measured(
         "n_without_effect": int((~defined).sum()),
     }
     for name, effect in baselines.items():
-        notes[f"{name}_sparsity"] = _mean(effect["sparsity"])
         notes[f"{name}_at_token"] = _mean(effect["at_token"])
         notes[f"{name}_l2"] = _mean(effect["l2"])
         notes[f"n_{name}"] = len(effect["l2"])
-    found = {"ablation_sparsity": _mean(effects["sparsity"])}
+    sparsities = {"ablation_sparsity": effects.sparsity}
     why = "no latent is active at these tokens" if not rows else "no ablation moves a logit"
-    notes["undefined"] = {column: why for column, value in found.items() if value is None}
-    return Measured(found, notes)
-
-
-def _standard_error(values: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> float | None:
-    """Of the mean of `values`, those of one token taken together: they are not independent."""
-    if len(values) < 2:
-        return None
-    _, group = np.unique(tokens, axis=0, return_inverse=True)
-    sums = np.bincount(group.ravel(), weights=values - values.mean())
-    n = len(sums)
-    return float(np.sqrt((sums**2).sum() * n / (n - 1)) / len(values)) if n > 1 else None
+    undefined = [column for column, one in sparsities.items() if one.value is None]
+    notes["undefined"] = dict.fromkeys(undefined, why)
+    beside = {name: one.sparsity for name, one in baselines.items()}
+    return Measured.of(sparsities, notes, baselines={"ablation_sparsity": beside})
 
 
 def _mean(values: list[float]) -> float | None:

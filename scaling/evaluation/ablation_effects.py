@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scaling.activations.split_subject import SplitSubject
+from scaling.evaluation.estimate import Estimate
 
 AT_ONCE = 16
 """Ablations per pass: bounds the logits held."""
@@ -36,16 +37,24 @@ class Site:
 class Effect(dict[str, list[float]]):
     """Of many ablations: `sparsity` (NaN where nothing moved) and `l2` of the centred effect;
     `at_token` is the sparsity over V at the ablated token alone, T = 1: what of `sparsity` is that
-    effects are of words, and what that they are of few positions."""
+    effects are of words, and what that they are of few positions. `tokens` are the numbers of the
+    tokens ablated."""
 
     def __init__(self) -> None:
         super().__init__(sparsity=[], l2=[], at_token=[])
+        self.tokens: list[int] = []
 
-    def add(self, effect_ATV: Tensor) -> None:
+    def add(self, token: int, effect_ATV: Tensor) -> None:
+        self.tokens += [token] * len(effect_ATV)
         sparsity_A, l2_A = effect_sparsity(effect_ATV)
         self["sparsity"] += sparsity_A.tolist()
         self["l2"] += l2_A.tolist()
         self["at_token"] += effect_sparsity(effect_ATV[:, :1])[0].tolist()
+
+    @property
+    def sparsity(self) -> Estimate:
+        """The mean; what is ablated at one token belongs together."""
+        return Estimate.grouped(self["sparsity"], self.tokens, "tokens")
 
 
 def effect_sparsity(effect_ATV: Tensor) -> tuple[Tensor, Tensor]:

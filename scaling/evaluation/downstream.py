@@ -17,17 +17,20 @@ Shapes: C contexts, T tokens per context, D = d_model, V = vocabulary, R kept to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scaling.errors import UserError
 from scaling.evaluation.compute_table import ComputeTable, OutsideTable
+from scaling.evaluation.estimate import Estimate, Floats
 from scaling.evaluation.material import Material, TextBatch
 from scaling.evaluation.metric import Measured, Subject, Told
 
@@ -44,58 +47,18 @@ class Options:
     pretraining compute. With it, downstream_compute_fraction."""
 
 
-@dataclass
-class Sums:
-    """Over tokens, float64."""
+class Losses(NamedTuple):
+    """Sums over the tokens of each context, float64 [C]."""
 
-    kl: float = 0.0
-    ce_before: float = 0.0
-    ce_after: float = 0.0
-    n_tokens: int = 0
+    kl_C: Floats
+    ce_before_C: Floats
+    ce_after_C: Floats
+    n_tokens_C: Floats
     """Whose residual was replaced."""
-    n_predicted: int = 0
+    n_predicted_C: Floats
     """Of these, with a next token."""
-    n_left: int = 0
+    n_left_C: Floats
     """Whose residual was left alone."""
-    of_contexts: list[tuple[float, float, int, int]] = field(default_factory=list)
-    """KL, cross-entropy gained, tokens and predicted tokens of each."""
-
-    @property
-    def delta_ce(self) -> float:
-        return (self.ce_after - self.ce_before) / self.n_predicted
-
-    def add(self, before_TV: Tensor, after_TV: Tensor, ids_T: Tensor, kept_T: Tensor) -> None:
-        """Logits of one context, of the subject model as it is and with the replacement."""
-        log_p_RV = before_TV[kept_T].log_softmax(dim=1)
-        log_q_RV = after_TV[kept_T].log_softmax(dim=1)
-        # 0 exactly where the logits are equal.
-        kl = float((log_p_RV.exp() * (log_p_RV - log_q_RV)).sum(dim=1).double().sum())
-        next_P1, has_next_R = _next_tokens(ids_T, kept_T)
-        before = -float(log_p_RV[has_next_R].gather(1, next_P1).double().sum())
-        after = -float(log_q_RV[has_next_R].gather(1, next_P1).double().sum())
-        n_tokens = int(kept_T.sum())
-        self.kl += kl
-        self.ce_before += before
-        self.ce_after += after
-        self.n_tokens += n_tokens
-        self.n_predicted += len(next_P1)
-        self.n_left += len(kept_T) - n_tokens
-        self.of_contexts.append((kl, after - before, n_tokens, len(next_P1)))
-
-    def standard_errors(self) -> tuple[float | None, float | None]:
-        """Of KL and delta CE, as of means over contexts drawn at random; None of one context."""
-        kls, gained, n_tokens, n_predicted = zip(*self.of_contexts, strict=True)
-        return standard_error(kls, n_tokens), standard_error(gained, n_predicted)
-
-
-def standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Of sum(sums) / sum(counts) over clusters, by linearization."""
-    n, total = len(sums), sum(counts)
-    if n < 2:
-        return None
-    mean = sum(sums) / total
-    spread = sum((one - mean * count) ** 2 for one, count in zip(sums, counts, strict=True))
-    return math.sqrt(spread * n / (n - 1)) / total
 
 
 class Downstream:
@@ -111,63 +74,71 @@ class Downstream:
         return {**asdict(options), "compute_table": None if table is None else table.digest}
 
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
-        zero, mean = material.once("downstream baselines", partial(_baselines, told=told))
-        sums = substituted(material, run.autoencoder.reconstruct, told)
-        ce, ce_after = sums.ce_before / sums.n_predicted, sums.ce_after / sums.n_predicted
+        zero_C, mean_C = material.once("downstream baselines", partial(_baselines, told=told))
+        losses = substituted(material, run.autoencoder.reconstruct, told)
+        n_tokens, n_predicted = losses.n_tokens_C.sum(), losses.n_predicted_C.sum()
+        ce, ce_after = (float(one.sum() / n_predicted) for one in losses[1:3])
         if not math.isfinite(ce):
             raise UserError("the subject model's own loss is not finite: use dtype=bfloat16.")
-        kl_error, delta_ce_error = sums.standard_errors()
         fraction, undefined = _fraction(_table(options), ce, ce_after)
-        recovered = {
-            "loss_recovered_zero": _recovered(ce, ce_after, zero),
-            "loss_recovered_mean": _recovered(ce, ce_after, mean),
+        gained_C = losses.ce_after_C - losses.ce_before_C
+        estimates = {
+            "downstream_kl": Estimate.ratio(losses.kl_C, losses.n_tokens_C, "contexts"),
+            "downstream_delta_ce": Estimate.ratio(gained_C, losses.n_predicted_C, "contexts"),
+            "loss_recovered_zero": _recovered(losses, zero_C),
+            "loss_recovered_mean": _recovered(losses, mean_C),
         }
-        nothing = [column for column, share in recovered.items() if share is None]
+        nothing = [column for column, one in estimates.items() if one.value is None]
         undefined |= dict.fromkeys(nothing, "its baseline loses nothing that could be recovered")
-        return Measured(
-            numbers={
-                "downstream_kl": sums.kl / sums.n_tokens,
-                "downstream_delta_ce": sums.delta_ce,
-                **recovered,
-                **fraction,
-            },
-            notes={
-                "downstream_kl_standard_error": kl_error,
-                "downstream_delta_ce_standard_error": delta_ce_error,
-                "ce": ce,
-                "ce_zero": zero,
-                "ce_mean": mean,
-                "n_tokens": sums.n_tokens,
-                "n_predicted": sums.n_predicted,
-                "n_left": sums.n_left,
-                "undefined": undefined,
-            },
-        )
+        notes = {
+            **{"ce": ce, "ce_zero": float(zero_C.sum() / n_predicted)},
+            **{"ce_mean": float(mean_C.sum() / n_predicted), "n_tokens": int(n_tokens)},
+            **{"n_predicted": int(n_predicted), "n_left": int(losses.n_left_C.sum())},
+            "undefined": undefined,
+        }
+        return Measured.of(estimates, notes, exact=fraction)
 
 
-def substituted(material: Material, replace: Replacement, told: Told | None = None) -> Sums:
+def substituted(material: Material, replace: Replacement, told: Told | None = None) -> Losses:
     """The subject model's losses with kept vectors replaced, over all of the material."""
-    sums = Sums()
+    rows: list[tuple[float, ...]] = []
     for batch, after_CTV in _replaced_logits(material, replace, told):
         before_CTV = material.subject.logits(batch.ids_CT, batch.residual_CTD)
         # A context at a time: temporaries of V logits for each token are what costs.
-        for one in zip(before_CTV, after_CTV, batch.ids_CT, batch.kept_CT, strict=True):
-            sums.add(*one)
-    _require_tokens(sums.n_predicted)
-    return sums
+        contexts = zip(before_CTV, after_CTV, batch.ids_CT, batch.kept_CT, strict=True)
+        rows += [_of_context(*context) for context in contexts]
+    losses = Losses(*np.asarray(rows, np.float64).T)
+    _require_tokens(losses.n_predicted_C)
+    return losses
 
 
-def ce_with(material: Material, replace: Replacement, told: Told | None = None) -> float:
-    """Mean cross-entropy of the next token, in nats, with kept vectors replaced."""
-    total, n_predicted = 0.0, 0
+def _of_context(
+    before_TV: Tensor, after_TV: Tensor, ids_T: Tensor, kept_T: Tensor
+) -> tuple[float, ...]:
+    """As in `Losses`, from the logits of the subject model as it is and with the replacement."""
+    log_p_RV = before_TV[kept_T].log_softmax(dim=1)
+    log_q_RV = after_TV[kept_T].log_softmax(dim=1)
+    # 0 exactly where the logits are equal.
+    kl = float((log_p_RV.exp() * (log_p_RV - log_q_RV)).sum(dim=1).double().sum())
+    next_P1, has_next_R = _next_tokens(ids_T, kept_T)
+    before = -float(log_p_RV[has_next_R].gather(1, next_P1).double().sum())
+    after = -float(log_q_RV[has_next_R].gather(1, next_P1).double().sum())
+    n_tokens = int(kept_T.sum())
+    return kl, before, after, n_tokens, len(next_P1), len(kept_T) - n_tokens
+
+
+def ce_with(material: Material, replace: Replacement, told: Told | None = None) -> Floats:
+    """Cross-entropies of the next token with kept vectors replaced, in nats, summed over the tokens
+    of each context, [C]."""
+    sums, counts = [], []
     for batch, after_CTV in _replaced_logits(material, replace, told):
         for after_TV, ids_T, kept_T in zip(after_CTV, batch.ids_CT, batch.kept_CT, strict=True):
             next_P1, has_next_R = _next_tokens(ids_T, kept_T)
             log_q_RV = after_TV[kept_T].log_softmax(dim=1)
-            total -= float(log_q_RV[has_next_R].gather(1, next_P1).double().sum())
-            n_predicted += len(next_P1)
-    _require_tokens(n_predicted)
-    return total / n_predicted
+            sums.append(-float(log_q_RV[has_next_R].gather(1, next_P1).double().sum()))
+            counts.append(len(next_P1))
+    _require_tokens(np.asarray(counts))
+    return np.asarray(sums, np.float64)
 
 
 def replaced(batch: TextBatch, replace: Replacement) -> Tensor:
@@ -202,25 +173,27 @@ def _next_tokens(ids_T: Tensor, kept_T: Tensor) -> tuple[Tensor, Tensor]:
     return ids_T.roll(-1)[predicts_T][:, None], predicts_T[kept_T]
 
 
-def _require_tokens(n_predicted: int) -> None:
-    if not n_predicted:
+def _require_tokens(n_predicted_C: NDArray[Any]) -> None:
+    if not n_predicted_C.sum():
         raise UserError(
             "no token of the held-out contexts is both kept and followed by another: raise "
             "contexts."
         )
 
 
-def _baselines(material: Material, told: Told) -> tuple[float, float]:
-    """Cross-entropies with zeros, and with the mean vector. None of a run's: kept for the next."""
+def _baselines(material: Material, told: Told) -> tuple[Floats, Floats]:
+    """Of each context, with zeros and with the mean vector. None of a run's: kept for the next."""
     mean_D = mean_of_kept(material)
-    zero = ce_with(material, torch.zeros_like, told)
-    return zero, ce_with(material, lambda x_RD: mean_D.expand_as(x_RD), told)
+    zero_C = ce_with(material, torch.zeros_like, told)
+    return zero_C, ce_with(material, lambda x_RD: mean_D.expand_as(x_RD), told)
 
 
-def _recovered(ce: float, ce_after: float, ce_baseline: float) -> float | None:
-    """None where the baseline loses nothing: then nothing can be recovered."""
-    lost = ce_baseline - ce
-    return (ce_baseline - ce_after) / lost if lost > 0 else None
+def _recovered(losses: Losses, baseline_C: Floats) -> Estimate:
+    """Undefined where the baseline loses nothing: then nothing can be recovered."""
+    kept_C, lost_C = baseline_C - losses.ce_after_C, baseline_C - losses.ce_before_C
+    if lost_C.sum() <= 0:
+        lost_C = np.zeros_like(lost_C)
+    return Estimate.ratio(kept_C, lost_C, "contexts")
 
 
 def _table(options: Options) -> ComputeTable | None:

@@ -27,6 +27,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.evaluation import explain_ce
 from scaling.evaluation import explain_patterns as patterns
+from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.explain_activity import Activity, counts, decoded, scales, simulated
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
@@ -102,10 +103,11 @@ class Explain:
         said = simulated(of_all, ids_CT, test.tokens_R)
         in_build = simulated(of_all, ids_CT, build.tokens_R)
         scale_N = scales(in_build, active, n_latents)
-        numbers, notes = _n2g(simulated(of_chosen, ids_CT, test.tokens_R), tested, sampled, ids_CT)
-        ce, ce_notes = _ce(run, material, patterns.scaled(said, scale_N), options)
+        n2g, n2g_notes = _n2g(simulated(of_chosen, ids_CT, test.tokens_R), tested, sampled, ids_CT)
+        ce, beside, ce_notes = _ce(run, material, patterns.scaled(said, scale_N), options)
         _save(run, of_all, said, tested)
-        notes |= {
+        notes = {
+            **n2g_notes,
             **ce_notes,
             "n_latents_sampled": len(sampled),
             "n_latents_eligible": n_eligible,
@@ -117,7 +119,8 @@ class Explain:
             "n_tokens_tested": len(test.tokens_R),
             "activity_explained": _explained(said, tested),
         }
-        return Measured({**numbers, "explanation_ce": ce}, notes)
+        estimates = {**n2g, "explanation_ce": ce}
+        return Measured.of(estimates, notes, baselines={"explanation_ce": beside})
 
 
 def _check(options: Options) -> None:
@@ -136,7 +139,7 @@ def _check(options: Options) -> None:
 
 def _n2g(
     said: Activity, true: Activity, sampled: Ints, ids_CT: Ints
-) -> tuple[dict[str, float | None], dict[str, Any]]:
+) -> tuple[dict[str, Estimate], dict[str, Any]]:
     """The two columns, and the same on the contexts of the strongest activations as notes."""
     n_positions = ids_CT.shape[1]
     top = {
@@ -146,15 +149,16 @@ def _n2g(
     precision, recall = _rates(said, true, sampled)
     top_precision, top_recall = _rates(said_top, true_top, sampled)
     notes = {
-        "top_precision": _mean(top_precision),
-        "top_recall": _mean(top_recall),
-        "n2g_precision_standard_error": _standard_error(precision),
-        "n2g_recall_standard_error": _standard_error(recall),
+        "top_precision": Estimate.mean(top_precision, "latents").value,
+        "top_recall": Estimate.mean(top_recall, "latents").value,
         "n_without_match": int(np.isnan(precision).sum()),
     }
-    numbers = {"n2g_precision": _mean(precision), "n2g_recall": _mean(recall)}
-    notes["undefined"] = {name: _WHY[name] for name, value in numbers.items() if value is None}
-    return numbers, notes
+    rates = {
+        "n2g_precision": Estimate.mean(precision, "latents"),
+        "n2g_recall": Estimate.mean(recall, "latents"),
+    }
+    notes["undefined"] = {name: _WHY[name] for name, one in rates.items() if one.value is None}
+    return rates, notes
 
 
 def _strongest(true: Activity, latent: int) -> Ints:
@@ -176,18 +180,6 @@ def _rates(said: Activity, true: Activity, latents: Ints) -> tuple[np.ndarray, n
         return n_both / n_said, n_both / n_true
 
 
-def _mean(values: np.ndarray) -> float | None:
-    """Of those defined; None where none is."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else None
-
-
-def _standard_error(values: np.ndarray) -> float | None:
-    """Of their mean, as of latents drawn at random; None of fewer than two."""
-    defined = values[~np.isnan(values)]
-    return float(defined.std(ddof=1) / np.sqrt(len(defined))) if len(defined) > 1 else None
-
-
 def _explained(said: Activity, true: Activity) -> float | None:
     """The share of all activation (the sum of values) at pairs that a pattern matches."""
     here, _ = true.shared_with(said)
@@ -197,23 +189,24 @@ def _explained(said: Activity, true: Activity) -> float | None:
 
 def _ce(
     run: Subject, material: Material, said: Activity, options: Options
-) -> tuple[float, dict[str, Any]]:
-    """explanation_ce, with what it is to be compared with."""
+) -> tuple[Estimate, dict[str, Estimate], dict[str, Any]]:
+    """explanation_ce, what it is to be compared with, and the share recovered as notes."""
     build, _ = material.once("explain halves", patterns.halves)
     baselines = material.once(
         f"explain baselines {options.bigram_contexts}",
         lambda one: explain_ce.baselines(one, build.x_RD.mean(dim=0), options.bigram_contexts),
     )
     ce = explain_ce.with_replaced(material, decoded(run.autoencoder, said))
-    latents_ce = explain_ce.with_replaced(material, lambda x, _: run.autoencoder.reconstruct(x))
+    latents = explain_ce.with_replaced(material, lambda x, _: run.autoencoder.reconstruct(x))
+    beside = {"bigrams": baselines.bigrams, "latents": latents}
+    shares = {"recovered": ce, "bigram_recovered": baselines.bigrams, "latents_recovered": latents}
     notes = {
-        **baselines,
-        "latents_ce": latents_ce,
-        "recovered": explain_ce.recovered(ce, baselines),
-        "latents_recovered": explain_ce.recovered(latents_ce, baselines),
-        "bigram_recovered": explain_ce.recovered(baselines["bigram_ce"], baselines),
+        "ce": baselines.model.value,
+        "ce_mean": baselines.mean.value,
+        "n_bigram_contexts": baselines.n_bigram_contexts,
+        **{name: baselines.recovered(one.value or 0.0) for name, one in shares.items()},
     }
-    return ce, notes
+    return ce, beside, notes
 
 
 def _save(run: Subject, trie: Trie, said: Activity, true: Activity) -> None:

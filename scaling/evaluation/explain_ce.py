@@ -5,13 +5,15 @@ Shapes: R tokens kept, D = d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.explain_activity import RowsToTensor
 from scaling.evaluation.explain_bigram import bigrams, training_contexts
 from scaling.evaluation.material import Material, TextBatch
@@ -19,10 +21,10 @@ from scaling.evaluation.n2g import Ints
 
 
 @torch.no_grad()
-def with_replaced(material: Material, replace: RowsToTensor | None) -> float:
+def with_replaced(material: Material, replace: RowsToTensor | None) -> Estimate:
     """Mean over the kept tokens that have a next one, with their residual replaced; None = as it
     is."""
-    total, n_tokens = 0.0, 0
+    sums, counts = [], []
     for batch, tokens_R in tested(material):
         residual_CTD = batch.residual_CTD.clone()
         if replace is not None:
@@ -32,9 +34,11 @@ def with_replaced(material: Material, replace: RowsToTensor | None) -> float:
         predicts_CT = batch.kept_CT[:, :-1]
         next_P = batch.ids_CT.to(logits_CTV.device)[:, 1:][predicts_CT]
         ce_P = cross_entropy(logits_CTV[:, :-1][predicts_CT], next_P, reduction="none")
-        total += float(ce_P.double().sum())
-        n_tokens += len(ce_P)
-    return total / n_tokens
+        # In the order of the text: those of a context follow each other.
+        for ce_of_context_P in ce_P.double().cpu().split(predicts_CT.sum(dim=1).tolist()):
+            sums.append(float(ce_of_context_P.sum()))
+            counts.append(len(ce_of_context_P))
+    return Estimate.ratio(sums, counts, "contexts")
 
 
 def tested(material: Material) -> Iterator[tuple[TextBatch, Ints]]:
@@ -55,31 +59,46 @@ def tested(material: Material) -> Iterator[tuple[TextBatch, Ints]]:
         )
 
 
-def baselines(
-    material: Material, mean_D: Tensor, n_training_contexts: int
-) -> dict[str, float | int]:
-    """Without a run: the model as it is, with the mean vector for every token, and the bigram
-    model."""
+class Baselines(NamedTuple):
+    """Of no run."""
+
+    model: Estimate
+    """The subject model as it is."""
+    mean: Estimate
+    """With the mean vector for every token."""
+    bigrams: Estimate
+    n_bigram_contexts: int
+
+    def recovered(self, ce: float) -> float | None:
+        """The share of what the mean vector loses that is not lost; None where that loses
+        nothing."""
+        without, model = _defined(self.mean), _defined(self.model)
+        return (without - ce) / (without - model) if without > model else None
+
+
+def baselines(material: Material, mean_D: Tensor, n_training_contexts: int) -> Baselines:
+    """The bigram model counts the first `n_training_contexts` of the training text."""
     contexts_CT = training_contexts(material, n_training_contexts)
-    return {
-        "ce": with_replaced(material, None),
-        "ce_mean": with_replaced(material, lambda x_RD, _: mean_D.to(x_RD).expand_as(x_RD)),
-        "bigram_ce": _of_bigrams(material, contexts_CT),
-        "n_bigram_contexts": len(contexts_CT),
-    }
+    return Baselines(
+        model=with_replaced(material, None),
+        mean=with_replaced(material, lambda x_RD, _: mean_D.to(x_RD).expand_as(x_RD)),
+        bigrams=_of_bigrams(material, contexts_CT),
+        n_bigram_contexts=len(contexts_CT),
+    )
 
 
-def _of_bigrams(material: Material, contexts_CT: np.ndarray) -> float:
+def _of_bigrams(material: Material, contexts_CT: np.ndarray) -> Estimate:
     model = bigrams(contexts_CT, material.subject.vocabulary)
-    found = []
+    sums, counts = [], []
     for batch, _ in tested(material):
-        predicts_CT = batch.kept_CT[:, :-1].cpu()
-        first_P, second_P = batch.ids_CT[:, :-1][predicts_CT], batch.ids_CT[:, 1:][predicts_CT]
-        found.append(model.cross_entropy(first_P.numpy(), second_P.numpy()))
-    return float(np.concatenate(found).mean())
+        for ids_T, kept_T in zip(batch.ids_CT, batch.kept_CT.cpu(), strict=True):
+            predicts_T = kept_T[:-1]
+            pairs = ids_T[:-1][predicts_T].numpy(), ids_T[1:][predicts_T].numpy()
+            sums.append(float(model.cross_entropy(*pairs).sum()))
+            counts.append(int(predicts_T.sum()))
+    return Estimate.ratio(sums, counts, "contexts")
 
 
-def recovered(ce: float, baseline: Mapping[str, float | int]) -> float | None:
-    """The share of what the mean vector loses that is not lost; None where that loses nothing."""
-    lost = baseline["ce_mean"] - baseline["ce"]
-    return (baseline["ce_mean"] - ce) / lost if lost > 0 else None
+def _defined(ce: Estimate) -> float:
+    assert ce.value is not None, "material whose contexts predict nothing is refused"
+    return ce.value

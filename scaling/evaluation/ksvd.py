@@ -76,17 +76,18 @@ class KSVD:
         )
         input_RD = found.target_RD + run.autoencoder.b_pre
         counts_R = torch.full_like(found.chosen.counts_R, k)
-        error = omp(input_RD - learned.mean_D, learned.rows_ND, counts_R).error
-        own = found.error(run.autoencoder.w_dec)
-        ratio = gap(own, error, found.total)
-        return Measured(
+        errors_R = omp(input_RD - learned.mean_D, learned.rows_ND, counts_R).errors_B
+        own_R = found.errors(run.autoencoder.w_dec)
+        ratio = gap(own_R, errors_R, found.total)
+        why = {} if ratio.value is not None else {"ksvd_gap": "K-SVD leaves no error"}
+        return Measured.of(
             {"ksvd_gap": ratio},
             {
-                "normalized_mse": own / found.total,
-                "normalized_mse_ksvd": error / found.total,
+                "normalized_mse": float(own_R.sum()) / found.total,
+                "normalized_mse_ksvd": float(errors_R.sum()) / found.total,
                 "normalized_mse_in_training": learned.mse_of_iterations,
                 "k": k,
-                "undefined": {} if ratio is not None else {"ksvd_gap": "K-SVD leaves no error"},
+                "undefined": why,
                 "n_vectors": len(input_RD),
             },
         )
@@ -112,7 +113,7 @@ def learn(x_BD: Tensor, n_rows: int, k: int, iterations: int, told: Told | None 
     total, errors = float(centered_BD.double().square().sum()), []
     for iteration in range(iterations):
         coded = omp(centered_BD, rows_ND, counts_B)
-        errors.append(coded.error / total)
+        errors.append(float(coded.errors_B.sum()) / total)
         rows_ND = updated(centered_BD, rows_ND, coded.ids_BK, coded.values_BK)
         if told is not None:
             told(iteration + 1, iterations)

@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from scaling.evaluation.estimate import Baseline, Estimate, StandardError
 
 if TYPE_CHECKING:
     from scaling.evaluation.material import Material
     from scaling.interchange.model import LoadedAutoencoder
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 Told = Callable[[int, int], None]
 """Gets how much is done, and of how much."""
 Stage = Callable[[str], AbstractContextManager[Told]]
@@ -44,8 +48,38 @@ class Measured:
     """Columns of evaluation.json: names that begin with the metric's own prefix. None = not
     defined here, and `notes` says why."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """What goes beside them: counts, baselines, tables. JSON. `undefined`, where it is there, maps
-    names of numbers that are None to the reason."""
+    """What goes beside them: counts, tables. JSON. `undefined`, where it is there, maps names of
+    numbers that are None to the reason."""
+    standard_errors: Mapping[str, StandardError] = field(default_factory=dict)
+    """Of the numbers that have one: how far another draw of the same kind would move them."""
+    baselines: Mapping[str, Mapping[str, Baseline]] = field(default_factory=dict)
+    """Of a number: what it is to be compared with, by name."""
+
+    @classmethod
+    def of(
+        cls,
+        estimates: Mapping[str, Estimate],
+        notes: Mapping[str, Any] = _NOTHING,
+        *,
+        baselines: Mapping[str, Mapping[str, Estimate]] = _NOTHING,
+        exact: Mapping[str, float | None] = _NOTHING,
+    ) -> Measured:
+        """The columns `estimates` with their standard errors, and those that have none."""
+        errors = {
+            column: StandardError(error, one.over)
+            for column, one in estimates.items()
+            if one.value is not None and (error := one.standard_error) is not None
+        }
+        beside = {
+            column: {
+                name: baseline
+                for name, other in of_column.items()
+                if (baseline := estimates[column].against(other)) is not None
+            }
+            for column, of_column in baselines.items()
+        }
+        numbers = {column: one.value for column, one in estimates.items()}
+        return cls({**numbers, **exact}, notes, errors, beside)
 
 
 class Metric(Protocol):

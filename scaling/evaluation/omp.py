@@ -21,12 +21,20 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.evaluation.pursuit import Coded, gradient_pursuit, omp
 from scaling.evaluation.refine import refined_sample
-from scaling.evaluation.sampled import Chosen, Sample, check_counts, gap, sample, some_vectors
-from scaling.evaluation.sampled import squared_error as squared_error_of
+from scaling.evaluation.sampled import (
+    Chosen,
+    Sample,
+    check_counts,
+    gap,
+    sample,
+    some_vectors,
+    squared_errors,
+)
 
 
 @dataclass
@@ -61,21 +69,22 @@ class SparseCoding:
             why = f"all vectors have more than omp.max_active={options.max_active} active latents"
             undefined = dict.fromkeys(_CODERS, why)
             return Measured(dict.fromkeys(_CODERS, None), {**notes, "undefined": undefined})
-        own = found.error(decoder_ND)
-        notes |= {"normalized_mse": own / found.total, "k": float(counts_R.double().mean())}
-        numbers: dict[str, float | None] = {}
+        own_R = found.errors(decoder_ND)
+        own = float(own_R.sum()) / found.total
+        notes |= {"normalized_mse": own, "k": float(counts_R.double().mean())}
+        gaps: dict[str, Estimate] = {}
         for done, (column, code) in enumerate(_CODERS.items(), start=1):
             started = time.monotonic()
-            error = code(found, decoder_ND, counts_R)
-            numbers[column] = gap(own, error, found.total)
+            errors_R = code(found, decoder_ND, counts_R)
+            gaps[column] = gap(own_R, errors_R, found.total)
             notes[column] = {
-                "normalized_mse": error / found.total,
+                "normalized_mse": float(errors_R.sum()) / found.total,
                 "seconds": round(time.monotonic() - started, 3),
             }
             told(done, len(_CODERS))
-        perfect = [column for column, gap in numbers.items() if gap is None]
+        perfect = [column for column, one in gaps.items() if one.value is None]
         notes["undefined"] = dict.fromkeys(perfect, "the coder leaves no error")
-        return Measured(numbers, notes)
+        return Measured.of(gaps, notes)
 
 
 def budgets(found: Sample, k: int | None) -> Tensor:
@@ -93,29 +102,29 @@ def only(found: Sample, wanted_R: Tensor) -> Sample:
     return Sample(target_RD, Chosen(*(part[wanted_R] for part in found.chosen)), total)
 
 
-def _omp(found: Sample, decoder_ND: Tensor, counts_R: Tensor) -> float:
-    return omp(found.target_RD, decoder_ND, counts_R).error
+def _omp(found: Sample, decoder_ND: Tensor, counts_R: Tensor) -> Tensor:
+    return omp(found.target_RD, decoder_ND, counts_R).errors_B
 
 
-def _pursuit(found: Sample, decoder_ND: Tensor, counts_R: Tensor) -> float:
-    return gradient_pursuit(found.target_RD, decoder_ND, counts_R).error
+def _pursuit(found: Sample, decoder_ND: Tensor, counts_R: Tensor) -> Tensor:
+    return gradient_pursuit(found.target_RD, decoder_ND, counts_R).errors_B
 
 
-def _positive(found: Sample, decoder_ND: Tensor, counts_R: Tensor) -> float:
+def _positive(found: Sample, decoder_ND: Tensor, counts_R: Tensor) -> Tensor:
     coded = gradient_pursuit(found.target_RD, decoder_ND, counts_R, positive=True)
-    return refined_error(found, decoder_ND, coded, counts_R)
+    return refined_errors(found, decoder_ND, coded, counts_R)
 
 
-def refined_error(found: Sample, decoder_ND: Tensor, coded: Coded, counts_R: Tensor) -> float:
-    """The squared error once the magnitudes of a non-negative code are the best for its rows."""
+def refined_errors(found: Sample, decoder_ND: Tensor, coded: Coded, counts_R: Tensor) -> Tensor:
+    """Squared errors [R] once the magnitudes of a non-negative code are the best for its rows."""
     chosen = Chosen(coded.ids_BK, coded.values_BK, counts_R)
     values_RK = refined_sample(found._replace(chosen=chosen), decoder_ND)
-    return squared_error_of(found.target_RD, decoder_ND, coded.ids_BK, values_RK)
+    return squared_errors(found.target_RD, decoder_ND, coded.ids_BK, values_RK)
 
 
-_CODERS: dict[str, Callable[[Sample, Tensor, Tensor], float]] = {
+_CODERS: dict[str, Callable[[Sample, Tensor, Tensor], Tensor]] = {
     "omp_gap": _omp,
     "omp_gap_positive": _positive,
     "omp_gap_pursuit": _pursuit,
 }
-"""Column to the coder that the encoder is held against: its sum of squared errors."""
+"""Column to the coder that the encoder is held against: its squared errors, [R]."""

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scaling.errors import UserError
+from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.evaluation.probes_examples import Examples, examples
@@ -205,16 +205,13 @@ def _random(n_directions: int) -> Features:
 
 
 def _measured(found: Mapping[str, Any], more: Mapping[str, Any]) -> Measured:
-    baselines = {
-        baseline: {
-            key: fmean(one[baseline][key] for one in found.values()) for key in ("loss", "auc")
+    """Means over tasks, which stand for all that could have been asked."""
+    tasks = list(found.values())
+    estimates, baselines = {}, {}
+    for key in ("loss", "auc"):
+        estimates[f"probe_{key}"] = Estimate.mean([one[key] for one in tasks], "tasks")
+        baselines[f"probe_{key}"] = {
+            name: Estimate.mean([one[name][key] for one in tasks], "tasks")
+            for name in ("channels", "random", "linear")
         }
-        for baseline in ("channels", "random", "linear")
-    }
-    return Measured(
-        numbers={
-            "probe_loss": fmean(one["loss"] for one in found.values()),
-            "probe_auc": fmean(one["auc"] for one in found.values()),
-        },
-        notes={"baselines": baselines, "tasks": dict(found), **more},
-    )
+    return Measured.of(estimates, {"tasks": dict(found), **more}, baselines=baselines)

@@ -25,14 +25,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scaling.autoencoder.code import Dense
+from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
-from scaling.evaluation.sampled import check_counts, some_vectors
+from scaling.evaluation.sampled import check_counts, over_vectors, some_vectors
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.normalization import normalized
 
@@ -68,20 +70,51 @@ class Progressive:
         if k is None:
             nothing = dict.fromkeys(COLUMNS, "no latent is active")
             return Measured(dict.fromkeys(COLUMNS, None), {"undefined": nothing})
-        curve = recovered(
+        found = recovered(
             run.autoencoder, x_RD, levels_of(k, run.autoencoder.facts.n_latents), told
         )
-        numbers = _numbers(curve, k)
-        beyond = [column for column, ratio in numbers.items() if ratio is None]
+        ratios = _ratios(found, k)
+        beyond = [column for column, ratio in ratios.items() if ratio.value is None]
         notes = {
             "k": k,
-            "curve": curve,
+            "curve": found.points,
             "n_vectors": len(x_RD),
             "undefined": dict.fromkeys(
                 beyond, "there is no such number of latents, or no error at k"
             ),
         }
-        return Measured(numbers, notes)
+        return Measured.of(ratios, notes)
+
+
+class Recovered(NamedTuple):
+    """What is left with the k' largest magnitudes (first) and those above a threshold (second)."""
+
+    levels: list[int]
+    """k', ascending."""
+    thresholds_L: Tensor
+    errors_2LR: Tensor
+    """Squared, float64."""
+    active_2L: Tensor
+    """Latents active on average, float64."""
+    total: float
+    """Sum of squared distances of the vectors from their mean."""
+
+    @property
+    def points(self) -> list[dict[str, float]]:
+        """Of each level normalized MSE, the latents that really are active, and the threshold."""
+        mse_2L = (self.errors_2LR.sum(dim=2) / self.total).tolist()
+        l0_2L = self.active_2L.tolist()
+        return [
+            {
+                "k": level,
+                "normalized_mse": mse_2L[0][place],
+                "l0": l0_2L[0][place],
+                "threshold": float(self.thresholds_L[place]),
+                "threshold_normalized_mse": mse_2L[1][place],
+                "threshold_l0": l0_2L[1][place],
+            }
+            for place, level in enumerate(self.levels)
+        ]
 
 
 def levels_of(k: int, n_latents: int) -> list[int]:
@@ -111,36 +144,25 @@ def magnitudes(autoencoder: LoadedAutoencoder, x_BD: Tensor) -> Tensor:
 
 def recovered(
     autoencoder: LoadedAutoencoder, x_RD: Tensor, levels: Sequence[int], told: Told
-) -> list[dict[str, float]]:
-    """For each k' of `levels` (ascending), raw vectors [R, D]: normalized MSE of the k' largest and
-    of a threshold, with the threshold and the active latents that each leaves on average."""
+) -> Recovered:
+    """For each k' of `levels` (ascending), of raw vectors [R, D]."""
     thresholds_L = _thresholds(autoencoder, x_RD, levels)
-    errors_2L = torch.zeros(2, len(levels), dtype=torch.float64)
+    errors_2LR = torch.zeros(2, len(levels), len(x_RD), dtype=torch.float64)
     active_2L = torch.zeros(2, len(levels), dtype=torch.float64)
     chunks = x_RD.split(CHUNK)
     for number, x_BD in enumerate(chunks):
+        rows = slice(number * CHUNK, number * CHUNK + len(x_BD))
         input_BD, _ = normalized(x_BD, autoencoder.facts.normalization)
         target_BD = input_BD - autoencoder.b_pre
         z_BN = magnitudes(autoencoder, x_BD)
         for place, masks in enumerate(_chosen(z_BN, levels, thresholds_L)):
             for how, kept_BN in enumerate(masks):
                 error_BD = target_BD - kept_BN @ autoencoder.w_dec
-                errors_2L[how, place] += float(error_BD.double().square().sum())
+                errors_2LR[how, place, rows] = error_BD.double().square().sum(dim=1).cpu()
                 active_2L[how, place] += int((kept_BN > 0).sum())
         told(number + 1, len(chunks))
     total = _total(x_RD, autoencoder.facts.normalization)
-    mse_2L, l0_2L = (errors_2L / total).tolist(), (active_2L / len(x_RD)).tolist()
-    return [
-        {
-            "k": level,
-            "normalized_mse": mse_2L[0][place],
-            "l0": l0_2L[0][place],
-            "threshold": float(thresholds_L[place]),
-            "threshold_normalized_mse": mse_2L[1][place],
-            "threshold_l0": l0_2L[1][place],
-        }
-        for place, level in enumerate(levels)
-    ]
+    return Recovered(list(levels), thresholds_L, errors_2LR, active_2L / len(x_RD), total)
 
 
 def _thresholds(autoencoder: LoadedAutoencoder, x_RD: Tensor, levels: Sequence[int]) -> Tensor:
@@ -166,15 +188,18 @@ def _chosen(
         yield topk_BN, torch.where(z_BN > threshold, z_BN, 0)
 
 
-def _numbers(curve: Sequence[Mapping[str, float]], k: int) -> dict[str, float | None]:
-    at = {point["k"]: point for point in curve}
-    own = at[k]["normalized_mse"]
+def _ratios(found: Recovered, k: int) -> dict[str, Estimate]:
+    """To the error at k; undefined where there is no such level, or no error."""
+    topk_LR, threshold_LR = found.errors_2LR
+    own_R = topk_LR[found.levels.index(k)]
 
-    def ratio(level: int, column: str = "normalized_mse") -> float | None:
-        return at[level][column] / own if level in at and own > 0 else None
+    def ratio(level: int, errors_LR: Tensor) -> Estimate:
+        if level not in found.levels:
+            return over_vectors(own_R, torch.zeros_like(own_R))
+        return over_vectors(errors_LR[found.levels.index(level)], own_R)
 
-    ratios = (ratio(k // 2), ratio(2 * k), ratio(LARGEST * k))
-    return dict(zip(COLUMNS, (*ratios, ratio(k, "threshold_normalized_mse")), strict=True))
+    ratios = (ratio(level, topk_LR) for level in (k // 2, 2 * k, LARGEST * k))
+    return dict(zip(COLUMNS, (*ratios, ratio(k, threshold_LR)), strict=True))
 
 
 def _total(x_RD: Tensor, kind: str) -> float:

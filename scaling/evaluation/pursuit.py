@@ -36,8 +36,8 @@ class Coded(NamedTuple):
     """int64."""
     values_BK: Tensor
     """Of the rows as they were given, whatever their norm."""
-    error: float
-    """Sum over vectors of the squared error."""
+    errors_B: Tensor
+    """Squared, float64."""
 
 
 def omp(x_BD: Tensor, rows_ND: Tensor, counts_B: Tensor) -> Coded:
@@ -73,15 +73,15 @@ def _in_chunks(code: _Chunk, x_BD: Tensor, rows_ND: Tensor, counts_B: Tensor) ->
     width = max(1, int(counts_B.max()))
     ids_BK = torch.zeros(len(x_BD), width, dtype=torch.int64, device=x_BD.device)
     values_BK = x_BD.new_zeros(len(x_BD), width)
-    error = 0.0
+    errors_B = torch.zeros(len(x_BD), dtype=torch.float64, device=x_BD.device)
     for members in counts_B.argsort(descending=True, stable=True).split(_chunk_size(x_BD, unit_ND)):
         part = code(x_BD[members], unit_ND, counts_B[members])
         k = part.ids_BK.shape[1]
         ids_BK[members, :k] = part.ids_BK
         # A row of zeros is chosen only where no other is left, at the magnitude 0.
         values_BK[members, :k] = (part.values_BK / norms_N[part.ids_BK]).nan_to_num(0, 0, 0)
-        error += part.error
-    return Coded(ids_BK, values_BK, error)
+        errors_B[members] = part.errors_B
+    return Coded(ids_BK, values_BK, errors_B)
 
 
 def _chunk_size(x_BD: Tensor, unit_ND: Tensor) -> int:
@@ -110,7 +110,7 @@ def _omp_chunk(x_BD: Tensor, unit_ND: Tensor, counts_B: Tensor) -> Coded:
         along_BK[:live, step] = (residual_BD[:live] * direction_BD).sum(dim=1)
         residual_BD[:live] -= along_BK[:live, step, None] * direction_BD
     values_BK = torch.linalg.solve_triangular(r_BKK, along_BK.unsqueeze(2), upper=True).squeeze(2)
-    return Coded(ids_BK, values_BK, float(residual_BD.double().square().sum()))
+    return Coded(ids_BK, values_BK, residual_BD.double().square().sum(dim=1))
 
 
 def _orthogonal(row_BD: Tensor, q_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +142,7 @@ def _pursuit_chunk(x_BD: Tensor, unit_ND: Tensor, counts_B: Tensor, positive: bo
         values_BS = _stepped(rows_BSD, values_BS, residual_BD[:live], positive)
         values_BK[:live, :upto] = values_BS
         residual_BD[:live] = x_BD[:live] - torch.bmm(values_BS.unsqueeze(1), rows_BSD).squeeze(1)
-    return Coded(ids_BK, values_BK, float(residual_BD.double().square().sum()))
+    return Coded(ids_BK, values_BK, residual_BD.double().square().sum(dim=1))
 
 
 def _stepped(rows_BSD: Tensor, values_BS: Tensor, residual_BD: Tensor, positive: bool) -> Tensor:

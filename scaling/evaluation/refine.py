@@ -21,12 +21,24 @@ from torch import Tensor
 
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
-from scaling.evaluation.sampled import Sample, check_counts, sample, some_vectors, squared_error
+from scaling.evaluation.sampled import (
+    Sample,
+    check_counts,
+    over_vectors,
+    sample,
+    some_vectors,
+    squared_errors,
+)
 
 MAX_SWEEPS = 300
 CLOSE_ENOUGH = 1e-5
 """Of a sweep's largest change, relative to the largest magnitude of the chunk."""
 CHUNK = 256
+_WHY = {
+    "refinement_shift": "no latent is active",
+    "refinement_gain": "the reconstruction is perfect",
+}
+"""Such a column is undefined."""
 
 
 @dataclass
@@ -51,26 +63,22 @@ class Refinement:
         decoder_ND = run.autoencoder.w_dec
         found = sample(run.autoencoder, some_vectors(material, options.vectors))
         values_RK = refined_sample(found, decoder_ND, told)
-        before = found.error(decoder_ND)
-        after = squared_error(found.target_RD, decoder_ND, found.chosen.ids_RK, values_RK)
-        sum_before = float(found.chosen.values_RK.double().sum())
-        shift = float((values_RK - found.chosen.values_RK).double().sum())
-        return Measured(
-            numbers={
-                "refinement_shift": shift / sum_before if sum_before else None,
-                "refinement_gain": after / before if before else None,
-            },
-            notes={
-                "normalized_mse": before / found.total,
-                "normalized_mse_refined": after / found.total,
-                "set_to_zero": _share_of_zeros(values_RK, found.chosen.counts_R),
-                "n_vectors": len(found.target_RD),
-                "undefined": {
-                    **({} if sum_before else {"refinement_shift": "no latent is active"}),
-                    **({} if before else {"refinement_gain": "the reconstruction is perfect"}),
-                },
-            },
-        )
+        before_R = found.errors(decoder_ND)
+        after_R = squared_errors(found.target_RD, decoder_ND, found.chosen.ids_RK, values_RK)
+        sum_R = found.chosen.values_RK.double().sum(dim=1)
+        shift_R = (values_RK - found.chosen.values_RK).double().sum(dim=1)
+        estimates = {
+            "refinement_shift": over_vectors(shift_R, sum_R),
+            "refinement_gain": over_vectors(after_R, before_R),
+        }
+        notes = {
+            "normalized_mse": float(before_R.sum()) / found.total,
+            "normalized_mse_refined": float(after_R.sum()) / found.total,
+            "set_to_zero": _share_of_zeros(values_RK, found.chosen.counts_R),
+            "n_vectors": len(found.target_RD),
+            "undefined": {name: _WHY[name] for name, one in estimates.items() if one.value is None},
+        }
+        return Measured.of(estimates, notes)
 
 
 def refined_sample(found: Sample, decoder_ND: Tensor, told: Told | None = None) -> Tensor:

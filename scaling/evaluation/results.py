@@ -1,7 +1,9 @@
 """evaluation.json: the numbers of all metrics of a run at the top, and how each came about.
 
     {"downstream_kl": 0.12, ..., "metrics": {"downstream": {"identity": ...,
-     "measured_as": ..., "version": 1, "settings": {...}, "seconds": 3.2, "notes": {...}}}}
+     "measured_as": ..., "version": 1, "settings": {...}, "seconds": 3.2,
+     "standard_errors": {"downstream_kl": {"value": 0.01, "over": "contexts"}},
+     "baselines": {}, "notes": {...}}}}
 
 A metric is done where its identity (a hash of name, version, settings, material and weights) is
 that of what is wanted; only then is it not measured again. `measured_as` leaves the run out: equal
@@ -17,6 +19,7 @@ from typing import Any
 
 from scaling.errors import UserError
 from scaling.evaluation.metric import Measured
+from scaling.runs.evaluation_columns import BASELINES, STANDARD_ERRORS
 from scaling.runs.store import RunFolder
 from scaling.storage.atomic import read_json, write_json
 from scaling.storage.hashing import canonical_json, sha256_hex
@@ -70,6 +73,7 @@ class Results:
             "identity": identity,
             "columns": list(numbers),
             **how,
+            **_errors_and_baselines(measured),
             "notes": dict(measured.notes),
         }
         content = {**kept, **numbers, _METRICS: {**self._metrics(), metric: entry}}
@@ -115,6 +119,15 @@ def _is_entry(entry: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return value is None or type(value) in (int, float)
+
+
+def _errors_and_baselines(measured: Measured) -> dict[str, Any]:
+    baselines = {
+        column: {name: one._asdict() for name, one in of_column.items()}
+        for column, of_column in measured.baselines.items()
+    }
+    errors = {column: error._asdict() for column, error in measured.standard_errors.items()}
+    return {STANDARD_ERRORS: errors, BASELINES: baselines}
 
 
 def _columns(entry: Mapping[str, Any]) -> list[str]:

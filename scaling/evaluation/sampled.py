@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scaling.autoencoder.code import Code, Dense
 from scaling.errors import UserError
+from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.material import Material
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.normalization import normalized
@@ -46,9 +47,9 @@ class Sample(NamedTuple):
     total: float
     """Sum of squared distances of the vectors from their own mean: the unit of normalized MSE."""
 
-    def error(self, decoder_ND: Tensor) -> float:
-        """The encoder's own sum of squared errors."""
-        return squared_error(self.target_RD, decoder_ND, self.chosen.ids_RK, self.chosen.values_RK)
+    def errors(self, decoder_ND: Tensor) -> Tensor:
+        """The encoder's own squared errors, float64 [R]."""
+        return squared_errors(self.target_RD, decoder_ND, self.chosen.ids_RK, self.chosen.values_RK)
 
 
 def check_counts(metric: str, options: Any) -> None:
@@ -98,21 +99,27 @@ def chosen(code: Code) -> Chosen:
     return Chosen(ids[:, :width], values[:, :width].clamp_min(0), counts_R)
 
 
-def squared_error(
+def squared_errors(
     target_RD: Tensor, decoder_ND: Tensor, ids_RK: Tensor, values_RK: Tensor
-) -> float:
-    """Sum over vectors of |target - sum_j values_j decoder[ids_j]|^2."""
-    total = 0.0
+) -> Tensor:
+    """|target - sum_j values_j decoder[ids_j]|^2 of each vector, float64 [R]."""
+    errors_R = target_RD.new_zeros(len(target_RD), dtype=torch.float64)
     for rows in torch.arange(len(target_RD)).split(256):
         made_BD = torch.bmm(values_RK[rows].unsqueeze(1), decoder_ND[ids_RK[rows]]).squeeze(1)
-        total += float((target_RD[rows] - made_BD).double().square().sum())
-    return total
+        errors_R[rows] = (target_RD[rows] - made_BD).double().square().sum(dim=1)
+    return errors_R
 
 
-def gap(own: float, error: float, total: float) -> float | None:
-    """An encoder's error over that of a coder; None where the coder leaves none but rounding, as
-    with as many rows as dimensions."""
-    return own / error if error > ROUNDING * total else None
+def gap(own_R: Tensor, errors_R: Tensor, total: float) -> Estimate:
+    """An encoder's error over that of a coder; undefined where the coder leaves none but rounding,
+    as with as many rows as dimensions."""
+    is_left = float(errors_R.sum()) > ROUNDING * total
+    return over_vectors(own_R, errors_R if is_left else torch.zeros_like(errors_R))
+
+
+def over_vectors(above_R: Tensor, below_R: Tensor) -> Estimate:
+    """The ratio of two sums over a sample of vectors."""
+    return Estimate.ratio(above_R.cpu().numpy(), below_R.cpu().numpy(), "vectors")
 
 
 def _largest_first(code: Dense) -> tuple[Tensor, Tensor]:

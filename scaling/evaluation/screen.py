@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from scaling.evaluation.estimate import Baseline
 from scaling.evaluation.metric import Measured, Told
 
+ABOUT_ERRORS = (
+    "± one standard error, of the contexts, vectors, latents, tokens or tasks drawn; numbers "
+    "without have none. Beside: baselines, and how far the run is from each."
+)
 PLAIN_EVERY_S = 15.0
 """Between lines where the output is not a terminal."""
 
@@ -32,6 +38,7 @@ class Screen:
         self._started_s = time.monotonic()
         self._bars: Progress | None = None
         self._lines: list[_PlainLines] = []
+        self._explained = False
 
     def begin(self, n_runs: int) -> None:
         """From here on the pace is taken."""
@@ -49,12 +56,20 @@ class Screen:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def measured(self, name: str, measured: Measured, seconds: float) -> None:
-        """The numbers of a metric, and why some are none."""
+        """The numbers of a metric with their errors and baselines, and why some are none."""
+        if not self._explained and measured.standard_errors:
+            self._explained = True
+            self.say(f"  {ABOUT_ERRORS}")
+        errors = measured.standard_errors
         numbers = ", ".join(
-            f"{column} {'undefined' if value is None else format(value, '.4g')}"
+            f"{column} {with_error(value, errors[column].value if column in errors else None)}"
             for column, value in measured.numbers.items()
         )
         self.say(f"  {name}: {numbers}  ({seconds:.1f} s)")
+        for column, baselines in measured.baselines.items():
+            beside = ", ".join(_beside(*item) for item in baselines.items())
+            if beside:
+                self.say(f"    {column} beside: {beside}")
         for column, why in measured.notes.get("undefined", {}).items():
             self.say(f"    {column}: {why}")
 
@@ -133,6 +148,25 @@ class _PlainLines:
         self._said_s = now_s
         left_s = (now_s - self._started_s) * (total - done) / (done - self._first)
         self._screen.say(f"  {self._name}: {done:,} of {total:,}, about {short_time(left_s)} left")
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """For people: the error to two digits, and the value as far; "undefined" where it is None."""
+    if value is None:
+        return "undefined"
+    if not error:
+        return format(value, ".4g")
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _beside(name: str, baseline: Baseline) -> str:
+    return f"{name} {baseline.value:.4g} ({_signed(baseline)})"
+
+
+def _signed(baseline: Baseline) -> str:
+    text = with_error(baseline.difference, baseline.standard_error)
+    return text if baseline.difference < 0 else f"+{text}"
 
 
 def short_time(seconds: float) -> str:

@@ -13,7 +13,6 @@ record.json is written by the holder of the run's lease only.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,33 +29,6 @@ _WRITTEN_WITHOUT_LEASE = ("plan.json", "wandb.json")
 _SETTLED = ("execution",)
 """Parts of a plan that its first launch on a mesh fixes."""
 _ONE_PROCESS = {"dp": 1, "latent": 1}
-
-EVALUATION_IN_SUMMARY = "evaluation/"
-"""Before the names of evaluation.json's columns in W&B's summary, which has logged metrics too."""
-MEASURED_AS = "measured_as"
-"""Of a metric in evaluation.json: equal where numbers of two runs compare."""
-
-
-def evaluation_values(data: bytes) -> dict[str, float | str]:
-    """The columns of an evaluation.json: the numbers at its top, and METRIC_measured_as.
-
-    What has another type is left out. `ValueError` where it is no JSON object.
-    """
-    values = json.loads(data)
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
-    numbers = {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    return {**numbers, **_measured_as(values.get("metrics"))}
-
-
-def _measured_as(metrics: Any) -> dict[str, str]:
-    entries = metrics.items() if isinstance(metrics, dict) else ()
-    found = {name: one.get(MEASURED_AS) for name, one in entries if isinstance(one, dict)}
-    return {f"{name}_{MEASURED_AS}": how for name, how in found.items() if isinstance(how, str)}
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from scaling.runs.evaluation_columns import EVALUATION_IN_SUMMARY, evaluation_values
 from scaling.runs.record import FINAL, Record, Status
-from scaling.runs.store import EVALUATION_IN_SUMMARY, RunFolder, SweepStore, evaluation_values
+from scaling.runs.store import RunFolder, SweepStore
 from scaling.storage.atomic import read_json, write_json
 from scaling.storage.lease import Lease
 

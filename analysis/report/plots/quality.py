@@ -12,9 +12,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.quality.found import AXES, MetricFound, QualityFound
 from analysis.quality.law import Tried
-from analysis.quality.values import OTHER, Axis, Cell
+from analysis.quality.values import OTHER, Axis, Cell, Values
 from analysis.report.plots.style import (
     COLUMNS,
+    INK,
     STYLE,
     colors_of,
     legend,
@@ -68,6 +69,7 @@ def _draw(axes: Axes, found: MetricFound, axis: Axis, colors: dict[float, str]) 
         axes.plot(x, [values.of[cell].mean() for cell in cells], color=colors[level], alpha=0.7)
         if found.law is not None:
             _draw_law(axes, found.law, cells, axis, colors[level])
+    _draw_baselines(axes, values, axis)
     log_x(axes, np.array(values.levels(axis)), LABELS[axis])
     axes.tick_params(axis="x", labelsize=7, labelrotation=45 if axis == "n" else 0)
     quality = values.quality
@@ -76,6 +78,22 @@ def _draw(axes: Axes, found: MetricFound, axis: Axis, colors: dict[float, str]) 
     axes.set_ylabel("")
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+
+
+def _draw_baselines(axes: Axes, values: Values, axis: Axis) -> None:
+    """Those that all runs of a level share, and that leave the runs room: named where they end."""
+    low, high = axes.get_ylim()
+    levels = values.runs[axis].to_numpy(np.float64)
+    for name in values.beside.baselines:
+        along = values.beside.along(name, levels)
+        if along is None or not all(2 * low - high < y < 2 * high - low for y in along.values()):
+            continue
+        axes.plot([*along], [*along.values()], ":", color=INK, alpha=0.6)
+        last = max(along)
+        axes.annotate(
+            *(plain(name), (last, along[last])),
+            **{"xytext": (0, 2), "textcoords": "offset points", "ha": "right", "fontsize": 7},
+        )
 
 
 def _draw_law(axes: Axes, law: Tried, cells: list[Cell], axis: Axis, color: str) -> None:

@@ -15,13 +15,20 @@ from analysis.quality.values import OTHER, Axis, Cell, Change, Values
 from analysis.report import page
 from analysis.uncertainty.seeds import Bounds
 
-TREND_HEADER = ("metric", "values", "per doubling of {}", "95%", "steps", "best inside")
+METRIC_HEADER = ("metric", "what it is", "values", "± of one run", "baselines")
+TREND_HEADER = ("metric", "per doubling of {}", "95%", "best inside", "steps")
 ENDS_HEADER = ("metric", "from", "to", "change, with the 95% interval of seeds")
 LAW_HEADER = ("metric", "law", "verdict", "held out, rms", "beta_n", "95%", "beta_k", "95%")
 _CAPTION = (
     "Metrics against {}: every run, lines through the means over seeds; dashed, a law that "
-    "stands its tests. "
+    "stands its tests; dotted, baselines that are near enough. "
     "Arrows point to the better."
+)
+ABOUT_DRAW = (
+    "± of one run: its standard error, of the contexts, vectors, latents, tokens or tasks drawn "
+    "(median over runs; none: not known, or nothing was drawn). All runs have the same draw, so it "
+    "moves their level together, and is no part of the intervals below, which are of seeds and of "
+    "what a line misses. Baselines are measured on that draw too."
 )
 ABOUT = (
     "Per doubling: a straight line over the means of cells, with a level for each value of the "
@@ -41,6 +48,8 @@ def quality(found: QualityFound, figures: Mapping[str, Figure | None]) -> Iterat
     if not found.metrics:
         return
     yield page.paragraph(f"Evaluations of {found.words}. {ABOUT}{found.left_out}{_dead(found)}")
+    yield page.paragraph(ABOUT_DRAW)
+    yield page.table(METRIC_HEADER, metric_rows(found))
     yield page.folded("Values: mean over seeds, and their standard deviation", values_table(found))
     for axis in AXES:
         if rows := trend_rows(found, axis):
@@ -85,6 +94,7 @@ def lines(found: QualityFound) -> Iterator[str]:
     if not found.metrics:
         return
     yield f"{found.words}.{found.left_out}{_dead(found)}"
+    yield "\n" + aligned(METRIC_HEADER, metric_rows(found))
     for axis in AXES:
         if rows := trend_rows(found, axis):
             yield "\n" + aligned(_trend_header(axis), rows)
@@ -106,6 +116,26 @@ def _trend_header(axis: Axis) -> tuple[str, ...]:
     return tuple(cell.format(axis) for cell in TREND_HEADER)
 
 
+def metric_rows(found: QualityFound) -> list[tuple[str, ...]]:
+    """A row per metric: what was drawn to measure it, and what it is to be compared with."""
+    return [_metric_row(one.values) for one in found.metrics]
+
+
+def _metric_row(values: Values) -> tuple[str, ...]:
+    quality, drawn = values.quality, values.beside
+    of_cells = [float(seeds.mean()) for seeds in values.of.values()]
+    error = drawn.standard_error
+    about = "none" if error is None else f"{error:.2g} ({quality.drawn})"
+    baselines = [f"{name} {_span(*drawn.span(name))}" for name in drawn.baselines]
+    of_values = _span(min(of_cells), max(of_cells))
+    return (quality.column, quality.title, of_values, about, ", ".join(baselines))
+
+
+def _span(least: float, largest: float) -> str:
+    low, high = f"{least:.3g}", f"{largest:.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
 def trend_rows(found: QualityFound, axis: Axis) -> list[tuple[str, ...]]:
     """A row per metric that has cells along `axis`."""
     return [_trend_row(one, one.trends[axis]) for one in found.metrics if axis in one.trends]
@@ -113,15 +143,13 @@ def trend_rows(found: QualityFound, axis: Axis) -> list[tuple[str, ...]]:
 
 def _trend_row(found: MetricFound, trend: Trend) -> tuple[str, ...]:
     values = found.values
-    of_cells = [float(seeds.mean()) for seeds in values.of.values()]
     steps = ", ".join(f"{count} {word}" for word, count in trend.counts.most_common())
     other = OTHER[trend.axis]
     turns = [f"{trend.axis} = {t.best:g} at {other} = {t.level:g}" for t in trend.turns]
     scatter = "" if values.noise is not None else " (scatter not known)"
     return (
-        *(values.quality.column, f"{min(of_cells):.3g} to {max(of_cells):.3g}"),
-        *(_amount(values, trend.slope), _interval(values, trend.interval)),
-        *(f"{steps}{scatter}", "; ".join(turns)),
+        *(values.quality.column, _amount(values, trend.slope)),
+        *(_interval(values, trend.interval), "; ".join(turns), f"{steps}{scatter}"),
     )
 
 

@@ -28,8 +28,10 @@ def plant_quality(
     sizes: Sequence[int] = SIZES,
     seeds: Sequence[int] = SEEDS,
     measured_as: Mapping[str, str] | None = None,
+    baselines: Mapping[str, Mapping[str, Planted]] | None = None,
 ) -> Path:
-    """One folder per n, k and seed; each seed multiplies every metric by its own error."""
+    """One folder per n, k and seed; each seed multiplies every metric by its own error. Those with
+    baselines have a standard error of 0.03."""
     rng = np.random.default_rng(5)
     for n in sizes:
         for k in SPARSITIES:
@@ -42,7 +44,13 @@ def plant_quality(
                 error = np.exp(noise * rng.standard_normal())
                 numbers = {name: float(at(n, k) * error) for name, at in metrics.items()}
                 entries = {name: {"measured_as": way} for name, way in (measured_as or {}).items()}
-                content = {**numbers, "metrics": entries}
+                beside = {
+                    name: {of: {"value": float(at(n, k))} for of, at in of_metric.items()}
+                    for name, of_metric in (baselines or {}).items()
+                }
+                errors = {name: {"value": 0.03, "over": "contexts"} for name in beside}
+                drawn = {"drawn": {"standard_errors": errors, "baselines": beside}}
+                content = {**numbers, "metrics": {**entries, **(drawn if beside else {})}}
                 (run / "evaluation.json").write_text(json.dumps(content))
     return folder
 

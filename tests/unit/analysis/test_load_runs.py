@@ -273,6 +273,27 @@ def test_how_an_evaluation_was_measured_is_a_column(tmp_path: Path) -> None:
     assert "evaluation_error" not in frame
 
 
+def test_errors_and_baselines_of_an_evaluation_are_columns(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS[:8])
+    run, other = (sweep / str(record(cell, 0.4)["run_id"]) for cell in CELLS[:2])
+    entry = {
+        "standard_errors": {"probe_loss": {"value": 0.03, "over": "tasks"}, "probe_auc": None},
+        "baselines": {
+            "probe_loss": {"channels": {"value": 0.51, "difference": -0.02}, "random": "0.5"},
+            "probe_auc": ["channels"],
+        },
+    }
+    (run / "evaluation.json").write_text(json.dumps({"probe_loss": 0.49, "metrics": {"p": entry}}))
+    odd = {"p": {"standard_errors": [1], "baselines": 3}, "q": 4}
+    (other / "evaluation.json").write_text(json.dumps({"probe_loss": 0.5, "metrics": odd}))
+    frame = load_runs(sweep).set_index("run_id")
+    added = [name for name in frame if str(name).startswith("probe")]
+    assert added == ["probe_loss", "probe_loss_of_channels", "probe_loss_standard_error"]
+    assert frame.loc[run.name, added].tolist() == [0.49, 0.51, 0.03]
+    assert frame.loc[other.name, added].isna().tolist() == [False, True, True]
+    assert "evaluation_error" not in frame
+
+
 def test_mixtures_can_be_allowed_by_name(tmp_path: Path) -> None:
     sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
     write_record(sweep, record(ODD, 0.4, layer=8, d_model=768))

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from planted_quality import plant_quality
+from matplotlib.figure import Figure
+from planted_quality import SIZES, SPARSITIES, plant_quality
 
 from analysis.errors import TableError
 from analysis.quality.command import quality_command
+from analysis.quality.found import AXES, quality
 from analysis.records.load import load_runs
+from analysis.report.plots.quality import against
 from analysis.report.write import main
 
 METRICS = {
@@ -87,3 +90,37 @@ def test_a_metric_is_no_loss_and_the_message_says_where_to_go(tmp_path: Path) ->
     sweep = plant_quality(tmp_path / "planted", METRICS)
     with pytest.raises(TableError, match=r"python -m analysis\.quality"):
         load_runs(sweep, loss="downstream_kl")
+
+
+def test_errors_and_baselines_stand_beside_the_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`shared` and `of_n` are the same for all runs of an n; `own` differs with k."""
+    plants = {"shared": lambda n, k: 0.3, "of_n": lambda n, k: 20 / n, "own": lambda n, k: 0.1 + k}
+    auc = {"far": lambda n, k: 9.0}
+    baselines = {"downstream_kl": plants, "probe_auc": auc}
+    sweep = plant_quality(tmp_path / "planted", METRICS, baselines=baselines)
+    out = tmp_path / "quality.json"
+    assert quality_command([str(sweep), "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "0.03 (contexts)" in printed
+    of_n = f"{20 / max(SIZES):.3g} to {20 / min(SIZES):.3g}"
+    own = f"{0.1 + min(SPARSITIES):.3g} to {0.1 + max(SPARSITIES):.3g}"
+    assert f"of_n {of_n}, own {own}, shared 0.3" in printed
+    dense = next(line for line in printed.splitlines() if line.startswith("density_dense "))
+    assert " none" in dense
+    found = json.loads(out.read_text())["metrics"]
+    assert found["downstream_kl"]["standard_error_of_a_run"] == 0.03
+    assert found["density_dense"]["standard_error_of_a_run"] is None
+    assert found["downstream_kl"]["baselines"]["shared"] == [0.3, 0.3]
+    drawings = {axis: against(axis, quality(load_runs(sweep))) for axis in AXES}
+    drawn = {axis: _dotted(figure) for axis, figure in drawings.items()}
+    assert drawn == {"n": {"shared", "of_n"}, "k": {"shared"}}  # far would leave the runs no room
+
+
+def _dotted(figure: Figure | None) -> set[str]:
+    assert figure is not None
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    lines = [line for axes in figure.axes for line in axes.lines if line.get_linestyle() == ":"]
+    assert len(lines) == len(texts)
+    return set(texts)

@@ -21,6 +21,7 @@ from scaling.evaluation import ablation
 from scaling.evaluation.ablation import FILE, Ablation, Options
 from scaling.evaluation.ablation_effects import effect_sparsity
 from tests.unit.activations.conftest import ConfigMaker
+from tests.unit.evaluation.drawn import check_drawn
 from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 
 SEED = torch.Generator().manual_seed(0)
@@ -115,8 +116,10 @@ def test_the_same_again_and_the_same_tokens_for_other_runs(
     assert first.numbers != other.numbers
     assert np.array_equal(rows["token"], other_rows["token"])
     assert (np.unique(rows["context"], return_counts=True)[1] == few.latents).all()
-    assert first.notes["channels_sparsity"] == other.notes["channels_sparsity"]
-    assert 0.1 < first.notes["random_sparsity"] < first.notes["random_at_token"] < 1
+    ours, theirs = (one.baselines["ablation_sparsity"] for one in (first, other))
+    assert ours["channels"].value == theirs["channels"].value
+    assert 0.1 < ours["random"].value < first.notes["random_at_token"] < 1
+    check_drawn(first)
 
 
 def test_baselines_are_what_hooks_on_the_whole_model_give(
@@ -145,6 +148,8 @@ def test_baselines_are_what_hooks_on_the_whole_model_give(
                 plain["l2"].append(l2)
                 plain["at_token"].append(by_hooks(*removed, horizon=1)[0])
         assert found.notes[f"n_{name}"] == len(plain["l2"]) == 2 * len(sites)
+        sparsity = found.baselines["ablation_sparsity"][name]
+        assert sparsity.value == pytest.approx(np.mean(plain.pop("sparsity")), rel=1e-3)
         for what, values in plain.items():
             assert found.notes[f"{name}_{what}"] == pytest.approx(np.mean(values), rel=1e-3)
 
@@ -157,18 +162,6 @@ def test_sites_are_kept_and_have_the_whole_horizon(
     assert {site.token for site in sites} == {1, 2}  # of 8, the first is no vector
     assert {site.ids_1T.shape[1] - site.token for site in sites} == {6}
     assert {site.context for site in sites} == set(range(5))
-
-
-def test_the_standard_error_is_that_of_tokens_drawn_again() -> None:
-    rng = np.random.default_rng(0)
-    pairs = np.stack([np.arange(50) // 7, np.arange(50)], axis=1)
-    tokens = np.repeat(pairs, rng.integers(2, 9, 50), axis=0)
-    values = 2 + rng.normal(size=50)[tokens[:, 1]] + 0.3 * rng.normal(size=len(tokens))
-    of_token = [values[tokens[:, 1] == token] for token in range(50)]
-    draws = rng.integers(0, 50, (2000, 50))
-    means = [np.concatenate([of_token[token] for token in draw]).mean() for draw in draws]
-    assert ablation._standard_error(values, tokens) == pytest.approx(np.std(means), rel=0.1)
-    assert ablation._standard_error(values[:2], tokens[:2]) is None  # of one token
 
 
 def test_a_silent_autoencoder_has_no_sparsity(harvest_config: ConfigMaker, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from scaling.evaluation.refine import Options, Refinement
 from scaling.evaluation.sampled import kept_vectors
 from scaling.interchange.portable import Portable
 from tests.portables import D, K, by_equations, random_portable
+from tests.unit.evaluation.drawn import check_drawn, ratio_error
 from tests.unit.evaluation.vectors_material import random_vectors, subject, untold
 
 Floats = NDArray[np.float64]
@@ -35,7 +36,9 @@ class Plain:
         self.rows_ND: Floats = portable.weights["w_dec"].double().numpy()
         self.target_RD = self.input_RD - portable.weights["b_pre"].double().numpy()
         self.total = float(((self.input_RD - self.input_RD.mean(axis=0)) ** 2).sum())
-        self.error = float(((self.target_RD - self.latents_RN @ self.rows_ND) ** 2).sum())
+        left_RD = self.target_RD - self.latents_RN @ self.rows_ND
+        self.errors = (left_RD**2).sum(axis=1).tolist()
+        self.error = sum(self.errors)
         self.counts = [int((z_N > 0).sum()) for z_N in self.latents_RN]
 
     def refined(self, row: int, chosen: list[int]) -> tuple[Floats, float]:
@@ -84,17 +87,22 @@ def test_refinement_is_that_of_non_negative_least_squares(
     assert max(plain.counts) < D
     run = subject(portable, tmp_path)
     measured = Refinement().measure(run, random_vectors(D), Options(), untold)  # type: ignore[arg-type]
-    moved, after, n_zero = 0.0, 0.0, 0
+    moved, after, n_zero = [], [], 0
     for row, z_N in enumerate(plain.latents_RN):
         chosen = np.flatnonzero(z_N > 0).tolist()
         best, error = plain.refined(row, chosen)
-        moved += float(best.sum() - z_N[chosen].sum())
-        after += error
+        moved.append(float(best.sum() - z_N[chosen].sum()))
+        after.append(error)
         n_zero += int((best == 0).sum())
-    shift = moved / float(plain.latents_RN.sum())
+    shift = sum(moved) / float(plain.latents_RN.sum())
     assert measured.numbers["refinement_shift"] == pytest.approx(shift, rel=1e-2, abs=1e-4)
-    assert measured.numbers["refinement_gain"] == pytest.approx(after / plain.error, rel=1e-3)
+    assert measured.numbers["refinement_gain"] == pytest.approx(sum(after) / plain.error, rel=1e-3)
     assert measured.notes["normalized_mse"] == pytest.approx(plain.error / plain.total, rel=1e-4)
+    check_drawn(measured)
+    sums = plain.latents_RN.sum(axis=1).tolist()
+    expected = ratio_error(moved, sums), ratio_error(after, plain.errors)
+    errors = [measured.standard_errors[column].value for column in measured.numbers]
+    assert errors == pytest.approx(expected, rel=1e-2)
     assert measured.notes["set_to_zero"] == pytest.approx(n_zero / sum(plain.counts), abs=0.01)
 
 
@@ -111,9 +119,13 @@ def test_gaps_are_those_of_plain_coders(kind: str, tmp_path: Path) -> None:
     options = PursuitOptions(max_active=max(budgets))
     measured = SparseCoding().measure(run, random_vectors(D), options, untold)  # type: ignore[arg-type]
     for column, coder in (("", "omp"), ("_positive", "positive"), ("_pursuit", "pursuit")):
-        error = sum(plain.greedy(row, k, coder) for row, k in enumerate(budgets))
+        errors = [plain.greedy(row, k, coder) for row, k in enumerate(budgets)]
+        error = sum(errors)
+        scatter = ratio_error(plain.errors, errors)
+        assert measured.standard_errors[f"omp_gap{column}"].value == pytest.approx(scatter, rel=0.1)
         assert measured.numbers[f"omp_gap{column}"] == pytest.approx(plain.error / error, rel=1e-2)
         note = measured.notes[f"omp_gap{column}"]
         assert note["normalized_mse"] == pytest.approx(error / plain.total, rel=1e-2)
+    check_drawn(measured)
     assert measured.notes["k"] == pytest.approx(np.mean(budgets))
     assert len({round(gap or 0, 2) for gap in measured.numbers.values()}) > 1

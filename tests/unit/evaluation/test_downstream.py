@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from statistics import stdev
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from scaling.evaluation import downstream
 from scaling.evaluation.compute_table import ComputeTable, OutsideTable
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Subject
+from tests.unit.evaluation.drawn import check_drawn
 
 LAYER, N_CONTEXTS = 2, 5
 
@@ -132,8 +132,8 @@ def test_known_limits(llama_folder: Path) -> None:
     assert (perfect["downstream_kl"], perfect["downstream_delta_ce"]) == (0.0, 0.0)
     assert (perfect["loss_recovered_zero"], perfect["loss_recovered_mean"]) == (1.0, 1.0)
     zero = measured(material, torch.zeros_like).numbers
-    noted = measured(material, torch.zeros_like).notes
-    assert noted["downstream_kl_standard_error"] > 0 < noted["downstream_delta_ce_standard_error"]
+    errors = measured(material, torch.zeros_like).standard_errors
+    assert errors["downstream_kl"].value > 0 < errors["downstream_delta_ce"].value
     mean_D = downstream.mean_of_kept(material)
     mean = measured(material, lambda x_RD: mean_D.expand_as(x_RD)).numbers
     assert zero["loss_recovered_zero"] == pytest.approx(0, abs=1e-6)
@@ -143,8 +143,8 @@ def test_known_limits(llama_folder: Path) -> None:
 
 def test_a_baseline_that_loses_nothing_leaves_nothing_to_recover(llama_folder: Path) -> None:
     material = TestMaterial(llama_folder)
-    ce = measured(material, halves).notes["ce"]
-    material._made["downstream baselines"] = (ce, ce + 1)
+    losses = downstream.substituted(material, halves)
+    material._made["downstream baselines"] = (losses.ce_before_C, losses.ce_before_C + 1)
     found = measured(material, halves)
     assert found.numbers["loss_recovered_zero"] is None
     assert found.numbers["loss_recovered_mean"] is not None
@@ -175,19 +175,10 @@ def test_a_dtype_that_overflows_is_named(
         measured(material, halves)
 
 
-def test_the_standard_error_is_that_of_contexts_drawn_again() -> None:
-    rng = random.Random(0)
-    counts = [rng.choice([3, 7]) for _ in range(60)]
-    sums = [rng.gauss(0.5, 1) * count for count in counts]
-    draws = [rng.choices(range(60), k=60) for _ in range(2000)]
-    means = [sum(sums[i] for i in draw) / sum(counts[i] for i in draw) for draw in draws]
-    assert downstream.standard_error(sums, counts) == pytest.approx(stdev(means), rel=0.1)
-    assert downstream.standard_error(sums[:1], counts[:1]) is None
-
-
-def test_the_standard_errors_noted_are_those_of_their_numbers(llama_folder: Path) -> None:
+def test_the_standard_errors_are_those_of_their_numbers(llama_folder: Path) -> None:
     """One context's sums at a time; nothing here knows which number an error goes with."""
     found = measured(TestMaterial(llama_folder), halves)
+    check_drawn(found)
     alone = []
     for number in range(N_CONTEXTS):
         one = TestMaterial(llama_folder)
@@ -196,8 +187,14 @@ def test_the_standard_errors_noted_are_those_of_their_numbers(llama_folder: Path
     for column in ("downstream_kl", "downstream_delta_ce"):  # contexts here are of equal length
         values = [one.numbers[column] for one in alone]
         expected = stdev(values) / math.sqrt(N_CONTEXTS)
-        assert found.notes[f"{column}_standard_error"] == pytest.approx(expected, rel=1e-3)
-        assert alone[0].notes[f"{column}_standard_error"] is None
+        assert found.standard_errors[column] == (pytest.approx(expected, rel=1e-3), "contexts")
+        assert column not in alone[0].standard_errors
+    share = found.numbers["loss_recovered_zero"]
+    lost = [one.notes["ce_zero"] - one.notes["ce"] for one in alone]
+    gained = [one.numbers["downstream_delta_ce"] for one in alone]
+    apart = [(1 - share) * b - a for a, b in zip(gained, lost, strict=True)]
+    expected = stdev(apart) / math.sqrt(N_CONTEXTS) / mean(lost)
+    assert found.standard_errors["loss_recovered_zero"].value == pytest.approx(expected, rel=1e-3)
 
 
 def table(path: Path, *rows: str) -> Path:

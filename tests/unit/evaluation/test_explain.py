@@ -17,16 +17,18 @@ from torch.nn.functional import one_hot
 
 from scaling.errors import UserError
 from scaling.evaluation import explain, explain_patterns
+from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.explain import FILE, Explain, Options
 from scaling.evaluation.explain_activity import pairs
 from scaling.evaluation.explain_bigram import bigrams, training_contexts
-from scaling.evaluation.explain_ce import recovered
+from scaling.evaluation.explain_ce import Baselines
 from scaling.evaluation.material import Material
 from scaling.evaluation.n2g import WILDCARD, Trie, first_variant, n_variants, pattern_of
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.portable import Portable
 from tests.portables import model_of
 from tests.unit.activations.conftest import ConfigMaker
+from tests.unit.evaluation.drawn import check_drawn
 from tests.unit.evaluation.explain_loops import Loops
 from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 
@@ -98,14 +100,17 @@ def test_perfect_explanations_lose_nothing_more_than_the_latents(
 ) -> None:
     run = subject_of(of_rules([{i: 1.0} for i in range(V)], [-0.5] * V), tmp_path)
     measured = Explain().measure(run, two_tokens, replace(SMALL, shared=500), silent)
+    latents = measured.baselines["explanation_ce"]["latents"]
     assert measured.notes["activity_explained"] == 1.0
-    assert measured.numbers["explanation_ce"] == pytest.approx(measured.notes["latents_ce"])
-    assert measured.notes["latents_ce"] != pytest.approx(measured.notes["ce"], abs=1e-3)
+    assert measured.numbers["explanation_ce"] == pytest.approx(latents.value)
+    assert latents.difference == pytest.approx(0, abs=1e-5)
+    assert latents.value != pytest.approx(measured.notes["ce"], abs=1e-3)
 
 
 def test_recovered_is_the_share_of_what_the_mean_vector_loses() -> None:
-    assert recovered(3.0, {"ce": 2.0, "ce_mean": 6.0}) == 0.75
-    assert recovered(3.0, {"ce": 2.0, "ce_mean": 2.0}) is None
+    two, six = (Estimate.mean([ce], "contexts") for ce in (2.0, 6.0))
+    assert Baselines(two, six, six, 1).recovered(3.0) == 0.75
+    assert Baselines(two, two, six, 1).recovered(3.0) is None
 
 
 def test_random_examples_are_seeded_and_other_ones(two_tokens: Material, tmp_path: Path) -> None:
@@ -124,7 +129,8 @@ def test_an_autoencoder_that_is_silent_is_measured(two_tokens: Material, tmp_pat
     run = subject_of(of_rules([{0: 1.0}], [-5.0]), tmp_path)
     measured = Explain().measure(run, two_tokens, SMALL, silent)
     assert measured.numbers["n2g_precision"] is measured.numbers["n2g_recall"] is None
-    assert measured.numbers["explanation_ce"] == measured.notes["latents_ce"]
+    latents = measured.baselines["explanation_ce"]["latents"]
+    assert (measured.numbers["explanation_ce"], 0.0) == latents[:2]
     assert set(measured.notes["undefined"]) == {"n2g_precision", "n2g_recall"}
 
 
@@ -173,20 +179,24 @@ def test_it_is_what_loops_over_single_sequences_give(
     assert 0 < precision < 1
     assert sum(map(len, loops.of_all.values())) > 30
     assert measured.notes["n_latents_sampled"] == len(loops.sampled())
-    _check_notes(measured.notes, loops, material)
+    _check_notes(measured.notes, loops)
+    bigrams_ce = loops.bigram_ce(training_contexts(material, 50).tolist())
+    beside = {"bigrams": bigrams_ce, "latents": loops.baselines()["latents_ce"]}
+    of_ce = measured.baselines["explanation_ce"]
+    assert {name: one.value for name, one in of_ce.items()} == pytest.approx(beside, rel=1e-4)
+    check_drawn(measured)
     assert measured.notes["top_precision"] != pytest.approx(precision)
 
 
-def _check_notes(notes: Mapping[str, Any], loops: Loops, material: Material) -> None:
+def _check_notes(notes: Mapping[str, Any], loops: Loops) -> None:
     top_precision, top_recall = loops.rates(n_top=1)
     said, z = loops.said()[1::2], loops.z[1::2]
     known = loops.baselines()
     expected = {
-        **known,
+        **{"ce": known["ce"], "ce_mean": known["ce_mean"]},
         "top_precision": top_precision,
         "top_recall": top_recall,
         "activity_explained": float(z[said > 0].sum() / z.sum()),
-        "bigram_ce": loops.bigram_ce(training_contexts(material, 50).tolist()),
     }
     assert {name: notes[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
@@ -229,9 +239,3 @@ def test_a_latent_that_rounding_takes_away_leaves_the_others_in_the_sample() -> 
     assert (n_before, n_after, len(before), len(after)) == (100, 99, 20, 20)
     assert len(np.intersect1d(before, after)) == 19
     assert np.isin(before, latents).all()
-
-
-def test_the_error_of_a_mean_over_latents_is_that_of_a_sample() -> None:
-    values = np.array([0.1, 0.4, np.nan, 0.7])
-    assert explain._standard_error(values) == pytest.approx(0.3 / math.sqrt(3))
-    assert explain._standard_error(values[1:3]) is None

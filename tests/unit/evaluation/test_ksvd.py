@@ -15,8 +15,9 @@ from scaling.evaluation.ksvd import KSVD, Options, learn, updated
 from scaling.evaluation.omp import Options as GapOptions
 from scaling.evaluation.omp import SparseCoding
 from scaling.evaluation.pursuit import omp
-from scaling.evaluation.sampled import kept_vectors, squared_error
+from scaling.evaluation.sampled import kept_vectors, squared_errors
 from tests.portables import D, N, random_portable
+from tests.unit.evaluation.drawn import check_drawn, ratio_error
 from tests.unit.evaluation.test_pursuit import plain_omp
 from tests.unit.evaluation.vectors_material import random_vectors, subject, untold
 
@@ -64,7 +65,7 @@ def test_an_update_is_the_plain_one() -> None:
         plain_ND[row] = row_D / row_D.norm()
         codes_BN[users_U, row] = left_UD @ plain_ND[row]
         assert torch.allclose(found_ND[row].double(), plain_ND[row], atol=1e-4)
-    before = squared_error(x_BD, rows_ND, ids_BK, values_BK)
+    before = float(squared_errors(x_BD, rows_ND, ids_BK, values_BK).sum())
     assert float((x_BD - codes_BN @ plain_ND).square().sum()) < before
 
 
@@ -84,11 +85,14 @@ def test_the_gap_and_where_it_is_undefined(monkeypatch: pytest.MonkeyPatch, tmp_
     )
     learned = learn(training_BD, N, measured.notes["k"], 2)
     x_RD = kept_vectors(vectors)  # type: ignore[arg-type]
-    left = sum(
+    left = [
         plain_omp(x_D - learned.mean_D, learned.rows_ND, measured.notes["k"])[1] for x_D in x_RD
-    )
-    own = float((x_RD - run.autoencoder.reconstruct(x_RD)).square().sum())
-    assert gap == pytest.approx(own / left, rel=1e-2)
+    ]
+    own = (x_RD - run.autoencoder.reconstruct(x_RD)).square().sum(dim=1).tolist()
+    assert gap == pytest.approx(sum(own) / sum(left), rel=1e-2)
+    error = measured.standard_errors["ksvd_gap"].value
+    assert error == pytest.approx(ratio_error(own, left), rel=1e-2)
+    check_drawn(measured)
     monkeypatch.setattr(ksvd, "learn", None)  # a second run of that size learns nothing again
     assert KSVD().measure(run, vectors, Options(iterations=2), untold).numbers == measured.numbers  # type: ignore[arg-type]
 

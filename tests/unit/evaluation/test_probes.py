@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -19,12 +20,13 @@ from scaling.activations.subject import Tokenizer
 from scaling.errors import UserError
 from scaling.evaluation import probes, tasks
 from scaling.evaluation.material import Material
-from scaling.evaluation.metric import Subject
+from scaling.evaluation.metric import Measured, Subject
 from scaling.evaluation.probes_examples import vectors
 from scaling.evaluation.probes_fit import fit_each
 from scaling.evaluation.probes_linear import fit_with_chosen_ridge
 from scaling.evaluation.tasks_registry import DEFAULT, find_tasks
 from tests.unit.activations.conftest import D_MODEL, ConfigMaker
+from tests.unit.evaluation.drawn import check_drawn
 
 LATENTS = 20
 
@@ -38,15 +40,18 @@ def material(harvest_config: ConfigMaker, tmp_path: Path) -> Material:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """120 texts in 60 documents; true ones end in w1, w2 or w3."""
+    return task_file(tmp_path / "ends.jsonl")
+
+
+def task_file(path: Path, n_texts: int = 120) -> Path:
+    """Two texts in each document; true ones end in w1, w2 or w3."""
     rng = random.Random(0)
     rows = []
-    for number in range(120):
+    for number in range(n_texts):
         label = number % 2 == 0
         last = f"w{rng.randint(1, 3) if label else rng.randint(4, 59)}"
         text = " ".join([*(f"w{rng.randint(0, 59)}" for _ in range(rng.randint(2, 9))), last])
         rows.append({"text": text, "label": int(label), "document": str(number // 2)})
-    path = tmp_path / "ends.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -61,10 +66,14 @@ class Autoencoder:
         return x_ED @ self.w_enc.T + 1
 
 
-def measure(material: Material, *names: str, **options: int) -> tuple[dict, dict]:
+def whole(material: Material, *names: str, **options: int) -> Measured:
     run = Subject("run", Path(), Autoencoder())  # type: ignore[arg-type]
     chosen = probes.Options(tasks=list(names), **options)
-    measured = probes.Probes().measure(run, material, chosen, lambda done, total: None)
+    return probes.Probes().measure(run, material, chosen, lambda done, total: None)
+
+
+def measure(material: Material, *names: str, **options: int) -> tuple[dict, dict]:
+    measured = whole(material, *names, **options)
     return dict(measured.numbers), dict(measured.notes)
 
 
@@ -127,6 +136,26 @@ def test_numbers_are_those_of_one_latent_after_another(material: Material, file:
     assert found["linear"]["auc"] == pytest.approx(auc)
 
 
+def test_means_over_tasks_have_the_error_of_tasks(material: Material, tmp_path: Path) -> None:
+    """And are held against baselines task by task."""
+    names = [str(task_file(tmp_path / f"{i}.jsonl", 80 + 30 * i)) for i in range(3)]
+    measured = whole(material, *names, tokens=8)
+    check_drawn(measured)
+    tasks_found = list(measured.notes["tasks"].values())
+    assert len(tasks_found) == 3
+    for key in ("loss", "auc"):
+        values = [one[key] for one in tasks_found]
+        assert measured.numbers[f"probe_{key}"] == pytest.approx(mean(values))
+        error = (pytest.approx(stdev(values) / 3**0.5), "tasks")
+        assert measured.standard_errors[f"probe_{key}"] == error
+        for name in ("channels", "random", "linear"):
+            apart = [one[key] - one[name][key] for one in tasks_found]
+            baseline = measured.baselines[f"probe_{key}"][name]
+            assert baseline.value == pytest.approx(mean(one[name][key] for one in tasks_found))
+            assert baseline.difference == pytest.approx(mean(apart))
+            assert baseline.standard_error == pytest.approx(stdev(apart) / 3**0.5)
+
+
 Sides = dict[str, Tensor]
 
 
@@ -148,7 +177,8 @@ def test_a_latent_that_is_the_label_costs_nothing(
 ) -> None:
     """All channels together know the last word; the planted latent is what they say."""
     numbers, notes = measure(material, str(file), tokens=8)
-    assert notes["baselines"]["linear"]["loss"] < notes["baselines"]["channels"]["loss"]
+    planted = notes["tasks"]["ends"]
+    assert planted["linear"]["loss"] < planted["channels"]["loss"]
     sides = tasks.split(tasks.file_task(file).read(), 400)
     asked = iter([sides.train, sides.test])
 

@@ -14,6 +14,7 @@ from scaling.evaluation.sampled import kept_vectors
 from scaling.interchange.normalization import normalized
 from scaling.interchange.portable import Portable
 from tests.portables import D, K, N, by_equations, model_of, random_portable
+from tests.unit.evaluation.drawn import check_drawn, ratio_error
 from tests.unit.evaluation.vectors_material import random_vectors, subject, untold
 
 
@@ -33,9 +34,9 @@ def test_at_its_own_k_it_is_the_run_itself(normalization: str) -> None:
         recon_RD = (recon_RD - scale.mean_B1) / scale.factor_B1
     error = float((input_RD - recon_RD).square().sum())
     total = float((input_RD - input_RD.mean(dim=0)).square().sum())
-    (point,) = recovered(model_of(portable), x_RD, [K], untold)
+    (point,) = recovered(model_of(portable), x_RD, [K], untold).points
     assert point["normalized_mse"] == pytest.approx(error / total, rel=1e-5)
-    (other,) = recovered(model_of(portable), x_RD, [K + 1], untold)
+    (other,) = recovered(model_of(portable), x_RD, [K + 1], untold).points
     assert other["normalized_mse"] != pytest.approx(error / total, rel=1e-3)
 
 
@@ -44,7 +45,7 @@ def test_a_threshold_leaves_as_many_on_average_and_is_the_plain_one() -> None:
     model = model_of(portable)
     input_RD = normalized(x_RD, "unit_norm")[0]
     pre_RN = model.pre_acts(input_RD).relu()
-    for point in recovered(model, x_RD, [2, 5, 20], untold):
+    for point in recovered(model, x_RD, [2, 5, 20], untold).points:
         assert point["threshold_l0"] == pytest.approx(point["k"], abs=1 / len(x_RD))
         kept_RN = pre_RN * (pre_RN > point["threshold"])
         error_RD = input_RD - kept_RN @ model.w_dec - model.b_pre
@@ -53,7 +54,7 @@ def test_a_threshold_leaves_as_many_on_average_and_is_the_plain_one() -> None:
         assert point["threshold_normalized_mse"] == pytest.approx(plain, rel=1e-4)
 
 
-def plain_errors(portable: Portable, x_RD: Tensor) -> tuple[float, float]:
+def plain_errors(portable: Portable, x_RD: Tensor) -> tuple[list[float], list[float]]:
     """Squared errors of the k largest, and of the pre-activations above the one that leaves k of
     each vector on average, float64."""
     assert portable.k is not None
@@ -62,8 +63,10 @@ def plain_errors(portable: Portable, x_RD: Tensor) -> tuple[float, float]:
     pre_RN = (centered_RD @ w["w_enc"].T + w["b_enc"]).clamp_min(0)
     least = pre_RN.flatten().sort(descending=True).values[portable.k * len(x_RD) - 1]
     above_RN = torch.where(pre_RN >= least, pre_RN, 0)
-    of_largest = float((x_RD - by_equations(portable, x_RD)[1]).square().sum())
-    return of_largest, float((centered_RD - above_RN @ w["w_dec"]).square().sum())
+    of_largest_RD = x_RD - by_equations(portable, x_RD)[1]
+    errors = (of_largest_RD, centered_RD - above_RN @ w["w_dec"])
+    of_largest, of_threshold = (one.square().sum(dim=1).tolist() for one in errors)
+    return of_largest, of_threshold
 
 
 def test_columns_are_those_of_autoencoders_of_another_k(tmp_path: Path) -> None:
@@ -72,12 +75,15 @@ def test_columns_are_those_of_autoencoders_of_another_k(tmp_path: Path) -> None:
     measured = Progressive().measure(subject(portable, tmp_path), vectors, Options(), untold)  # type: ignore[arg-type]
     own, above = plain_errors(portable, x_RD)
     other = {
-        name: plain_errors(replace(portable, k=k), x_RD)[0] / own
+        name: plain_errors(replace(portable, k=k), x_RD)[0]
         for name, k in (("half", K // 2), ("double", 2 * K), ("quadruple", 4 * K))
     }
-    expected = {
-        f"progressive_{n}": ratio for n, ratio in {**other, "threshold": above / own}.items()
-    }
+    of_columns = {f"progressive_{n}": e for n, e in {**other, "threshold": above}.items()}
+    expected = {name: sum(errors) / sum(own) for name, errors in of_columns.items()}
+    scatter = {name: ratio_error(errors, own) for name, errors in of_columns.items()}
+    found = {name: error.value for name, error in measured.standard_errors.items()}
+    assert found == pytest.approx(scatter, rel=1e-3)
+    check_drawn(measured)
     assert measured.numbers == pytest.approx(expected, rel=1e-4)
     assert len({round(ratio, 2) for ratio in expected.values()}) == 4
 
@@ -95,7 +101,7 @@ def test_where_sparsity_is_an_outcome_all_that_is_active_is_the_run_itself(tmp_p
     x_RD = kept_vectors(vectors)  # type: ignore[arg-type]
     latents_RN = model_of(portable).latents(x_RD)
     most = int((latents_RN > 0).sum(dim=1).max())
-    points = recovered(model_of(portable), x_RD, [most, N], untold)
+    points = recovered(model_of(portable), x_RD, [most, N], untold).points
     assert points[0]["l0"] == points[1]["l0"] == float((latents_RN > 0).sum()) / len(x_RD)
     assert points[0]["normalized_mse"] == points[1]["normalized_mse"]
     measured = Progressive().measure(subject(portable, tmp_path), vectors, Options(), untold)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from scaling.evaluation.omp import Options, SparseCoding, budgets
 from scaling.evaluation.pursuit import gradient_pursuit, omp
 from scaling.evaluation.refine import Options as RefinementOptions
 from scaling.evaluation.refine import Refinement, refined, refined_sample
-from scaling.evaluation.sampled import kept_vectors, sample, some_vectors, squared_error
+from scaling.evaluation.sampled import kept_vectors, sample, some_vectors, squared_errors
 from scaling.interchange.normalization import normalized
 from tests.portables import D, K, N, model_of, random_portable
 from tests.unit.evaluation.vectors_material import random_vectors, subject, untold
@@ -44,9 +44,11 @@ def test_omp_is_the_plain_one() -> None:
     for row, (ids, _) in enumerate(plain):
         assert found.ids_BK[row, : len(ids)].tolist() == ids
         assert not found.values_BK[row, len(ids) :].any()
-    assert found.error == pytest.approx(sum(error for _, error in plain), rel=1e-5)
-    made = squared_error(X_BD, ROWS_ND, found.ids_BK, found.values_BK)
-    assert made == pytest.approx(found.error, rel=1e-4)  # values are of the rows as given
+    assert found.errors_B.tolist() == pytest.approx([error for _, error in plain], rel=1e-5)
+    made = squared_errors(X_BD, ROWS_ND, found.ids_BK, found.values_BK)
+    assert made.tolist() == pytest.approx(
+        found.errors_B.tolist(), rel=1e-4
+    )  # values are of the rows as given
 
 
 def test_a_row_given_twice_and_rows_of_zeros_do_no_harm() -> None:
@@ -55,7 +57,7 @@ def test_a_row_given_twice_and_rows_of_zeros_do_no_harm() -> None:
     for code in (omp, gradient_pursuit):
         found = code(torch.randn(10, 3, generator=SEED), rows_ND, counts_B)
         assert found.values_BK.isfinite().all()
-        assert found.error < 1e-9
+        assert found.errors_B.sum() < 1e-9
     with pytest.raises(ValueError, match="9 rows of 8"):
         omp(torch.ones(1, 3), rows_ND, torch.tensor([9]))
 
@@ -104,8 +106,8 @@ def test_no_encoder_beats_omp(kind: str, tmp_path: Path) -> None:
     run, material = subject(portable, tmp_path), random_vectors(D)
     found = sample(run.autoencoder, kept_vectors(material))  # type: ignore[arg-type]
     counts_R = budgets(found, run.autoencoder.facts.k)
-    own = found.error(run.autoencoder.w_dec)
-    assert omp(found.target_RD, run.autoencoder.w_dec, counts_R).error <= own
+    own = found.errors(run.autoencoder.w_dec).sum()
+    assert omp(found.target_RD, run.autoencoder.w_dec, counts_R).errors_B.sum() <= own
     measured = SparseCoding().measure(run, material, Options(vectors=50), untold)  # type: ignore[arg-type]
     assert all(gap is not None and gap > 1 for gap in measured.numbers.values())
     none = SparseCoding().measure(run, material, Options(max_active=1), untold)  # type: ignore[arg-type]
@@ -126,7 +128,7 @@ def test_a_sample_is_what_the_autoencoder_makes() -> None:
         assert scale is not None
         recon_RD = (autoencoder.reconstruct(x_RD) - scale.mean_B1) / scale.factor_B1
         error = float((input_RD - recon_RD).square().sum())
-        assert found.error(autoencoder.w_dec) == pytest.approx(error, rel=1e-4)
+        assert float(found.errors(autoencoder.w_dec).sum()) == pytest.approx(error, rel=1e-4)
         assert torch.equal(found.chosen.counts_R, (latents_RN > 0).sum(dim=1))
 
 

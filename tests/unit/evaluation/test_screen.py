@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from scaling.evaluation import screen
+from scaling.evaluation.estimate import Baseline, StandardError
 from scaling.evaluation.metric import Measured
 
 
@@ -88,6 +89,22 @@ def test_a_terminal_shows_both_bars() -> None:
             shown._bars.refresh()  # type: ignore[union-attr]
     assert "1 of 3" in out.getvalue()
     assert "5 of 8" in out.getvalue()
+
+
+def test_numbers_have_their_errors_and_what_they_are_to_be_compared_with() -> None:
+    out = io.StringIO()
+    shown = screen.Screen(Console(file=out, width=200))
+    errors = {"m_a": StandardError(0.0123, "tasks"), "m_c": StandardError(12.3, "tasks")}
+    beside = {"m_a": {"x": Baseline(0.4, -0.0666, 0.0123), "y": Baseline(0.3, 0.02, None)}}
+    numbers = {"m_a": 0.3334, "m_b": 2.0, "m_c": 1234.5}
+    for _ in range(2):
+        shown.measured("m", Measured(numbers, {}, errors, beside), 2.0)
+    lines = [
+        "  m: m_a 0.333 ± 0.012, m_b 2, m_c 1234 ± 12  (2.0 s)",
+        "    m_a beside: x 0.4 (-0.067 ± 0.012), y 0.3 (+0.02)",
+    ]
+    # What the signs mean is said once.
+    assert out.getvalue().splitlines() == [f"  {screen.ABOUT_ERRORS}", *lines, *lines]
 
 
 def test_numbers_that_are_none_have_their_reason() -> None:

@@ -190,7 +190,8 @@ def test_what_was_evaluated_later_is_sent_once(
     assert _sent_evaluation(notes) == {}
     folder.evaluation_path.write_text(
         '{"kl": 0.125, "name": "x", "ok": true, "runs": 3,'
-        ' "metrics": {"kl": {"measured_as": "0a"}}}'
+        ' "metrics": {"kl": {"measured_as": "0a", "standard_errors": {"kl": {"value": 0.5}},'
+        ' "baselines": {"kl": {"zero": {"value": 4}}}}}}'
     )
     assert wandb_mirror.Cursor.of(folder).lacks(folder)
     monkeypatch.setenv("STEPS_THERE", "3")
@@ -200,6 +201,8 @@ def test_what_was_evaluated_later_is_sent_once(
         "evaluation/kl": 0.125,
         "evaluation/runs": 3,
         "evaluation/kl_measured_as": "0a",
+        "evaluation/kl_standard_error": 0.5,
+        "evaluation/kl_of_zero": 4,
     }
     events = [json.loads(line) for line in notes.read_text().splitlines()]
     kinds = ["init", "log", "log", "summary", "finish", "init", "summary", "finish"]
