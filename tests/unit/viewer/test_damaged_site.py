@@ -17,10 +17,11 @@ from scaling.errors import UserError
 from scaling.runs.store import RunFolder
 from scaling.viewer import site
 from scaling.viewer.known import read_known
+from scaling.viewer.measured import Measured, Pages
 from tests.unit.evaluation.test_damaged import resealed
 
 N = 4
-ALL = ("density", "ablation", "explain")
+ALL = {name: Measured(name, {}, "", "") for name in ("density", "ablation", "explain")}
 
 
 def density(folder: Path, **changes: Any) -> None:
@@ -152,8 +153,10 @@ def test_what_a_run_cannot_say_is_told_or_left_out(
     plan = view.run_weights.plan_of(finished)
     shown = view._run(finished, plan, averaged=False)
     json.dumps(shown, allow_nan=False)
-    assert "steps" in shown["record"]
-    assert shown["evaluation"] == {}
+    assert "steps" in shown["record"][-1]["numbers"]
+    assert "normalized_mse" not in shown["record"][0]["numbers"]
+    evaluated = view._evaluated(finished, "raw", Pages(4, is_all=False, settings={}))
+    assert view._evaluation(evaluated) == []
     for change in ({"status": "running"}, {"status": "planned", "result": None}):
         finished.record_path.write_text(json.dumps(record | change))
         assert view.main([str(finished.path)]) == 2
