@@ -43,6 +43,8 @@ class Wanted:
     """The same of all runs whose numbers of that metric compare."""
     own: Any
     """Its options."""
+    dtype: str | None
+    """Of the subject model; None where there is none."""
 
 
 class Evaluation:
@@ -182,6 +184,7 @@ class Evaluation:
             "settings": dict(one.metric.settings(one.own)),
             "contexts": options.contexts,
             "batch_contexts": options.batch_contexts,
+            "dtype": one.dtype,
             "weights": "averaged" if options.averaged else "raw",
             "device": options.device,
             "seconds": round(seconds, 3),
@@ -192,14 +195,15 @@ class Evaluation:
         """batch_contexts and device change the last bits alone: they are noted, not identity."""
         options = self._options
         own = getattr(options, metric.name)
+        dtype = options.dtype or plan.source.description.get("model_dtype")
         how = {
             "settings": dict(metric.settings(own)),
             "contexts": options.contexts,
-            "dtype": options.dtype or plan.source.description.get("model_dtype"),
+            "dtype": dtype,
             "averaged": options.averaged,
         }
         of_run = identity(metric.name, metric.version, run=plan.run_id, **how)
-        return Wanted(metric, of_run, identity(metric.name, metric.version, **how), own)
+        return Wanted(metric, of_run, identity(metric.name, metric.version, **how), own, dtype)
 
 
 def _remove_leftovers(folder: RunFolder) -> None:

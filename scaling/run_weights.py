@@ -21,7 +21,7 @@ from scaling.plan import RunPlan
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
 from scaling.train.checkpoint import checkpoint_steps, open_checkpoint
-from scaling.train.shard_files import TensorFolder
+from scaling.train.shard_files import TensorFolder, is_per_latent
 from scaling.train.tensor_file import write_blocks
 
 
@@ -102,12 +102,36 @@ def of_done_run(folder: RunFolder, plan: RunPlan) -> Weights:
     try:
         there = TensorFolder.open(path)
         there.check()
+        _check_shapes(there, plan)
     except ValueError as error:
         raise UserError(
             f"{error}. The weights of {plan.run_id} are damaged: restore them, or remove the "
             "folder of the run to have it done again."
         ) from error
     return Weights(there, plan.autoencoder.name, _steps_done(folder, plan), correction=1.0)
+
+
+def _check_shapes(there: TensorFolder, plan: RunPlan) -> None:
+    """A checksum says that a file is as it was written, not that it is of this plan.
+
+    Raises:
+        ValueError: a tensor is not there, or has another shape than the plan gives it.
+    """
+    n_latents, d_model = plan.autoencoder.n_latents, plan.source.d_model
+    if there.n_latents != n_latents:
+        raise ValueError(
+            f"{there.path} has rows of {there.n_latents} latents, and the plan is of {n_latents}"
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in ours.tensor_names(plan.autoencoder.name):
+        if ours.is_statistic(plan.autoencoder.name, name):
+            shapes[name] = ()
+            continue
+        rows = (n_latents,) if is_per_latent(name) else ()
+        shapes[name] = (*rows, d_model) if name in ("w_enc", "w_dec", "b_pre") else rows
+        if plan.train.ema_decay:
+            shapes[f"{name}.ema"] = shapes[name]
+    there.check_shapes(shapes)
 
 
 def _steps_done(folder: RunFolder, plan: RunPlan) -> int:
@@ -131,6 +155,7 @@ def from_checkpoint(folder: RunFolder, plan: RunPlan) -> Weights:
         try:
             there = open_checkpoint(folder.checkpoints_path / f"step_{step:08d}", plan.run_id)
             there.check()
+            _check_shapes(there, plan)
             (n_updates,) = there.blocks("ema_updates")
         except ValueError as error:
             passed_over.append(f"checkpoint passed over: {error}")
@@ -151,6 +176,10 @@ def load_run(folder: RunFolder, *, averaged: bool = False) -> LoadedAutoencoder:
         UserError: not a run, no weights yet, damaged, not finite, or no such average.
     """
     plan = plan_of(folder)
+    if averaged and not plan.train.ema_decay:
+        raise UserError(
+            f"averaged=true: run {plan.run_id} kept no average (train.ema_decay=0): leave it out."
+        )
     weights = of_done_run(folder, plan).read(averaged=averaged)
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(

@@ -23,15 +23,18 @@ from scaling import run_weights
 from scaling.errors import UserError
 from scaling.evaluate_material import has_text, material_of
 from scaling.evaluation import options as evaluation_options
+from scaling.evaluation.material import Material
 from scaling.evaluation.results import Results, identity
 from scaling.evaluation.screen import Screen
 from scaling.plan import RunPlan
 from scaling.runs.record import Status
 from scaling.runs.store import RunFolder
+from scaling.storage.atomic import read_json
 from scaling.storage.hashing import file_sha256
 from scaling.storage.lease import Lease
 from scaling.viewer.known import FILES, read_known
 from scaling.viewer.look import Sizes, look_at
+from scaling.viewer.measured import Measured, Pages, counted, measured
 from scaling.viewer.serve import serve, server_of
 from scaling.viewer.site import VERSION, check_target, is_made, write_site
 
@@ -40,6 +43,8 @@ KEPT = "evaluation"
 CONTEXTS = 512
 DEFAULT_PORT = 8765
 LEASE_TIMEOUT_S = 60.0
+_HELD_OUT = ("normalized_mse", "normalized_mse_ema", "l0", "l0_ema", "silent_fraction_eval")
+"""Of a record: what training measured on all held-out vectors of the store."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,10 +123,12 @@ def _write(
 ) -> None:
     run = _run(folder, plan, averaged=options.averaged)
     autoencoder = run_weights.load_run(folder, averaged=options.averaged).to(options.device)
-    known = read_known(folder.path / KEPT, autoencoder.facts.n_latents, run["measured"])
     stage = Screen().metric
-    look = look_at(autoencoder, material_of(plan, options, stage), known, sizes, stage)
-    write_site(out, look, run, wanted)
+    material = material_of(plan, options, stage)
+    evaluated = _evaluated(folder, run["weights"], _pages(material, options))
+    known = read_known(folder.path / KEPT, autoencoder.facts.n_latents, evaluated)
+    look = look_at(autoencoder, material, known, sizes, stage)
+    write_site(out, look, {**run, "evaluation": _evaluation(evaluated)}, wanted)
 
 
 @contextmanager
@@ -160,13 +167,7 @@ def _identity(folder: RunFolder, options: Any, sizes: Sizes) -> str:
 
 
 def _run(folder: RunFolder, plan: RunPlan, *, averaged: bool) -> dict[str, Any]:
-    """The run as its pages name it: the numbers of its record, and those of its evaluation that are
-    of these weights."""
-    weights = "averaged" if averaged else "raw"
-    results = Results(folder)
-    measured = results.of_weights(weights)
-    numbers = results.numbers
-    evaluated = {name: numbers.get(name) for names in measured.values() for name in names}
+    """The run as its pages name it, with the numbers of its record."""
     record = folder.read_record()
     if record.status is not Status.done or record.result is None:
         raise UserError(f"run {plan.run_id} is {record.status}: only a run that is done has pages.")
@@ -174,12 +175,57 @@ def _run(folder: RunFolder, plan: RunPlan, *, averaged: bool) -> dict[str, Any]:
         "run_id": plan.run_id,
         "sweep": folder.sweep,
         "title": plan.title,
-        "weights": weights,
+        "weights": "averaged" if averaged else "raw",
         "text": plan.source.description.get("text"),
-        "measured": sorted(measured),
-        "record": _known(record.result),
-        "evaluation": _known(evaluated),
+        "record": _record(plan, record.result),
     }
+
+
+def _evaluated(folder: RunFolder, weights: str, pages: Pages) -> dict[str, Measured]:
+    """Of the run's evaluation the metrics that are of these weights, by name."""
+    results = Results(folder)
+    columns = results.of_weights(weights)
+    entries = read_json(folder.evaluation_path)["metrics"] if columns else {}
+    return {
+        metric: measured(
+            metric, {name: results.numbers.get(name) for name in names}, entries[metric], pages
+        )
+        for metric, names in columns.items()
+    }
+
+
+def _evaluation(evaluated: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """Its numbers, those of a metric together with what they were measured on."""
+    groups = [{**asdict(one), "numbers": _known(one.numbers)} for one in evaluated.values()]
+    return [group for group in groups if group["numbers"]]
+
+
+def _record(plan: RunPlan, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The numbers of the run's record in the same way: training measured some itself."""
+    known, n = _known(result), plan.source.n_eval
+    measured_on = {
+        f"all {counted(n, 'held-out token')} of the store": _HELD_OUT,
+        counted(n, "training token"): ("train_normalized_mse",),
+        "settings and training": tuple(known.keys() - {*_HELD_OUT, "train_normalized_mse"}),
+    }
+    groups = [
+        {"on": on, "numbers": {name: known[name] for name in known if name in names}}
+        for on, names in measured_on.items()
+    ]
+    return [group for group in groups if group["numbers"]]
+
+
+def _pages(material: Material, options: Any) -> Pages:
+    n_contexts = len(material.ids_CT)
+    return Pages(
+        contexts=n_contexts,
+        is_all=n_contexts < options.contexts,
+        settings={
+            "dtype": material.dtype,
+            "device": options.device,
+            "batch_contexts": options.batch_contexts,
+        },
+    )
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ state.safetensors, with all rows) are read too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,17 @@ class TensorFolder:
             for part in self.parts[first::every]:
                 part.check()
 
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare tensors with the shapes that they are to have as a whole; others may be there."""
+        with _reports_damage(self.path):
+            for part in self.parts:
+                with safe_open(part.path, framework="pt") as file:
+                    for name, shape in shapes.items():
+                        if is_per_latent(name):
+                            _check_shape(part, file, name, (len(part.rows), *shape[1:]))
+                        elif part == self._common_part:
+                            _check_shape(part, file, name, shape)
+
     def read(self, rows: range | None = None) -> dict[str, Tensor]:
         """Rows `rows` (all, if None) of the per-latent tensors, and the others whole."""
         wanted = range(self.n_latents) if rows is None else rows
@@ -198,6 +209,12 @@ def read_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _rows_in(path: Path) -> int:
     with safe_open(path, framework="pt") as file:
         return file.get_slice("b_enc").get_shape()[0]
+
+
+def _check_shape(part: PartFile, file: Any, name: str, wanted: tuple[int, ...]) -> None:
+    found = file.get_slice(name).get_shape()
+    if tuple(found) != wanted:
+        raise ValueError(f"{part.path}: {name} is {list(found)}, and {list(wanted)} is wanted")
 
 
 def _overlap(a: range, b: range) -> range:

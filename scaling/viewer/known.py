@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from scaling.errors import UserError
 from scaling.storage.atomic import read_json
 from scaling.viewer.activity import Array
 from scaling.viewer.look import Column, Known
+from scaling.viewer.measured import Measured
 
 _DENSITY = {
     "frequency": (
@@ -53,7 +55,7 @@ _DAMAGED = (
 """What reading raises of a file that is not as it was written."""
 
 
-def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
+def read_known(folder: Path, n_latents: int, metrics: Mapping[str, Measured]) -> Known:
     """What `metrics` kept of a run in its folder `evaluation`.
 
     Raises:
@@ -66,9 +68,9 @@ def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
         density = _arrays(paths["density"]) if "density" in there else {}
         ablation = _arrays(paths["ablation"]) if "ablation" in there else {}
         columns = [
-            *_density(density, n_latents),
-            *_ablation(ablation, n_latents),
-            *_explained(n2g, n_latents),
+            *_said(metrics.get("density"), _density(density, n_latents)),
+            *_said(metrics.get("ablation"), _ablation(ablation, n_latents)),
+            *_said(metrics.get("explain"), _explained(n2g, n_latents)),
         ]
         patterns = {latent: _patterns(latent, entry) for latent, entry in n2g.items()}
     except _DAMAGED as error:
@@ -79,6 +81,16 @@ def read_known(folder: Path, n_latents: int, metrics: Container[str]) -> Known:
             "and evaluation.json beside it to have the run evaluated again."
         ) from error
     return Known(columns, patterns, density.get("layout"))
+
+
+def _said(measured: Measured | None, columns: Sequence[Column]) -> list[Column]:
+    """The columns of a metric with the text that they are of: not the one that the pages show."""
+    if measured is None:
+        return []
+    return [
+        replace(column, about=f"{column.about} Measured on {measured.on}.", on=measured.contexts)
+        for column in columns
+    ]
 
 
 def _arrays(path: Path) -> dict[str, Array]:

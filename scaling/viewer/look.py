@@ -19,6 +19,7 @@ from scaling.evaluation.metric import Stage
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.viewer import activity, decoder
 from scaling.viewer.activity import Activity, Array, Contexts
+from scaling.viewer.measured import counted
 
 Json = dict[str, Any]
 
@@ -46,6 +47,8 @@ class Column:
     """What it is, in one sentence."""
     values_N: Array
     """NaN = not measured."""
+    on: str = ""
+    """How much text it is of, in words."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def look_at(
         plane_N2=plane_N2,
         plane_about=plane_about,
         scale=scale,
-        columns=[*_own_columns(seen), *known.columns],
+        columns=[*_own_columns(seen, len(material.ids_CT)), *known.columns],
         patterns=known.patterns,
         tokens=_texts(material),
         normalization=kind,
@@ -131,12 +134,13 @@ def _plane(autoencoder: LoadedAutoencoder, known: Known) -> tuple[Tensor, str]:
     return plane_N2, f"first two principal components, {share:.1%} of the variance"
 
 
-def _own_columns(seen: Activity) -> list[Column]:
+def _own_columns(seen: Activity, n_contexts: int) -> list[Column]:
+    on = counted(n_contexts, "context")
     return [
-        Column("density", "density", "Active tokens / tokens of the text.", seen.density_N),
-        Column("active", "active tokens", "Tokens in which it is active.", seen.counts_N),
-        Column("largest", "largest activation", "Of all tokens of the text.", seen.largest_N),
-        Column("mean", "mean activation", "Of the tokens in which it is active.", seen.mean_N),
+        Column("density", "density", "Active tokens / tokens of the text.", seen.density_N, on),
+        Column("active", "active tokens", "Tokens in which it is active.", seen.counts_N, on),
+        Column("largest", "largest activation", "Of all tokens of the text.", seen.largest_N, on),
+        Column("mean", "mean activation", "Of the tokens in which it is active.", seen.mean_N, on),
     ]
 
 

@@ -36,7 +36,7 @@ N_LABELS = 5
 ASSETS = ("index.html", "viewer.css", "viewer.js", "viewer_list.js", "viewer_map.js")
 MARK = "made.json"
 """What a folder of ours has: the identity of what it shows."""
-VERSION = 1
+VERSION = 2
 """Raise it when the same run would be shown otherwise."""
 
 
@@ -157,6 +157,7 @@ def _site(look: Look, run: Mapping[str, Any]) -> Json:
                 "key": column.key,
                 "label": column.label,
                 "about": column.about,
+                "on": column.on,
                 "values": packed(np.asarray(column.values_N, np.float32)),
             }
             for column in look.columns

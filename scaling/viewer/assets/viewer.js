@@ -128,9 +128,9 @@ const viewer = (() => {
     return make("a", { href: address({ latent: id }) }, `${id}`, ...more);
   }
 
-  function tile(label, value, about) {
+  function tile({ label, about, on, values }, id) {
     return make("div", { class: "tile", title: about, "data-key": label },
-      make("b", {}, number(value)), make("span", {}, label));
+      make("b", {}, number(values[id])), make("span", {}, label), make("small", {}, on));
   }
 
   function tokenTable(title, kind, rows) {
@@ -212,8 +212,9 @@ const viewer = (() => {
         ? make("span", { class: "any", title: "any token" }, "⋯") : token(id)))),
       make("td", { class: "n", title: "mean activation of the examples that gave it" },
         `${number(value)}, ${number(examples)}`)));
+    const of = it.about.run.evaluation.find(({ metric }) => metric === "explain");
     return [make("h3", {}, "N-gram patterns ", make("span", { class: "soft small" },
-      "mean activation, examples")),
+      `mean activation, examples${of ? `; ${of.contexts}` : ""}`)),
       make("table", { id: "patterns" }, make("tbody", {}, ...rows))];
   }
 
@@ -242,7 +243,7 @@ const viewer = (() => {
       if (state.latent !== id) return; // another was asked for meanwhile
       const value = (key) => it.columns.find((c) => c.key === key).values[id];
       const tiles = it.columns.filter((c) => !Number.isNaN(c.values[id]))
-        .map((c) => tile(c.label, c.values[id], c.about));
+        .map((c) => tile(c, id));
       main.replaceChildren(
         make("div", { class: "head" }, make("h2", {}, `Latent ${id}`),
           make("button", { type: "button", onclick: () => it.step(-1) }, "Previous ", make("kbd", {}, "k")),
@@ -278,29 +279,42 @@ const viewer = (() => {
     bars(counts, titles, at(0), "1", `Latents by density: ${counts.join(", ")}`)];
   }
 
-  function facts(title, numbers) {
-    const rows = Object.entries(numbers);
-    if (!rows.length) return [];
-    return [make("div", {}, make("h3", {}, title), make("table", { "data-facts": title }, make("tbody", {},
-      ...rows.map(([name, value]) => make("tr", {}, make("td", {}, name),
-        make("td", { class: "n" }, number(value)))))))];
+  // Groups of numbers, each under what it was measured on: side by side they may not compare.
+  function facts(title, groups) {
+    const bodies = groups.map(({ on, numbers }) => make("tbody", {},
+      make("tr", {}, make("th", { colspan: 2, scope: "rowgroup" }, on)),
+      ...Object.entries(numbers).map(([name, value]) => make("tr", {}, make("td", {}, name),
+        make("td", { class: "n" }, number(value))))));
+    if (!bodies.length) return [];
+    return [make("div", {},
+      make("h3", {}, title, " ",
+      make("span", { class: "soft small" }, "by what it was measured on")),
+      make("table", { "data-facts": title }, ...bodies))];
+  }
+
+  // Metrics that were measured on the same are one group.
+  function joined(metrics) {
+    const groups = new Map();
+    for (const { on, numbers } of metrics) groups.set(on, { ...groups.get(on), ...numbers });
+    return [...groups].map(([on, numbers]) => ({ on, numbers }));
   }
 
   function showOverview() {
     const { run, n_tokens, n_contexts, plane } = it.about;
     const canvas = make("canvas", { id: "map", tabindex: 0, role: "application",
+      "aria-describedby": "legend",
       "aria-label": "Map of the latents: arrows move to the next one, Enter opens it" });
     const told = make("p", { id: "told", class: "small", role: "status" });
+    const legend = make("div", { id: "legend", class: "small" });
     $("main").replaceChildren(
       make("h2", {}, "Overview"),
       make("p", { class: "soft" }, `${number(it.about.n_latents)} latents on ${number(n_tokens)} tokens `
         + `of ${number(n_contexts)} held-out contexts${run.text ? ` of ${run.text}` : ""}.`),
-      make("h3", {}, "Map of the decoder ", make("span", { class: "soft small" },
-        `${plane}; colour: rank in the list`)),
-      canvas, told,
+      make("h3", {}, "Map of the decoder ", make("span", { class: "soft small" }, plane)),
+      canvas, told, legend,
       make("div", { class: "lists" }, make("div", {}, ...densityBars()),
-        ...facts("Evaluation", run.evaluation), ...facts("Record", run.record)));
-    it.map(canvas, told);
+        ...facts("Evaluation", joined(run.evaluation)), ...facts("Record", run.record)));
+    it.map(canvas, told, legend);
     document.title = run.title;
   }
 
@@ -334,7 +348,7 @@ const viewer = (() => {
     const dark = getComputedStyle(document.documentElement).getPropertyValue("color-scheme") === "dark"
       || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
     document.documentElement.dataset.theme = dark ? "light" : "dark";
-    if (state.latent === null) show();
+    it.redraw?.();
   }
 
   function start() {
@@ -345,6 +359,7 @@ const viewer = (() => {
     $("random").onclick = random;
     $("theme").onclick = nextTheme;
     $("keys").onclick = () => $("help").showModal();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => it.redraw?.());
     addEventListener("hashchange", show);
     addEventListener("keydown", onKey);
     it.startList();

@@ -4,29 +4,29 @@
 (() => {
   const { $, make, state, number, token } = viewer;
   const ROW = 44;
-  const orders = new Map(); // column -> latents, ascending
+  const orders = new Map(); // column -> latents ascending, and those without a value
   let found = [], at = -1, shown = "", lowered = null;
 
   function values(key) {
     return viewer.columns.find((column) => column.key === key)?.values ?? null;
   }
 
-  // Ascending, equal ones by number, those without a value left for the end.
+  // Ascending, equal ones by number; and those without a value, which are left for the end.
   function order(key) {
     if (!orders.has(key)) {
       const by = values(key);
       const all = Uint32Array.from({ length: viewer.about.n_latents }, (_, i) => i);
-      if (by) all.sort((a, b) => by[a] - by[b] || a - b);
-      orders.set(key, all);
+      // Not all at once: a difference from NaN is NaN, and puts the others out of order too.
+      const lacks = (id) => by !== null && Number.isNaN(by[id]);
+      const known = all.filter((id) => !lacks(id));
+      if (by) known.sort((a, b) => by[a] - by[b] || a - b);
+      orders.set(key, [known, all.filter(lacks)]);
     }
     return orders.get(key);
   }
 
   function ordered() {
-    const by = values(state.sort);
-    const rising = order(state.sort);
-    const known = by ? rising.filter((id) => !Number.isNaN(by[id])) : rising;
-    const without = by ? rising.filter((id) => Number.isNaN(by[id])) : [];
+    const [known, without] = order(state.sort);
     const up = state.sort === "number" ? !state.up : state.up;
     return [...(up ? known : known.slice().reverse()), ...without];
   }

@@ -2,8 +2,13 @@
 "use strict";
 
 (() => {
-  const { state, number } = viewer;
-  const MARGIN = 16;
+  const { state, number, make } = viewer;
+  const MARGIN = 16, STEPS = 8;
+  const GREY = "var(--line)"; // latents of which the list says nothing
+
+  // From the last latents of the list to the first, as CSS knows them.
+  const ink = (step) =>
+    `color-mix(in oklab, var(--heat) ${Math.round(100 * step / (STEPS - 1))}%, var(--link))`;
 
   // Colors as this page has them now: a canvas knows no variables.
   function color(canvas, value) {
@@ -29,11 +34,49 @@
     return at;
   }
 
-  // Of each latent found, its place among them from 0 (last) to 1 (first).
-  function ranks() {
-    const found = viewer.found(), rank = new Float32Array(viewer.about.n_latents).fill(-1);
-    found.forEach((id, place) => { rank[id] = 1 - place / Math.max(1, found.length - 1); });
-    return rank;
+  const sorted = () => viewer.columns.find((column) => column.key === state.sort) ?? null;
+
+  // Of the latents found those with a number to sort by: the list has the others last.
+  function placedLatents() {
+    const found = viewer.found(), column = sorted();
+    return column ? found.filter((id) => !Number.isNaN(column.values[id])) : found;
+  }
+
+  // Of each such latent its step, from 0 (last of the list) to STEPS - 1 (first); -1 of others.
+  function stepsOf(latents) {
+    const steps = new Int8Array(viewer.about.n_latents).fill(-1);
+    const most = Math.max(1, latents.length - 1);
+    latents.forEach((id, place) => {
+      steps[id] = Math.min(STEPS - 1, Math.floor(STEPS * (1 - place / most)));
+    });
+    return steps;
+  }
+
+  // What the colours mean, in words and with the numbers at their ends.
+  function explain(legend) {
+    const latents = placedLatents(), column = sorted();
+    const value = (place) => number(column ? column.values[latents[place]] : latents[place]);
+    const last = latents.length - 1;
+    const name = column ? `${column.label}${column.on ? ` (${column.on})` : ""}` : "number";
+    const swatches = Array.from({ length: STEPS }, (_, step) => swatch(ink(step)));
+    const unfound = viewer.about.n_latents - viewer.found().length;
+    const without = viewer.found().length - latents.length;
+    const grey = [unfound && `${number(unfound)} not found by the search`,
+      without && `${number(without)} without a number`].filter(Boolean).join(", ");
+    legend.replaceChildren(
+      make("p", {}, `Colour: place in the list, by ${name}; as many latents of each colour.`),
+      ...(last < 0 ? [] : [make("div", { class: "scale" },
+        make("div", { class: "swatches", "aria-hidden": "true" }, ...swatches),
+        make("span", {}, `last: ${value(last)}`),
+        make("span", {}, `middle: ${value(last >> 1)}`),
+        make("span", {}, `first: ${value(0)}`))]),
+      ...(grey ? [make("p", {}, swatch(GREY), `Grey: ${grey}.`)] : []));
+  }
+
+  function swatch(background) {
+    const node = make("i", { class: "swatch", "aria-hidden": "true" });
+    node.style.background = background;
+    return node;
   }
 
   // All points, on a canvas of their own: drawn again only when what they say changes.
@@ -44,19 +87,11 @@
     drawn.height = canvas.clientHeight * ratio;
     const pen = drawn.getContext("2d");
     pen.scale(ratio, ratio);
-    const steps = 8, size = pointSize(at);
-    const colors = Array.from({ length: steps }, (_, i) => color(canvas,
-      `color-mix(in oklab, var(--heat) ${Math.round(100 * i / (steps - 1))}%, var(--link))`));
-    const rank = ranks();
-    const dots = (inks, ofStep) => {
-      pen.fillStyle = inks;
-      for (let i = 0; i < rank.length; i++) {
-        const step = rank[i] < 0 ? -1 : Math.min(steps - 1, Math.floor(rank[i] * steps));
-        if (step === ofStep) pen.fillRect(at.x[i], at.y[i], size, size);
-      }
-    };
-    dots(color(canvas, "var(--line)"), -1); // those not found, below
-    colors.forEach(dots);
+    const size = pointSize(at), steps = stepsOf(placedLatents());
+    for (let step = -1; step < STEPS; step++) { // the grey ones below
+      pen.fillStyle = color(canvas, step < 0 ? GREY : ink(step));
+      steps.forEach((of, i) => { if (of === step) pen.fillRect(at.x[i], at.y[i], size, size); });
+    }
     return drawn;
   }
 
@@ -93,17 +128,19 @@
 
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-  viewer.map = (canvas, told) => {
+  viewer.map = (canvas, told, legend) => {
     let marked = null, at = null, points = null;
     const again = () => {
-      if (!canvas.isConnected || !canvas.clientWidth) return;
+      if (!canvas.isConnected) return;
+      explain(legend);
+      if (!canvas.clientWidth) return;
       at = placed(canvas);
       points = layer(canvas, at);
       draw(canvas, at, points, marked);
     };
     const mark = (id) => {
       marked = id;
-      const column = viewer.columns.find((one) => one.key === state.sort) ?? viewer.columns[0];
+      const column = sorted() ?? viewer.columns[0];
       told.textContent = id === null ? "Point at a latent, or use the arrow keys."
         : `Latent ${id}: ${column.label} ${number(column.values[id])}, ${viewer.labels(id)}`;
       if (points) draw(canvas, at, points, marked);

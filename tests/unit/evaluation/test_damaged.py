@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from scaling import evaluate, run_weights
 from scaling.errors import UserError
@@ -20,6 +21,9 @@ from scaling.evaluation.metric import Measured
 from scaling.evaluation.results import Results
 from scaling.evaluation.tasks import file_task
 from scaling.runs.store import RunFolder
+from scaling.storage.sealed import read_sealed, write_sealed
+from scaling.train.tensor_file import write_tensor_file
+from tests.unit.evaluation.conftest import planned, trained
 
 Break = Callable[[Path], object]
 
@@ -35,7 +39,23 @@ def _is_folder(path: Path) -> None:
     path.mkdir()
 
 
+def resealed(run: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """Change the tensors of a run so that all checksums are right; gives their file."""
+    manifest = read_sealed(run / "weights" / "manifest.json")
+    (name,) = manifest["files"]
+    path = run / "weights" / name
+    tensors = load(path.read_bytes())  # not from a map of the file that is written next
+    change(tensors)
+    written = write_tensor_file(path, tensors)
+    manifest["files"][name] |= {"sha256": written.sha256, "bytes": written.n_bytes}
+    write_sealed(run / "weights" / "manifest.json", manifest)
+    return path
+
+
 DAMAGES: dict[str, Break] = {
+    "a decoder of another width": lambda run: resealed(
+        run, lambda tensors: tensors.update(w_dec=tensors["w_dec"][:, :3].contiguous())
+    ),
     "record truncated": lambda run: (run / "record.json").write_text('{"run_id": "'),
     "record a folder": lambda run: _is_folder(run / "record.json"),
     "record without result": lambda run: edited(
@@ -152,6 +172,54 @@ def test_weights_that_are_not_finite_are_not_measured(
     monkeypatch.setattr(run_weights.Weights, "read", diverged)
     with pytest.raises(UserError, match=r"not finite \(w_enc\)"):
         run_weights.load_run(finished)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("w_dec", lambda tensor: tensor[:-1]),
+        ("w_dec", lambda tensor: tensor.repeat(2, 1)),  # its first rows were taken before
+        ("w_enc", lambda tensor: tensor[:, 1:]),
+        ("b_enc", lambda tensor: tensor[:, None]),
+        ("b_pre", lambda tensor: tensor[0]),
+        ("b_pre.ema", lambda tensor: tensor[1:]),
+    ],
+)
+def test_weights_of_another_shape_are_named(
+    finished: RunFolder, name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    shapes: list[list[int]] = []
+
+    def other(tensors: dict[str, torch.Tensor]) -> None:
+        wanted, tensors[name] = tensors[name], change(tensors[name]).contiguous()
+        shapes.extend([list(tensors[name].shape), list(wanted.shape)])
+
+    path = resealed(finished.path, other)
+    words = f"{path}: {name} is {shapes[0]}, and {shapes[1]} is wanted. .* restore them"
+    with pytest.raises(UserError, match=words.replace("[", r"\[")):
+        run_weights.load_run(finished)
+
+
+def test_weights_that_are_not_there_are_named(finished: RunFolder) -> None:
+    resealed(finished.path, lambda tensors: tensors.pop("w_dec"))
+    with pytest.raises(UserError, match=r"w_dec.*restore them"):
+        run_weights.load_run(finished)
+
+
+def test_weights_of_another_number_of_latents_are_named(finished: RunFolder) -> None:
+    manifest = read_sealed(finished.path / "weights" / "manifest.json")
+    (entry,) = manifest["files"].values()
+    n_latents, entry["rows"][1], manifest["n_latents"] = manifest["n_latents"], 7, 7
+    write_sealed(finished.path / "weights" / "manifest.json", manifest)
+    with pytest.raises(UserError, match=f"rows of 7 latents, and the plan is of {n_latents}"):
+        run_weights.load_run(finished)
+
+
+def test_an_average_that_was_not_kept_is_refused(tmp_path: Path) -> None:
+    run = trained(planned(tmp_path, "train.ema_decay=0"))
+    assert run_weights.load_run(run)
+    with pytest.raises(UserError, match="kept no average"):
+        run_weights.load_run(run, averaged=True)
 
 
 def test_what_killed_evaluations_left_is_removed(finished: RunFolder) -> None:

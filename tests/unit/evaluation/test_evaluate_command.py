@@ -111,6 +111,7 @@ def test_measured_as_is_the_identity_without_the_run(
     how = {"settings": {"rows": 1}, "contexts": 4, "dtype": "float32", "averaged": False}
     assert one["identity"] == results.identity("counting", 1, run=finished.run_id, **how)
     assert one["identity"] != two["identity"]
+    assert [one[key] for key in ("contexts", "dtype")] == [4, "float32"]
     assert one["measured_as"] == two["measured_as"] == results.identity("counting", 1, **how)
     for changed in ("contexts=3", "counting.rows=2", "averaged=true", "dtype=bfloat16"):
         assert evaluated(finished.path, *few, changed) == 0

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scaling import run_weights
@@ -17,7 +18,7 @@ from scaling.evaluate_material import material_of
 from scaling.evaluation.screen import Screen
 from scaling.runs.store import RunFolder
 from scaling.view import _options
-from scaling.viewer.look import Known, Sizes, look_at
+from scaling.viewer.look import Column, Known, Sizes, look_at
 from scaling.viewer.site import write_site
 from tests.unit.viewer import pages
 
@@ -33,12 +34,16 @@ const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const key = (on, key) => on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
 const page = () => ({
   head: texts("h2")[0], hash: location.hash, found: texts("#found")[0],
-  first: texts(".row b")[0], selected: texts('.row[aria-selected="true"] b')[0] ?? null,
+  first: texts(".row b")[0], listed: texts(".row b").slice(0, 5),
+  selected: texts('.row[aria-selected="true"] b')[0] ?? null,
   rows: all(".row").length,
   tiles: Object.fromEntries(all(".tile").map((t) => [t.dataset.key, t.children[0].textContent])),
   examples: all(".example").length, peaks: texts(".example .n"), text: texts(".text"),
   heat: all(".t").map((t) => t.title.split(" ")[0]),
   promotes: texts("#promotes tbody td"), neighbours: texts("#neighbours a"),
+  legend: texts("#legend p, #legend .scale span"), facts: texts("[data-facts] tbody th"),
+  inks: all("#legend .swatches i").map((node) => getComputedStyle(node).backgroundColor),
+  on: Object.fromEntries(all(".tile").map((t) => [t.dataset.key, t.children[2].textContent])),
   scripts: all("img, main script").length, ran: document.body.id,
 });
 addEventListener("load", async () => {
@@ -60,6 +65,13 @@ addEventListener("load", async () => {
     const map = document.getElementById("map");
     for (const name of ["ArrowRight", "ArrowDown", "ArrowLeft"]) key(map, name);
     seen.told = texts("#told")[0]; key(map, "Enter"); });
+  await step("by_partial", () => { location.hash = "#sort=partial"; });
+  await step("partly_found", () => {
+    find.value = "299"; find.dispatchEvent(new Event("input")); });
+  const map = document.getElementById("map"), picture = map.toDataURL();
+  seen.describes = map.getAttribute("aria-describedby");
+  await step("other_theme", () => document.getElementById("theme").click());
+  seen.redrawn = map.isConnected && map.toDataURL() !== picture;
   const result = document.createElement("pre");
   result.id = "result";
   result.textContent = JSON.stringify(seen);
@@ -71,12 +83,25 @@ addEventListener("load", async () => {
 def evil_site(finished: RunFolder, folder: Path) -> None:
     """Of a run whose every second token and whose title are markup."""
     material = material_of(run_weights.plan_of(finished), _options([]))
-    made = look_at(run_weights.load_run(finished), material, Known(), Sizes(), Screen().metric)
+    partial_N = np.where(np.arange(300) % 3 == 0, np.nan, np.arange(300) * 7 % 300)
+    partial = Column("partial", EVIL, EVIL, partial_N, "4 contexts")
+    known = Known([partial])
+    made = look_at(run_weights.load_run(finished), material, known, Sizes(), Screen().metric)
     tokens = [EVIL if number % 2 else text for number, text in enumerate(made.tokens)]
-    run = {"run_id": "r", "sweep": EVIL, "title": EVIL, "weights": "raw", "text": EVIL}
-    write_site(
-        folder, replace(made, tokens=tokens), {**run, "record": {}, "evaluation": {EVIL: 1}}, "id"
-    )
+    run: dict[str, Any] = {
+        "run_id": "r",
+        "sweep": EVIL,
+        "title": EVIL,
+        "weights": "raw",
+        "text": EVIL,
+    }
+    evaluation = [
+        {"metric": "a", "on": "4 contexts", "numbers": {EVIL: 1}},
+        {"metric": "b", "on": EVIL, "numbers": {"b": 1}},
+        {"metric": "c", "on": "4 contexts", "numbers": {"c": 1}},
+    ]
+    run |= {"record": [], "evaluation": evaluation}
+    write_site(folder, replace(made, tokens=tokens), run, "id")
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +125,16 @@ def visited(
     return site, latent, json.loads(html.unescape(result[1]))
 
 
+def steps_of(seen: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step for step in seen.values() if isinstance(step, dict)]
+
+
 def test_a_visit(visited: tuple[Path, int, dict[str, Any]]) -> None:
     site, latent, seen = visited
     assert seen["errors"] == []
-    steps = [step for step in seen.values() if isinstance(step, dict)]
-    assert [step["scripts"] for step in steps] == [0] * 10  # no text became markup
-    assert [step["ran"] for step in steps] == [""] * 10
+    steps = steps_of(seen)
+    assert [step["scripts"] for step in steps] == [0] * 13  # no text became markup
+    assert [step["ran"] for step in steps] == [""] * 13
     assert all("<" not in path.read_text() for path in (site / "data").iterdir())
     assert EVIL in "".join(seen["opened"]["text"])
     columns, data = pages.columns(site), pages.latents(site)
@@ -147,3 +176,37 @@ def test_by_keys_alone(visited: tuple[Path, int, dict[str, Any]]) -> None:
     told = re.match(r"Latent (\d+):", seen["told"])
     assert told is not None
     assert seen["mapped"]["head"] == f"Latent {told[1]}"
+
+
+def test_the_map_says_what_its_colors_mean(visited: tuple[Path, int, dict[str, Any]]) -> None:
+    site, _, seen = visited
+    density = np.sort(pages.columns(site)["density"])[::-1]
+    about, *scale = seen["overview"]["legend"]
+    n_contexts = pages.about(site)["n_contexts"]
+    assert f"place in the list, by density ({n_contexts} contexts)" in about
+    numbers = {word: float(number) for word, number in (text.split(": ") for text in scale)}
+    ends = {"last": density[-1], "middle": density[149], "first": density[0]}
+    assert numbers == pytest.approx(ends, rel=1e-3)
+    assert len(set(seen["overview"]["inks"])) == 8
+    # A third has no such number, and ends the list: it is no low one.
+    *_, middle, first, grey = seen["by_partial"]["legend"]
+    assert (middle, first, grey) == ("middle: 151", "first: 299", "Grey: 100 without a number.")
+    by_partial = sorted((i for i in range(300) if i % 3), key=lambda i: -(i * 7 % 300))
+    assert seen["by_partial"]["listed"] == [str(i) for i in by_partial[:5]]
+    assert seen["partly_found"]["legend"][1:] == [
+        "last: 293", "middle: 293", "first: 293", "Grey: 299 not found by the search.",
+    ]  # fmt: skip
+    assert seen["describes"] == "legend"
+    assert seen["redrawn"]
+    assert not set(seen["other_theme"]["inks"]) & set(seen["partly_found"]["inks"])
+
+
+def test_numbers_stand_under_what_they_were_measured_on(
+    visited: tuple[Path, int, dict[str, Any]],
+) -> None:
+    site, _, seen = visited
+    assert seen["overview"]["facts"] == ["4 contexts", EVIL]  # each once
+    n_contexts = pages.about(site)["n_contexts"]
+    assert seen["next"]["on"]["density"] == f"{n_contexts} contexts"
+    partial = [step["on"][EVIL] for step in steps_of(seen) if EVIL in step["on"]]
+    assert set(partial) == {"4 contexts"}

@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from scaling import view
 from scaling.errors import UserError
 from scaling.runs.store import RunFolder
 from scaling.viewer import site
 from scaling.viewer.known import read_known
+from scaling.viewer.measured import Measured, Pages
+from tests.unit.evaluation.test_damaged import resealed
 
 N = 4
-ALL = ("density", "ablation", "explain")
+ALL = {name: Measured(name, {}, "", "") for name in ("density", "ablation", "explain")}
 
 
 def density(folder: Path, **changes: Any) -> None:
@@ -150,8 +153,10 @@ def test_what_a_run_cannot_say_is_told_or_left_out(
     plan = view.run_weights.plan_of(finished)
     shown = view._run(finished, plan, averaged=False)
     json.dumps(shown, allow_nan=False)
-    assert "steps" in shown["record"]
-    assert shown["evaluation"] == {}
+    assert "steps" in shown["record"][-1]["numbers"]
+    assert "normalized_mse" not in shown["record"][0]["numbers"]
+    evaluated = view._evaluated(finished, "raw", Pages(4, is_all=False, settings={}))
+    assert view._evaluation(evaluated) == []
     for change in ({"status": "running"}, {"status": "planned", "result": None}):
         finished.record_path.write_text(json.dumps(record | change))
         assert view.main([str(finished.path)]) == 2
@@ -168,3 +173,16 @@ def test_a_site_that_another_process_writes_is_left_to_it(
     assert "another process is writing" in capsys.readouterr().err
     assert view.main(arguments) == 0
     assert not [path.name for path in finished.path.iterdir() if path.name.startswith(".")]
+
+
+def test_weights_of_another_shape_are_told_in_a_line(
+    finished: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def narrower(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["w_dec"] = tensors["w_dec"][:, :3].contiguous()
+
+    path = resealed(finished.path, narrower)
+    assert view.main([str(finished.path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: w_dec is [300, 3], and [300, 16] is wanted" in said
+    assert said.count("\n") == 1

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
 
-from scaling import run_weights, view
+from scaling import evaluate, run_weights, view
 from scaling.activations.readout import tried
 from scaling.activations.split_subject import SplitSubject
 from scaling.evaluate_material import material_of
@@ -47,9 +47,9 @@ def test_numbers_are_those_of_the_run(finished: RunFolder, site: Path) -> None:
     flat_EN = latents_CTN.flatten(0, 1)
     active_N = (flat_EN > 0).sum(0)
     assert about["n_tokens"] == ids_CT.numel() - len(ids_CT)  # first positions are left out
-    assert (
-        about["run"]["record"]["normalized_mse"] == finished.read_record().result["normalized_mse"]
-    )
+    record = about["run"]["record"][0]
+    assert record["on"] == "all 128 held-out tokens of the store"
+    assert record["numbers"]["normalized_mse"] == finished.read_record().result["normalized_mse"]
     np.testing.assert_array_equal(columns["active"], active_N)
     np.testing.assert_allclose(columns["density"], active_N / about["n_tokens"], rtol=1e-6)
     np.testing.assert_allclose(columns["largest"], flat_EN.amax(0), rtol=1e-6)
@@ -162,12 +162,29 @@ def test_what_evaluations_kept_is_shown(finished: RunFolder) -> None:
     assert np.isnan(columns["n2g_recall"]).all()
     assert pages.latents(site)[7]["patterns"] == [pattern]
     np.testing.assert_array_equal(pages.unpacked(pages.about(site)["y"]), -frequency)
-    assert pages.about(site)["run"]["evaluation"] == numbers
+    groups = [one["numbers"] for one in pages.about(site)["run"]["evaluation"]]
+    assert groups == [{"downstream_kl": 0.25}, {"density_l0": 4.0}]
     made_s = (site / "made.json").stat().st_mtime_ns
     assert view.main([str(finished.path)]) == 0
     assert (site / "made.json").stat().st_mtime_ns == made_s  # the same: not made again
     np.savez(kept / "density.npz", frequency=frequency[:9])
     assert view.main([str(finished.path)]) == 2  # of another run
+
+
+def test_numbers_say_how_much_text_they_are_of(finished: RunFolder) -> None:
+    keys = ["metrics=density,downstream,explain", "contexts=3", "explain.contexts=5"]
+    assert evaluate.main([str(finished.path), *keys, "dtype=bfloat16"]) == 0
+    assert view.main([str(finished.path)]) == 0
+    about = pages.about(finished.path / "viewer")
+    on = {one["metric"]: one["on"] for one in about["run"]["evaluation"]}
+    other = "dtype=bfloat16 (these pages: float32)"
+    assert on["density"] == on["downstream"] == f"21 tokens of 3 contexts, {other}"
+    assert on["explain"] == f"14 tested tokens of 5 contexts, {other}"
+    columns = {one["key"]: one for one in about["columns"]}
+    assert columns["density"]["on"] == f"{about['n_contexts']} contexts"
+    assert columns["n2g_recall"]["on"] == "5 contexts"
+    assert columns["frequency"]["on"] == "3 contexts"
+    assert f"Measured on 21 tokens of 3 contexts, {other}." in columns["frequency"]["about"]
 
 
 def test_refusals_name_the_remedy(
