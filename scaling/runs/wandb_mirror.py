@@ -257,8 +257,7 @@ def _warn_of_unsent(store: SweepStore) -> None:
 
 def _stdin_open_after(wait_s: float) -> bool:
     """True after the wait; False as soon as stdin ends."""
-    readable, _, _ = select.select([sys.stdin], [], [], wait_s)
-    return not readable
+    return not select.select([sys.stdin], [], [], wait_s)[0]
 
 
 def _fingerprints(*paths: Path) -> list[tuple[int, int]]:

@@ -8,8 +8,10 @@ by that alone, so each group of them says it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from scaling.runs.evaluation_columns import BASELINES, STANDARD_ERRORS
 
 _TOKENS = {"n_tokens_tested": "tested token", "n_vectors": "token", "n_tokens": "token"}
 """Notes of metrics that count what the numbers are means over; the first that is there."""
@@ -36,6 +38,10 @@ class Measured:
     """How many, with the word."""
     on: str
     """The same with tokens, and with the settings that are not those of the pages."""
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Standard errors of the numbers that have one."""
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Of a number: what it is to be compared with."""
 
 
 def measured(
@@ -49,7 +55,21 @@ def measured(
         if (count := _count(notes.get(key))) is not None
     ]
     on = " of ".join([*counts[:1], contexts])
-    return Measured(metric, numbers, contexts, ", ".join([on, *_other_settings(entry, pages)]))
+    baselines = _mapping(entry, BASELINES)
+    beside = {column: _values(_mapping(baselines, column)) for column in baselines}
+    on = ", ".join([on, *_other_settings(entry, pages)])
+    return Measured(
+        metric, numbers, contexts, on, _values(_mapping(entry, STANDARD_ERRORS)), beside
+    )
+
+
+def _values(estimates: Mapping[str, Any]) -> dict[str, float]:
+    found = {name: _mapping(estimates, name).get("value") for name in estimates}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _contexts(entry: Mapping[str, Any], pages: Pages) -> str:

@@ -36,7 +36,7 @@ N_LABELS = 5
 ASSETS = ("index.html", "viewer.css", "viewer.js", "viewer_list.js", "viewer_map.js")
 MARK = "made.json"
 """What a folder of ours has: the identity of what it shows."""
-VERSION = 2
+VERSION = 3
 """Raise it when the same run would be shown otherwise."""
 
 

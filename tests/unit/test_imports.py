@@ -94,11 +94,13 @@ LAYERS = {
         "scaling.autoencoder",
         "scaling.evaluation",
         "scaling.interchange",
+        "scaling.runs.evaluation_columns",
         "scaling.storage",
         "scaling.errors",
     ],
     "analysis/": [
         "analysis",
+        "scaling.runs.evaluation_columns",
         "scaling.runs.fields",
         "scaling.runs.record",
         "scaling.runs.store",

@@ -281,22 +281,30 @@ const viewer = (() => {
 
   // Groups of numbers, each under what it was measured on: side by side they may not compare.
   function facts(title, groups) {
-    const bodies = groups.map(({ on, numbers }) => make("tbody", {},
+    const bodies = groups.map(({ on, rows }) => make("tbody", {},
       make("tr", {}, make("th", { colspan: 2, scope: "rowgroup" }, on)),
-      ...Object.entries(numbers).map(([name, value]) => make("tr", {}, make("td", {}, name),
-        make("td", { class: "n" }, number(value))))));
+      ...rows.map(({ name, value, error, beside }) => make("tr", {},
+        make("td", {}, name, ...beside.map((text) => make("div", { class: "soft small" }, text))),
+        make("td", { class: "n" }, number(value),
+          ...(error ? [make("div", { class: "soft small" }, `± ${+error.toPrecision(2)}`)] : []))))));
     if (!bodies.length) return [];
     return [make("div", {},
       make("h3", {}, title, " ",
-      make("span", { class: "soft small" }, "by what it was measured on")),
+      make("span", { class: "soft small" }, "by what it was measured on; ± one standard error of what was drawn")),
       make("table", { "data-facts": title }, ...bodies))];
   }
 
   // Metrics that were measured on the same are one group.
   function joined(metrics) {
     const groups = new Map();
-    for (const { on, numbers } of metrics) groups.set(on, { ...groups.get(on), ...numbers });
-    return [...groups].map(([on, numbers]) => ({ on, numbers }));
+    for (const { on, numbers, errors = {}, baselines = {} } of metrics) {
+      const rows = Object.entries(numbers).map(([name, value]) => ({
+        name, value, error: errors[name],
+        beside: Object.entries(baselines[name] ?? {}).map(([of, it]) => `${of}: ${number(it)}`),
+      }));
+      groups.set(on, [...(groups.get(on) ?? []), ...rows]);
+    }
+    return [...groups].map(([on, rows]) => ({ on, rows }));
   }
 
   function showOverview() {
@@ -313,7 +321,7 @@ const viewer = (() => {
       make("h3", {}, "Map of the decoder ", make("span", { class: "soft small" }, plane)),
       canvas, told, legend,
       make("div", { class: "lists" }, make("div", {}, ...densityBars()),
-        ...facts("Evaluation", joined(run.evaluation)), ...facts("Record", run.record)));
+        ...facts("Evaluation", joined(run.evaluation)), ...facts("Record", joined(run.record))));
     it.map(canvas, told, legend);
     document.title = run.title;
   }

@@ -42,6 +42,7 @@ const page = () => ({
   heat: all(".t").map((t) => t.title.split(" ")[0]),
   promotes: texts("#promotes tbody td"), neighbours: texts("#neighbours a"),
   legend: texts("#legend p, #legend .scale span"), facts: texts("[data-facts] tbody th"),
+  cells: texts("[data-facts] tbody td"),
   inks: all("#legend .swatches i").map((node) => getComputedStyle(node).backgroundColor),
   on: Object.fromEntries(all(".tile").map((t) => [t.dataset.key, t.children[2].textContent])),
   scripts: all("img, main script").length, ran: document.body.id,
@@ -98,7 +99,10 @@ def evil_site(finished: RunFolder, folder: Path) -> None:
     evaluation = [
         {"metric": "a", "on": "4 contexts", "numbers": {EVIL: 1}},
         {"metric": "b", "on": EVIL, "numbers": {"b": 1}},
-        {"metric": "c", "on": "4 contexts", "numbers": {"c": 1}},
+        {
+            **{"metric": "c", "on": "4 contexts", "numbers": {"c": 1}},
+            **{"errors": {"c": 0.0123456}, "baselines": {"c": {EVIL: 2}}},
+        },
     ]
     run |= {"record": [], "evaluation": evaluation}
     write_site(folder, replace(made, tokens=tokens), run, "id")
@@ -206,6 +210,8 @@ def test_numbers_stand_under_what_they_were_measured_on(
 ) -> None:
     site, _, seen = visited
     assert seen["overview"]["facts"] == ["4 contexts", EVIL]  # each once
+    with_error = [f"c{EVIL}: 2", "1± 0.012"]
+    assert seen["overview"]["cells"] == [EVIL, "1", *with_error, "b", "1"]
     n_contexts = pages.about(site)["n_contexts"]
     assert seen["next"]["on"]["density"] == f"{n_contexts} contexts"
     partial = [step["on"][EVIL] for step in steps_of(seen) if EVIL in step["on"]]

@@ -17,6 +17,7 @@ from scaling.activations.readout import tried
 from scaling.activations.split_subject import SplitSubject
 from scaling.evaluate_material import material_of
 from scaling.runs.store import RunFolder
+from scaling.storage.atomic import read_json
 from scaling.view import _options
 from tests.unit.viewer import pages
 
@@ -179,6 +180,12 @@ def test_numbers_say_how_much_text_they_are_of(finished: RunFolder) -> None:
     on = {one["metric"]: one["on"] for one in about["run"]["evaluation"]}
     other = "dtype=bfloat16 (these pages: float32)"
     assert on["density"] == on["downstream"] == f"21 tokens of 3 contexts, {other}"
+    explain = read_json(finished.evaluation_path)["metrics"]["explain"]
+    [shown] = [one for one in about["run"]["evaluation"] if one["metric"] == "explain"]
+    assert shown["errors"] == {
+        name: one["value"] for name, one in explain["standard_errors"].items()
+    }
+    assert set(shown["baselines"]["explanation_ce"]) == {"bigrams", "latents"}
     assert on["explain"] == f"14 tested tokens of 5 contexts, {other}"
     columns = {one["key"]: one for one in about["columns"]}
     assert columns["density"]["on"] == f"{about['n_contexts']} contexts"
