@@ -18,7 +18,7 @@ from scaling.evaluation.explain_activity import Activity, activity
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Subject, Told
 from scaling.evaluation.n2g import Floats, Ints, Pattern, Trie, pattern_of
-from scaling.evaluation.n2g_probe import Probed, probed
+from scaling.evaluation.n2g_probe import Probed, probed, probed_once
 from scaling.interchange.model import LoadedAutoencoder
 
 ROWS = 256
@@ -94,8 +94,7 @@ def probes(
     def shared(one: Material) -> Probed:
         rng = np.random.default_rng(options.seed)
         tokens = np.sort(rng.permutation(build.tokens_R)[: options.shared])
-        with one.stage("tokens probed for all runs") as told_shared:
-            return probed(one, tokens, options.max_length, told_shared)
+        return probed_once(one, tokens, options.max_length)
 
     name = f"n2g probes {options.seed} {options.shared} {options.max_length}"
     of_all = material.once(name, shared)

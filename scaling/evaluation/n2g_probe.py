@@ -9,15 +9,19 @@ Shapes: E examples, V variants of each (n2g.py), D = d_model, T tokens per conte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scaling.evaluation.kept import kept
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Told
 from scaling.evaluation.n2g import Ints, first_variant, n_variants
 
+VERSION = 1
+"""Raise it when the same tokens would give other residual streams."""
 SEQUENCES = 256
 """Per pass of the subject model."""
 
@@ -42,6 +46,9 @@ class Probed:
             torch.cat([self.usable_EV, other.usable_EV]),
             torch.cat([self.kept_EV, other.kept_EV]),
         )
+
+
+_TENSORS = ("residual_EVD", "usable_EV", "kept_EV")
 
 
 def probed(material: Material, tokens_E: Ints, max_length: int, told: Told | None = None) -> Probed:
@@ -77,6 +84,24 @@ def probed(material: Material, tokens_E: Ints, max_length: int, told: Told | Non
                 told(done * n_examples // to_read, n_examples)
         read += n_examples * (length + 1) ** 2
     return found
+
+
+def probed_once(material: Material, tokens_E: Ints, max_length: int) -> Probed:
+    """The same, kept in `data_dir` for runs that are evaluated later."""
+
+    def make() -> dict[str, Tensor]:
+        with material.stage("tokens probed for all runs") as told:
+            found = probed(material, tokens_E, max_length, told)
+        return {name: getattr(found, name) for name in _TENSORS}
+
+    what = {
+        "version": VERSION,
+        "contexts": sha256(material.ids_CT.numpy().tobytes()).hexdigest(),
+        "n_positions": material.ids_CT.shape[1],
+        "tokens": sha256(tokens_E.astype(np.int64).tobytes()).hexdigest(),
+        "max_length": max_length,
+    }
+    return Probed(tokens_E, **kept(material, "n2g", what, make))
 
 
 def _last_residual(material: Material, tokens_E: Ints, length: int) -> Tensor:

@@ -13,21 +13,16 @@ Shapes: C texts in a batch, T tokens, D = d_model, E examples.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scaling.activations.subject import Tokenizer
+from scaling.evaluation.kept import kept
 from scaling.evaluation.material import Material
 from scaling.evaluation.tasks import Labelled, Task, split
-from scaling.storage.atomic import write_bytes
-from scaling.storage.hashing import canonical_json, sha256_hex
 
 VERSION = 1
 """Raise it when the same texts would give other examples."""
@@ -59,41 +54,13 @@ class Examples:
 
 def examples(material: Material, task: Task, n_texts: int, n_tokens: int) -> Examples:
     """The examples of a task: of at most `n_texts` texts, half of them to train."""
-    path = _path(material, task, n_texts, n_tokens)
-    found = _read(path)
-    if found is None:
-        found = _make(material, task, n_texts, n_tokens)
-        content = io.BytesIO()
-        arrays = {field.name: getattr(found, field.name).numpy() for field in fields(Examples)}
-        np.savez(content, **arrays)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content.getvalue())
-    return found
 
+    def make() -> dict[str, Tensor]:
+        made = _make(material, task, n_texts, n_tokens)
+        return {field.name: getattr(made, field.name) for field in fields(Examples)}
 
-def _path(material: Material, task: Task, n_texts: int, n_tokens: int) -> Path:
-    recipe = material.request.recipe
-    what = {
-        "version": VERSION,
-        "task": task.identity(),
-        "model": recipe.model,
-        "layer": material.request.layer,
-        "dtype": str(material.dtype),
-        "drop_positions": material.held_out.drop_positions,
-        "max_norm": float(material.held_out.max_norm),
-        "texts": n_texts,
-        "tokens": n_tokens,
-    }
-    return material.request.data_dir / "probes" / f"{sha256_hex(canonical_json(what))[:16]}.npz"
-
-
-def _read(path: Path) -> Examples | None:
-    """None where there is no such file, or none that can be read: it is made again then."""
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return Examples(*(torch.from_numpy(arrays[field.name]) for field in fields(Examples)))
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return None
+    what = {"version": VERSION, "task": task.identity(), "texts": n_texts, "tokens": n_tokens}
+    return Examples(**kept(material, "probes", what, make))
 
 
 def _make(material: Material, task: Task, n_texts: int, n_tokens: int) -> Examples:

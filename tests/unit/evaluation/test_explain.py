@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from scaling.errors import UserError
-from scaling.evaluation import explain, explain_patterns
+from scaling.evaluation import explain, explain_patterns, kept, n2g_probe
 from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.explain import FILE, Explain, Options
 from scaling.evaluation.explain_activity import pairs
 from scaling.evaluation.explain_bigram import bigrams, training_contexts
 from scaling.evaluation.explain_ce import Baselines
 from scaling.evaluation.material import Material
+from scaling.evaluation.metric import Measured
 from scaling.evaluation.n2g import WILDCARD, Trie, first_variant, n_variants, pattern_of
+from scaling.evaluation.n2g_probe import Probed, probed
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.portable import Portable
 from tests.portables import model_of
@@ -123,6 +125,47 @@ def test_random_examples_are_seeded_and_other_ones(two_tokens: Material, tmp_pat
     assert measures[0] == measures[1]
     recalls = [measured.numbers["n2g_recall"] for measured in measures]
     assert len({recalls[0], recalls[2], recalls[3]}) == 3
+
+
+def test_tokens_are_probed_once_for_runs_of_any_command(
+    harvest_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids_CT = torch.randint(1, 12, (10, 8), generator=torch.Generator().manual_seed(1))
+    run = subject_of(autoencoder(16), tmp_path)
+    n_probed: list[int] = []
+
+    def counted(material: Material, tokens: np.ndarray, *rest: Any) -> Probed:
+        n_probed.append(len(tokens))
+        return probed(material, tokens, *rest)
+
+    for module in (explain_patterns, n2g_probe):
+        monkeypatch.setattr(module, "probed", counted)
+
+    def measured(**options: int) -> tuple[Measured, list[int]]:
+        n_probed.clear()
+        asked = {"contexts": 10, "shared": 15, "examples": 2, **options}
+        # Of another command.
+        material = material_of(harvest_config(), tmp_path, ids_CT[: asked["contexts"]])
+        return Explain().measure(run, material, replace(SMALL, **asked), silent), [*n_probed]
+
+    first, (n_shared, n_own) = measured()
+    assert (n_shared, n_own > 0) == (15, True)
+    again, of_this_run = measured()
+    assert (again, of_this_run) == (first, [n_own])
+    [file] = (tmp_path / "n2g").iterdir()
+    file.write_bytes(file.read_bytes()[:100])  # damaged: made again
+    assert measured() == (first, [15, n_own])
+    for options in ({"seed": 1}, {"max_length": 2}, {"shared": 14}, {"contexts": 8}):
+        assert len(measured(**options)[1]) == 2, options
+    assert len(list(file.parent.iterdir())) == 5
+    monkeypatch.setattr(kept, "write_bytes", _refused)  # a full disk costs time alone
+    file.unlink()
+    assert measured() == (first, [15, n_own])
+    assert not file.exists()
+
+
+def _refused(path: Path, data: bytes) -> None:
+    raise UserError(f"the disk is full while writing {path} of {len(data)} bytes")
 
 
 def test_an_autoencoder_that_is_silent_is_measured(two_tokens: Material, tmp_path: Path) -> None:
