@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+OWN = ("latents",)
+"""Units that each run has for itself. All others are the same for all runs of a sweep."""
 
 
 class StandardError(NamedTuple):
@@ -95,6 +97,13 @@ class Estimate:
             else None
         )
         return Baseline(other.value, self.value - other.value, error)
+
+    @property
+    def draws_U(self) -> Floats | None:
+        """What each unit moves the value by, for whoever compares runs of the same units; None
+        where the units are the run's own, or there is no value."""
+        is_shared = self.over not in OWN and self.value is not None
+        return self._moved_U if is_shared else None
 
     @property
     def _there_U(self) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from scaling.evaluation.estimate import Baseline, Estimate, StandardError
+from scaling.evaluation.estimate import Baseline, Estimate, Floats, StandardError
 
 if TYPE_CHECKING:
     from scaling.evaluation.material import Material
@@ -54,6 +54,8 @@ class Measured:
     """Of the numbers that have one: how far another draw of the same kind would move them."""
     baselines: Mapping[str, Mapping[str, Baseline]] = field(default_factory=dict)
     """Of a number: what it is to be compared with, by name."""
+    draws: Mapping[str, Floats] = field(default_factory=dict, compare=False)
+    """Of a number: what each unit that was drawn for all runs moves it by, [U]."""
 
     @classmethod
     def of(
@@ -79,7 +81,9 @@ class Measured:
             for column, of_column in baselines.items()
         }
         numbers = {column: one.value for column, one in estimates.items()}
-        return cls({**numbers, **exact}, notes, errors, beside)
+        of_units = {column: one.draws_U for column, one in estimates.items()}
+        draws = {column: draws_U for column, draws_U in of_units.items() if draws_U is not None}
+        return cls({**numbers, **exact}, notes, errors, beside, draws)
 
 
 class Metric(Protocol):

@@ -19,7 +19,8 @@ from typing import Any
 
 from scaling.errors import UserError
 from scaling.evaluation.metric import Measured
-from scaling.runs.evaluation_columns import BASELINES, STANDARD_ERRORS
+from scaling.runs.draws import write_draws
+from scaling.runs.evaluation_columns import BASELINES, MEASURED_AS, STANDARD_ERRORS
 from scaling.runs.store import RunFolder
 from scaling.storage.atomic import read_json, write_json
 from scaling.storage.hashing import canonical_json, sha256_hex
@@ -77,6 +78,7 @@ class Results:
             "notes": dict(measured.notes),
         }
         content = {**kept, **numbers, _METRICS: {**self._metrics(), metric: entry}}
+        write_draws(self._path.parent, metric, str(how.get(MEASURED_AS, "")), measured.draws)
         write_json(self._path, content)
         self._content = content
 
