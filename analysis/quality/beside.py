@@ -1,14 +1,15 @@
 """What evaluations give beside a metric's numbers: the error of what was drawn, and baselines.
 
-The text, tasks, vectors, tokens or latents that a metric is measured on are drawn once, alike for
-all runs. So their error hardly moves differences between runs, and is no part of the intervals of
-trends; it says how far another draw would move the level of one run.
+The text, tasks, vectors or tokens that a metric is measured on are drawn once, alike for all runs.
+A standard error says how far another draw would move the level of one run; how far it would move a
+trend is another matter (draw.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,13 @@ import pandas as pd
 from analysis.laws.forms import Array
 from analysis.quality.metrics import Quality
 from analysis.records.columns import numbers
-from scaling.runs.evaluation_columns import baseline_column, baselines_of, standard_error_column
+from scaling.runs.draws import read_draws
+from scaling.runs.evaluation_columns import (
+    MEASURED_AS,
+    baseline_column,
+    baselines_of,
+    standard_error_column,
+)
 
 _SAME = 1e-3
 """Relative: what rounding leaves between baselines of the same draw."""
@@ -30,6 +37,9 @@ class Beside:
     """The median over runs, in the column's own unit; None where no record has one."""
     baselines: Mapping[str, Array]
     """By name, a value per run; NaN where a record has none."""
+    draws_RU: Array | None = None
+    """What each unit that was drawn for all runs moves each run's number by; None where not all
+    folders say it, or each run has units of its own."""
 
     def span(self, name: str) -> tuple[float, float]:
         """Least and largest of a baseline."""
@@ -62,4 +72,18 @@ def beside(frame: pd.DataFrame, quality: Quality) -> Beside:
     return Beside(
         float(np.median(known)) if len(known) else None,
         {name: one for name, one in values.items() if np.isfinite(one).any()},
+        _draws(frame, quality),
     )
+
+
+def _draws(frame: pd.DataFrame, quality: Quality) -> Array | None:
+    how = f"{quality.metric}_{MEASURED_AS}"
+    if how not in frame or "folder" not in frame:
+        return None
+    found: list[Array] = []
+    for folder, measured_as in zip(frame["folder"], frame[how], strict=True):
+        of_run = read_draws(Path(folder), quality.metric, str(measured_as)) if folder else {}
+        if quality.column not in of_run:
+            return None
+        found.append(of_run[quality.column])
+    return np.stack(found) if len({len(one) for one in found}) == 1 else None

@@ -128,6 +128,7 @@ def _trend_json(found: Trend) -> dict[str, Any]:
     return {
         "per_doubling": found.slope,
         "ci95": found.interval,
+        "ci95_of_draw": found.draw,
         "from_first_to_last": [{"at": level, **_change_json(one)} for level, one in found.ends],
         "steps": dict(found.counts),
         "turns": [turn._asdict() for turn in found.turns],

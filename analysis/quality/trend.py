@@ -6,17 +6,21 @@ Along n, and with n and k changed over along k:
 
 y is ln of the metric where its changes are relative. The 95% interval of b is Student's t with the
 residuals' own variance: what a straight line misses widens it, and so does the scatter of seeds.
+A second interval is of what was drawn to measure the metric (draw.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
+from analysis.laws.forms import Array
+from analysis.quality.draw import of_draw
 from analysis.quality.metrics import Better
 from analysis.quality.values import Axis, Cell, Change, Values, change, ends, leaves_zero, steps
 from analysis.uncertainty.seeds import UPPER, Bounds
@@ -40,6 +44,8 @@ class Trend:
     """Per doubling."""
     interval: Bounds | None
     """95%; None where the cells leave nothing to judge a line by."""
+    draw: Bounds | None
+    """95%, of what was drawn to measure the metric; None where that is not known."""
     ends: tuple[tuple[float, Change], ...]
     """From the first cell to the last, by the other axis's level."""
     turns: tuple[Turn, ...]
@@ -50,7 +56,8 @@ class Trend:
 
     @property
     def is_seen(self) -> bool:
-        return leaves_zero(self.interval)
+        """Beyond what a line misses and, where it is known, beyond the draw."""
+        return leaves_zero(self.interval) and (self.draw is None or leaves_zero(self.draw))
 
 
 def trend(values: Values, axis: Axis) -> Trend | None:
@@ -58,19 +65,21 @@ def trend(values: Values, axis: Axis) -> Trend | None:
     lines = [cells for _, cells in values.lines(axis) if len(cells) > 1]
     if not lines:
         return None
-    slope, interval = _slope(values, axis, lines)
+    x, y = (np.concatenate(parts) for parts in _centered(values, axis, lines))
+    slope, interval = _slope(x, y, n_lines=len(lines))
+    weights = dict(zip(chain(*lines), (x / (x @ x)).tolist(), strict=True))
+    draw = of_draw(values, slope, weights)
     return Trend(
-        *(axis, slope, interval, tuple(ends(values, axis)), tuple(turns(values, axis))),
+        *(axis, slope, interval, draw, tuple(ends(values, axis)), tuple(turns(values, axis))),
         Counter(_word(values, step) for step in steps(values, axis)),
     )
 
 
-def _slope(values: Values, axis: Axis, lines: list[list[Cell]]) -> tuple[float, Bounds | None]:
-    """Both coordinates about their means on each line, which is a level for each."""
-    x, y = (np.concatenate(parts) for parts in _centered(values, axis, lines))
+def _slope(x: Array, y: Array, n_lines: int) -> tuple[float, Bounds | None]:
+    """Of coordinates about their means on each line, which is a level for each."""
     squares = float(x @ x)
     slope = float(x @ y) / squares
-    freedom = len(x) - len(lines) - 1
+    freedom = len(x) - n_lines - 1
     if freedom < 1:
         return slope, None
     residuals = y - slope * x

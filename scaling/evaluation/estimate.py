@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scaling.runs.evaluation_columns import OWN
+
 Floats = NDArray[np.float64]
-OWN = ("latents",)
-"""Units that each run has for itself. All others are the same for all runs of a sweep."""
 
 
 class StandardError(NamedTuple):

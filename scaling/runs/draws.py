@@ -13,7 +13,6 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from scaling.runs.evaluation_columns import MEASURED_AS
 from scaling.storage.atomic import write_bytes
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
 
 
 def _path(folder: Path, metric: str) -> Path:

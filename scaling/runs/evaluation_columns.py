@@ -14,6 +14,8 @@ from typing import Any
 
 EVALUATION_IN_SUMMARY = "evaluation/"
 """Before the names of the columns in W&B's summary, which has logged metrics too."""
+OWN = ("latents",)
+"""What standard errors are over that each run draws for itself; all else is the same for all."""
 MEASURED_AS = "measured_as"
 STANDARD_ERRORS = "standard_errors"
 BASELINES = "baselines"

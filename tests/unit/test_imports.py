@@ -100,6 +100,7 @@ LAYERS = {
     ],
     "analysis/": [
         "analysis",
+        "scaling.runs.draws",
         "scaling.runs.evaluation_columns",
         "scaling.runs.fields",
         "scaling.runs.record",

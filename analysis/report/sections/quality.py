@@ -14,9 +14,10 @@ from analysis.quality.trend import Trend
 from analysis.quality.values import OTHER, Axis, Cell, Change, Values
 from analysis.report import page
 from analysis.uncertainty.seeds import Bounds
+from scaling.runs.evaluation_columns import OWN
 
 METRIC_HEADER = ("metric", "what it is", "values", "± of one run", "baselines")
-TREND_HEADER = ("metric", "per doubling of {}", "95%", "best inside", "steps")
+TREND_HEADER = ("metric", "per doubling of {}", "95%", "95% of the draw", "best inside", "steps")
 ENDS_HEADER = ("metric", "from", "to", "change, with the 95% interval of seeds")
 LAW_HEADER = ("metric", "law", "verdict", "held out, rms", "beta_n", "95%", "beta_k", "95%")
 _CAPTION = (
@@ -26,13 +27,13 @@ _CAPTION = (
 )
 ABOUT_DRAW = (
     "± of one run: its standard error, of the contexts, vectors, latents, tokens or tasks drawn "
-    "(median over runs; none: not known, or nothing was drawn). All runs have the same draw, so it "
-    "moves their level together, and is no part of the intervals below, which are of seeds and of "
-    "what a line misses. Baselines are measured on that draw too."
+    "(median over runs; none: not known, or nothing was drawn). All runs have the same draw but of "
+    "latents, so most of it moves their level together. Baselines are measured on that draw too."
 )
 ABOUT = (
     "Per doubling: a straight line over the means of cells, with a level for each value of the "
-    "other axis; its interval holds what the line misses and the scatter of seeds. Steps are to "
+    "other axis; its interval holds what the line misses and the scatter of seeds, and that of the "
+    "draw what other contexts, tasks, tokens or vectors would have given. Steps are to "
     "the next cell, and count as better or worse where they are beyond the scatter of seeds (95%, "
     "pooled over cells, each by itself: of many, one in twenty is by chance). A metric turns over "
     "where its best cell is inside, and better than both ends beyond that scatter."
@@ -62,7 +63,8 @@ def quality(found: QualityFound, figures: Mapping[str, Figure | None]) -> Iterat
     yield page.heading("Laws of n and k", 3)
     yield page.paragraph(
         "Tried for metrics that fall as they get better: a plane in logarithms with a product, "
-        "then with a floor. Claimed where no test speaks against it: an effect of n is seen; no "
+        "then with a floor. Claimed where no test speaks against it: an effect of n is seen, "
+        "beyond both intervals; no "
         "lack of fit against the scatter of seeds; the runs of the largest n, predicted without "
         "them, lie in their intervals, and nearer to the law than to the values of the n before."
     )
@@ -149,8 +151,15 @@ def _trend_row(found: MetricFound, trend: Trend) -> tuple[str, ...]:
     scatter = "" if values.noise is not None else " (scatter not known)"
     return (
         *(values.quality.column, _amount(values, trend.slope)),
-        *(_interval(values, trend.interval), "; ".join(turns), f"{steps}{scatter}"),
+        *(_interval(values, trend.interval), _of_draw(values, trend)),
+        *("; ".join(turns), f"{steps}{scatter}"),
     )
+
+
+def _of_draw(values: Values, trend: Trend) -> str:
+    if trend.draw is None:
+        return "none" if values.quality.drawn in ("", *OWN) else "not known"
+    return f"{_interval(values, trend.draw)} ({values.quality.drawn})"
 
 
 def ends_rows(found: QualityFound, axis: Axis) -> list[tuple[str, ...]]:
