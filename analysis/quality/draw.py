@@ -1,4 +1,4 @@
-"""How far a trend hangs on what was drawn to measure it: other contexts, tasks, tokens or vectors.
+"""How far a trend hangs on what was drawn to measure it: other documents, tasks, tokens or vectors.
 
 A slope is a sum over runs, sum_r w_r y_r. All runs are measured on the same U units, and unit u
 moves the number of run r by m_ru (scaling/runs/draws.py), so it moves the slope by

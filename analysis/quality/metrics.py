@@ -10,9 +10,9 @@ Better = Literal["lower", "higher", "nearer 0", ""]
 
 
 _DRAWN = {
-    **{"downstream": "contexts", "probes": "tasks", "explain": "latents", "ablation": "tokens"},
+    **{"downstream": "documents", "probes": "tasks", "explain": "latents", "ablation": "tokens"},
     **dict.fromkeys(("omp", "ksvd", "refinement", "progressive"), "vectors"),
-    "explanation_ce": "contexts",
+    "explanation_ce": "documents",
 }
 """By metric, or by column where a metric's columns differ."""
 

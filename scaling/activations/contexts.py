@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from scaling.activations.manifest import SPLITS
 from scaling.activations.recipe import Recipe
-from scaling.activations.text import TextSource, is_held_out
+from scaling.activations.text import TextSource, document_hash, is_held_out
 from scaling.storage.atomic import read_json, write_bytes, write_json
 
 SLAB_CHARACTERS = 64_000_000
@@ -27,6 +27,7 @@ BATCH_CHARACTERS = 2_000_000
 """Tokenized at once: bounds memory, and how often progress is told."""
 
 Contexts = NDArray[np.int32]
+Documents = NDArray[np.uint64]
 TOKEN_ID_BYTES = 4
 
 
@@ -41,6 +42,9 @@ class TokenizedText:
     contexts: dict[str, Contexts]
     exhausted: bool
     """The text holds no more."""
+    eval_documents: Documents | None = None
+    """Which document each held-out context is of, by a hash of its text, uint64 [n]; None of what
+    was loaded."""
 
     def suffices(self, wanted: dict[str, int]) -> bool:
         """Whether every split has the wanted number of contexts, or all there are."""
@@ -56,14 +60,20 @@ def tokenize(
 ) -> TokenizedText:
     """At least the wanted contexts of each split, or all there are; `progress` gets characters."""
     found: dict[str, list[Contexts]] = {split: [] for split in SPLITS}
+    documents: list[Documents] = [np.empty(0, np.uint64)]
+    exhausted = True
     for number, slab in enumerate(_slabs(text.documents(), recipe, encoder, progress)):
         for which, split in enumerate(SPLITS):
             rng = np.random.default_rng([recipe.seed, which, number])
             contexts = slab.stacked(split, recipe.context)
-            found[split].append(contexts[rng.permutation(len(contexts))])
-        if all(sum(map(len, found[split])) >= wanted[split] for split in SPLITS):
-            return TokenizedText(_joined(found, recipe.context), exhausted=False)
-    return TokenizedText(_joined(found, recipe.context), exhausted=True)
+            order = rng.permutation(len(contexts))
+            found[split].append(contexts[order])
+            if split == "eval":
+                documents.append(np.array(slab.eval_documents, np.uint64)[order])
+        exhausted = any(sum(map(len, found[split])) < wanted[split] for split in SPLITS)
+        if not exhausted:
+            break
+    return TokenizedText(_joined(found, recipe.context), exhausted, np.concatenate(documents))
 
 
 def with_total(text: TextSource, told: Callable[[int, int], None]) -> Callable[[int], None]:
@@ -107,6 +117,8 @@ class _Slab:
     pieces: dict[str, list[Contexts]] = field(
         default_factory=lambda: {split: [] for split in SPLITS}
     )
+    eval_documents: list[int] = field(default_factory=list)
+    """Of each held-out context."""
 
     def add(self, documents: list[str], recipe: Recipe, encoder: Encoder) -> None:
         for document, ids in zip(documents, encoder.encode(documents), strict=True):
@@ -114,6 +126,8 @@ class _Slab:
             n_contexts = len(ids) // recipe.context
             whole = np.asarray(ids[: n_contexts * recipe.context], np.int32)
             self.pieces[split].append(whole.reshape(n_contexts, recipe.context))
+            if split == "eval":
+                self.eval_documents += [document_hash(document)] * n_contexts
 
     def stacked(self, split: str, context: int) -> Contexts:
         return np.concatenate([np.empty((0, context), np.int32), *self.pieces[split]])

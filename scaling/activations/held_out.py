@@ -6,16 +6,23 @@ begin those of a larger one, and all are of documents that no training vector is
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from scaling.activations import embedded
-from scaling.activations.contexts import Contexts, tokenize, with_total
+from scaling.activations.contexts import Contexts, Documents, tokenize, with_total
 from scaling.activations.manifest import load_manifest
 from scaling.activations.request import HarvestRequest
 from scaling.activations.stream_contexts import has_contexts, read_contexts, write_contexts
 from scaling.errors import UserError
+from scaling.storage.atomic import write_bytes
+
+DOCUMENTS = "documents.npy"
+"""Beside the contexts: which document each is of."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class HeldOut:
     """Contexts with what tells which of their tokens an autoencoder is for."""
 
     contexts_CT: Contexts
+    documents_C: Documents
+    """Which document each is of: equal where two are of the same."""
     drop_positions: int
     """First positions that were no training vectors."""
     max_norm: float
@@ -65,10 +74,16 @@ def held_out(
             "launch, or launch the sweep again (its runs that are done stay done)."
         )
     folder = request.data_dir / "activations" / f"{request.recipe.id}-held-out{n_contexts}"
-    if not has_contexts(folder):
-        write_contexts(folder, _tokenized(request, model, n_contexts, told))
+    documents_C = _documents(folder) if has_contexts(folder) else None
+    if documents_C is None:
+        contexts_CT, documents_C = _tokenized(request, model, n_contexts, told)
+        write_contexts(folder, contexts_CT)
+        content = io.BytesIO()
+        np.save(content, documents_C)
+        write_bytes(folder / DOCUMENTS, content.getvalue())
     return HeldOut(
         contexts_CT=read_contexts(folder),
+        documents_C=documents_C,
         drop_positions=request.recipe.drop_positions,
         max_norm=request.recipe.outlier_factor * manifest.median_norm,
     )
@@ -76,16 +91,25 @@ def held_out(
 
 def _tokenized(
     request: HarvestRequest, model: Path, n_contexts: int, told: Callable[[int, int], None]
-) -> Contexts:
+) -> tuple[Contexts, Documents]:
     from scaling.activations.subject import Tokenizer
 
     wanted = {"train": 0, "eval": n_contexts}
     progress = with_total(request.text, told)
     found = tokenize(request.text, Tokenizer(model), request.recipe, wanted, progress)
     contexts_CT = found.contexts["eval"][:n_contexts]
+    assert found.eval_documents is not None, "it was tokenized just now"
     if not len(contexts_CT):
         raise UserError(
             f"activations.text={request.text.name!r} has no held-out context of "
             f"{request.recipe.context} tokens."
         )
-    return contexts_CT
+    return contexts_CT, found.eval_documents[:n_contexts]
+
+
+def _documents(folder: Path) -> Documents | None:
+    """None where they were not kept, or cannot be read: the text is tokenized again then."""
+    try:
+        return np.load(folder / DOCUMENTS)
+    except (OSError, EOFError, ValueError):
+        return None

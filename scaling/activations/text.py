@@ -72,13 +72,18 @@ def find_text(name: str, *, column: str, split: str) -> TextSource:
     return TextSource(name, (), None, column, split)
 
 
+def document_hash(document: str) -> int:
+    """Of its text, in 64 bits: copies have the same."""
+    digest = hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
 def is_held_out(document: str, eval_fraction: float) -> bool:
     """Whether a document is in the evaluation split: a pure function of its text.
 
     Copies of a document are therefore always on the same side.
     """
-    digest = hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < eval_fraction
+    return document_hash(document) / 2**64 < eval_fraction
 
 
 def _local(name: str, root: Path, found: list[Path], column: str, split: str) -> TextSource:

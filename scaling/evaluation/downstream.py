@@ -82,11 +82,15 @@ class Downstream:
             raise UserError("the subject model's own loss is not finite: use dtype=bfloat16.")
         fraction, undefined = _fraction(_table(options), ce, ce_after)
         gained_C = losses.ce_after_C - losses.ce_before_C
-        estimates = {
-            "downstream_kl": Estimate.ratio(losses.kl_C, losses.n_tokens_C, "contexts"),
-            "downstream_delta_ce": Estimate.ratio(gained_C, losses.n_predicted_C, "contexts"),
+        ratios = {
+            "downstream_kl": (losses.kl_C, losses.n_tokens_C),
+            "downstream_delta_ce": (gained_C, losses.n_predicted_C),
             "loss_recovered_zero": _recovered(losses, zero_C),
             "loss_recovered_mean": _recovered(losses, mean_C),
+        }
+        estimates = {
+            column: Estimate.ratio(*ratio, "contexts").joined(material.documents_C, "documents")
+            for column, ratio in ratios.items()
         }
         nothing = [column for column, one in estimates.items() if one.value is None]
         undefined |= dict.fromkeys(nothing, "its baseline loses nothing that could be recovered")
@@ -188,12 +192,13 @@ def _baselines(material: Material, told: Told) -> tuple[Floats, Floats]:
     return zero_C, ce_with(material, lambda x_RD: mean_D.expand_as(x_RD), told)
 
 
-def _recovered(losses: Losses, baseline_C: Floats) -> Estimate:
-    """Undefined where the baseline loses nothing: then nothing can be recovered."""
+def _recovered(losses: Losses, baseline_C: Floats) -> tuple[Floats, Floats]:
+    """Of each context, to be divided; by 0 where the baseline loses nothing that could be
+    recovered."""
     kept_C, lost_C = baseline_C - losses.ce_after_C, baseline_C - losses.ce_before_C
     if lost_C.sum() <= 0:
         lost_C = np.zeros_like(lost_C)
-    return Estimate.ratio(kept_C, lost_C, "contexts")
+    return kept_C, lost_C
 
 
 def _table(options: Options) -> ComputeTable | None:

@@ -3,7 +3,7 @@
     value            sum_u s_u / sum_u c_u
     standard error   sqrt(U / (U - 1) sum_u (s_u - value c_u)^2) / sum_u c_u
 
-by linearization, for U units that are drawn independently of each other: contexts, vectors,
+by linearization, for U units that are drawn independently of each other: documents, vectors,
 latents, tokens or tasks. A plain mean has counts of 1. What is drawn within a unit (tokens of one
 context) may depend on each other as it likes. Two numbers of the same units are held against each
 other unit by unit, so that what both share does not count as error of their difference.
@@ -31,7 +31,7 @@ class StandardError(NamedTuple):
 
     value: float
     over: str
-    """What was drawn: "contexts", "tasks", ..."""
+    """What was drawn: "documents", "tasks", ..."""
 
 
 class Baseline(NamedTuple):
@@ -74,6 +74,13 @@ class Estimate:
         here = units_V[defined_V]
         sums_U = np.bincount(here, values_V[defined_V], n_units)
         return cls.ratio(sums_U, np.bincount(here, minlength=n_units), over)
+
+    def joined(self, of: NDArray[Any], over: str) -> Estimate:
+        """The same number as of larger units, such as documents of contexts; `of` says which each
+        is of, [U]."""
+        _, unit_U = np.unique(of, return_inverse=True)
+        sums_U, counts_U = (np.bincount(unit_U, one) for one in (self.sums_U, self.counts_U))
+        return Estimate.ratio(sums_U, counts_U, over)
 
     @cached_property
     def value(self) -> float | None:

@@ -1,6 +1,6 @@
 """How well n-gram patterns explain latents (N2G), and what the subject model keeps of them.
 
-Patterns are built on the contexts of even number and tested on those of odd number:
+Patterns are built on half of the held-out documents and tested on the other half (halves.py):
 
     precision  of the tokens that a latent's patterns match, the share at which it is active
     recall     of the tokens at which it is active, the share that its patterns match
@@ -29,6 +29,7 @@ from scaling.evaluation import explain_ce
 from scaling.evaluation import explain_patterns as patterns
 from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.explain_activity import Activity, counts, decoded, scales, simulated
+from scaling.evaluation.halves import halves
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Measured, Subject, Told
 from scaling.evaluation.n2g import Ints, Trie
@@ -77,7 +78,7 @@ class Explain:
     """See the module."""
 
     name = "explain"
-    version = 1
+    version = 2
     packages = ()
     on_text = True
 
@@ -89,7 +90,7 @@ class Explain:
     def measure(self, run: Subject, material: Material, options: Options, told: Told) -> Measured:
         """The columns n2g_precision, n2g_recall, explanation_ce; notes are counts and baselines."""
         material = material.with_contexts(options.contexts)
-        build, test = material.once("explain halves", patterns.halves)
+        build, test = material.once("explain halves", halves)
         active = patterns.true_activity(run, material, build)
         tested = patterns.true_activity(run, material, test)
         n_latents = run.autoencoder.facts.n_latents
@@ -116,6 +117,7 @@ class Explain:
             "n_examples_without_pattern": sum(one.pattern is None for one in found),
             "n_tokens_probed": len(at.tokens_E),
             "n_contexts": len(ids_CT),
+            "n_documents": len(np.unique(material.documents_C)),
             "n_tokens_tested": len(test.tokens_R),
             "activity_explained": _explained(said, tested),
         }
@@ -191,7 +193,7 @@ def _ce(
     run: Subject, material: Material, said: Activity, options: Options
 ) -> tuple[Estimate, dict[str, Estimate], dict[str, Any]]:
     """explanation_ce, what it is to be compared with, and the share recovered as notes."""
-    build, _ = material.once("explain halves", patterns.halves)
+    build, _ = material.once("explain halves", halves)
     baselines = material.once(
         f"explain baselines {options.bigram_contexts}",
         lambda one: explain_ce.baselines(one, build.x_RD.mean(dim=0), options.bigram_contexts),

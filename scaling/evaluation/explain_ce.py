@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.explain_activity import RowsToTensor
 from scaling.evaluation.explain_bigram import bigrams, training_contexts
+from scaling.evaluation.halves import is_tested
 from scaling.evaluation.material import Material, TextBatch
 from scaling.evaluation.n2g import Ints
 
@@ -38,25 +39,32 @@ def with_replaced(material: Material, replace: RowsToTensor | None) -> Estimate:
         for ce_of_context_P in ce_P.double().cpu().split(predicts_CT.sum(dim=1).tolist()):
             sums.append(float(ce_of_context_P.sum()))
             counts.append(len(ce_of_context_P))
-    return Estimate.ratio(sums, counts, "contexts")
+    return _over_documents(material, sums, counts)
 
 
 def tested(material: Material) -> Iterator[tuple[TextBatch, Ints]]:
-    """The contexts of odd number, with the kept tokens of each batch as context * T + token."""
+    """The contexts to test, with the kept tokens of each batch as context * T + token."""
     start, n_positions = 0, material.ids_CT.shape[1]
+    tested_C = torch.from_numpy(is_tested(material.documents_C))
     for batch in material.batches():
-        odd = torch.arange(start, start + len(batch.ids_CT)) % 2 == 1
-        numbers_C = torch.arange(start, start + len(batch.ids_CT))[odd]
+        here = tested_C[start : start + len(batch.ids_CT)]
+        numbers_C = start + here.nonzero()[:, 0]
         start += len(batch.ids_CT)
         if not len(numbers_C):
             continue
-        kept_CT = batch.kept_CT[odd.to(batch.kept_CT.device)]
-        residual_CTD = batch.residual_CTD[odd.to(batch.residual_CTD.device)]
+        kept_CT = batch.kept_CT[here.to(batch.kept_CT.device)]
+        residual_CTD = batch.residual_CTD[here.to(batch.residual_CTD.device)]
         tokens_CT = numbers_C[:, None] * n_positions + torch.arange(n_positions)
         yield (
-            TextBatch(batch.ids_CT[odd], residual_CTD, kept_CT),
+            TextBatch(batch.ids_CT[here], residual_CTD, kept_CT),
             tokens_CT[kept_CT.cpu()].numpy(),
         )
+
+
+def _over_documents(material: Material, sums: list[float], counts: list[int]) -> Estimate:
+    """Of each context tested."""
+    documents_C = material.documents_C[is_tested(material.documents_C)]
+    return Estimate.ratio(sums, counts, "contexts").joined(documents_C, "documents")
 
 
 class Baselines(NamedTuple):
@@ -96,7 +104,7 @@ def _of_bigrams(material: Material, contexts_CT: np.ndarray) -> Estimate:
             pairs = ids_T[:-1][predicts_T].numpy(), ids_T[1:][predicts_T].numpy()
             sums.append(float(model.cross_entropy(*pairs).sum()))
             counts.append(int(predicts_T.sum()))
-    return Estimate.ratio(sums, counts, "contexts")
+    return _over_documents(material, sums, counts)
 
 
 def _defined(ce: Estimate) -> float:

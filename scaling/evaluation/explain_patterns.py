@@ -6,15 +6,14 @@ Shapes: R tokens kept, E examples, V variants of each (n2g.py), D = d_model, N l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scaling.errors import UserError
 from scaling.evaluation.explain_activity import Activity, activity
+from scaling.evaluation.halves import Half
 from scaling.evaluation.material import Material
 from scaling.evaluation.metric import Subject, Told
 from scaling.evaluation.n2g import Floats, Ints, Pattern, Trie, pattern_of
@@ -23,38 +22,6 @@ from scaling.interchange.model import LoadedAutoencoder
 
 ROWS = 256
 """Vectors encoded at once: bounds the dense values held, [ROWS, N]."""
-
-
-@dataclass(frozen=True)
-class Half:
-    """Kept tokens of every other context, as context * T + token, and their vectors."""
-
-    tokens_R: Ints
-    x_RD: Tensor
-
-
-def halves(material: Material) -> tuple[Half, Half]:
-    """Of contexts of even number, and of odd.
-
-    Raises:
-        UserError: one of them has no kept token.
-    """
-    batches = list(material.batches())
-    kept_CT = torch.cat([batch.kept_CT for batch in batches]).cpu()
-    residual_CTD = torch.cat([batch.residual_CTD for batch in batches])
-    if not (kept_CT[::2].any() and kept_CT[1::2].any()):
-        raise UserError(
-            f"explain.contexts: {len(kept_CT)} held-out contexts are too few, since explanations "
-            "are built on one half of them and tested on the other."
-        )
-    tokens_CT = torch.arange(kept_CT.numel()).view_as(kept_CT)
-    return tuple(  # type: ignore[return-value]
-        Half(
-            tokens_CT[first::2][kept_CT[first::2]].numpy(),
-            residual_CTD[first::2][kept_CT[first::2].to(residual_CTD.device)].float(),
-        )
-        for first in (0, 1)
-    )
 
 
 def true_activity(run: Subject, material: Material, half: Half) -> Activity:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from scaling.activations.contexts import Documents
 from scaling.activations.held_out import HeldOut, held_out, model_folder
 from scaling.activations.request import HarvestRequest
 from scaling.activations.source import ActivationSource
@@ -93,6 +94,11 @@ class Material:
     def ids_CT(self) -> Tensor:
         """All contexts, int64 [C, T]."""
         return torch.from_numpy(self.held_out.contexts_CT.astype("int64"))
+
+    @cached_property
+    def documents_C(self) -> Documents:
+        """Which document each context is of: equal where two are of the same."""
+        return self.held_out.documents_C
 
     def stage(self, what: str) -> AbstractContextManager[Told]:
         """Shows that this is being done, which may take long and is shared by all runs."""

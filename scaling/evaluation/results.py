@@ -2,7 +2,7 @@
 
     {"downstream_kl": 0.12, ..., "metrics": {"downstream": {"identity": ...,
      "measured_as": ..., "version": 1, "settings": {...}, "seconds": 3.2,
-     "standard_errors": {"downstream_kl": {"value": 0.01, "over": "contexts"}},
+     "standard_errors": {"downstream_kl": {"value": 0.01, "over": "documents"}},
      "baselines": {}, "notes": {...}}}}
 
 A metric is done where its identity (a hash of name, version, settings, material and weights) is

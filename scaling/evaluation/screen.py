@@ -22,7 +22,7 @@ from scaling.evaluation.estimate import Baseline
 from scaling.evaluation.metric import Measured, Told
 
 ABOUT_ERRORS = (
-    "± one standard error, of the contexts, vectors, latents, tokens or tasks drawn; numbers "
+    "± one standard error, of the documents, vectors, latents, tokens or tasks drawn; numbers "
     "without have none. Beside: baselines, and how far the run is from each."
 )
 PLAIN_EVERY_S = 15.0

@@ -2,7 +2,7 @@
 
     RUN/evaluation/draws_METRIC.npz     COLUMN float32 [U], measured_as
 
-For U contexts, tasks, tokens or vectors: about its share of a number's error, in the number's unit.
+For U documents, tasks, tokens or vectors: its share of a number's error, in the number's unit.
 All runs of a sweep are measured on the same draw, so whoever compares runs adds these up unit by
 unit, and what moves all runs alike falls out. Numbers whose draw is each run's own have none here.
 """

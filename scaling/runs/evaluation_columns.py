@@ -1,7 +1,7 @@
 """What an evaluation.json adds to a run's row, here and in W&B's summary.
 
 downstream_kl                   numbers at the top of the file
-downstream_kl_standard_error    of the draw of contexts, vectors, latents, tokens or tasks
+downstream_kl_standard_error    of the draw of documents, vectors, latents, tokens or tasks
 probe_loss_of_channels          a baseline of probe_loss, on the same draw
 downstream_measured_as          of a metric: equal where numbers of two runs compare
 """

@@ -26,14 +26,14 @@ _CAPTION = (
     "Arrows point to the better."
 )
 ABOUT_DRAW = (
-    "± of one run: its standard error, of the contexts, vectors, latents, tokens or tasks drawn "
+    "± of one run: its standard error, of the documents, vectors, latents, tokens or tasks drawn "
     "(median over runs; none: not known, or nothing was drawn). All runs have the same draw but of "
     "latents, so most of it moves their level together. Baselines are measured on that draw too."
 )
 ABOUT = (
     "Per doubling: a straight line over the means of cells, with a level for each value of the "
     "other axis; its interval holds what the line misses and the scatter of seeds, and that of the "
-    "draw what other contexts, tasks, tokens or vectors would have given. Steps are to "
+    "draw what other documents, tasks, tokens or vectors would have given. Steps are to "
     "the next cell, and count as better or worse where they are beyond the scatter of seeds (95%, "
     "pooled over cells, each by itself: of many, one in twenty is by chance). A metric turns over "
     "where its best cell is inside, and better than both ends beyond that scatter."

@@ -48,7 +48,7 @@ def plant_quality(
                     name: {of: {"value": float(at(n, k))} for of, at in of_metric.items()}
                     for name, of_metric in (baselines or {}).items()
                 }
-                errors = {name: {"value": 0.03, "over": "contexts"} for name in beside}
+                errors = {name: {"value": 0.03, "over": "documents"} for name in beside}
                 drawn = {"drawn": {"standard_errors": errors, "baselines": beside}}
                 content = {**numbers, "metrics": {**entries, **(drawn if beside else {})}}
                 (run / "evaluation.json").write_text(json.dumps(content))

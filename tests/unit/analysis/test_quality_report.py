@@ -103,7 +103,7 @@ def test_errors_and_baselines_stand_beside_the_values(
     out = tmp_path / "quality.json"
     assert quality_command([str(sweep), "--json", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "0.03 (contexts)" in printed
+    assert "0.03 (documents)" in printed
     of_n = f"{20 / max(SIZES):.3g} to {20 / min(SIZES):.3g}"
     own = f"{0.1 + min(SPARSITIES):.3g} to {0.1 + max(SPARSITIES):.3g}"
     assert f"of_n {of_n}, own {own}, shared 0.3" in printed

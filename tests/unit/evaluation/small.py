@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,17 @@ def material_of(
     ids_CT: Tensor,
     max_norm: float = np.inf,
     dtype: str | None = None,
+    documents: Sequence[int] | None = None,
 ) -> Material:
-    """Of these contexts, whose first token is no vector."""
+    """Of these contexts, whose first token is no vector; each is a document if not said."""
     material = Material(
         make_request(config, data_dir), n_contexts=len(ids_CT), batch_contexts=3, dtype=dtype
     )
     contexts_CT = ids_CT.numpy().astype(np.int32)
-    material.__dict__["held_out"] = HeldOut(contexts_CT, drop_positions=1, max_norm=max_norm)
+    documents_C = np.arange(len(ids_CT)) if documents is None else np.array(documents)
+    material.__dict__["held_out"] = HeldOut(
+        contexts_CT, documents_C.astype(np.uint64), drop_positions=1, max_norm=max_norm
+    )
     return material
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -46,7 +47,8 @@ class TestMaterial(Material):
         self._batch_contexts, self._made = 2, {}
         self.model_folder, self.ids_CT = folder, ids_of(folder)
         self.request: Any = type("Request", (), {"layer": LAYER})
-        self.held_out: Any = type("Held", (), {"max_norm": max_norm, "drop_positions": 1})
+        facts = {"max_norm": max_norm, "drop_positions": 1, "documents_C": np.arange(N_CONTEXTS)}
+        self.held_out: Any = type("Held", (), facts)
 
 
 class Stands:
@@ -183,11 +185,12 @@ def test_the_standard_errors_are_those_of_their_numbers(llama_folder: Path) -> N
     for number in range(N_CONTEXTS):
         one = TestMaterial(llama_folder)
         one.ids_CT = one.ids_CT[number : number + 1]
+        one.documents_C = np.array([number])
         alone.append(measured(one, halves))
     for column in ("downstream_kl", "downstream_delta_ce"):  # contexts here are of equal length
         values = [one.numbers[column] for one in alone]
         expected = stdev(values) / math.sqrt(N_CONTEXTS)
-        assert found.standard_errors[column] == (pytest.approx(expected, rel=1e-3), "contexts")
+        assert found.standard_errors[column] == (pytest.approx(expected, rel=1e-3), "documents")
         assert column not in alone[0].standard_errors
     share = found.numbers["loss_recovered_zero"]
     lost = [one.notes["ce_zero"] - one.notes["ce"] for one in alone]

@@ -1,0 +1,100 @@
+"""The held-out text in two halves of whole documents, and which document each context is of."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scaling.activations.text import is_held_out
+from scaling.errors import UserError
+from scaling.evaluate_material import material_of
+from scaling.evaluation.halves import halves, is_tested
+from scaling.evaluation.options import parsed
+from scaling.run_weights import plan_of
+from scaling.runs.store import RunFolder
+from tests.unit.activations.conftest import ConfigMaker
+from tests.unit.evaluation import small
+
+
+def test_no_document_is_on_both_sides_and_they_are_about_even() -> None:
+    rng = np.random.default_rng(0)
+    documents_C = rng.permutation(np.repeat(np.arange(40), rng.integers(1, 30, 40)))
+    tested_C = is_tested(documents_C)
+    assert not set(documents_C[tested_C]) & set(documents_C[~tested_C])
+    assert abs(tested_C.mean() - 0.5) < 0.01
+    again = rng.permutation(len(documents_C))
+    assert np.array_equal(is_tested(documents_C[again]), tested_C[again]), "whatever the order"
+
+
+@pytest.mark.parametrize(
+    ("documents", "tested"),
+    [
+        ([7, 7, 7, 5, 5, 9], [False, False, False, True, True, True]),
+        ([1, 0], [True, False]),
+        ([4, 4, 4, 4], [False, True, False, True]),  # of one document: every other context
+        ([4], [False]),
+    ],
+)
+def test_the_largest_goes_first_to_the_smaller_half(
+    documents: list[int], tested: list[bool]
+) -> None:
+    assert is_tested(np.array(documents, np.uint64)).tolist() == tested
+
+
+def test_halves_hold_the_kept_tokens_of_their_contexts(
+    harvest_config: ConfigMaker, tmp_path: Path
+) -> None:
+    ids_CT = torch.randint(1, 12, (5, 8), generator=torch.Generator().manual_seed(1))
+    documents = [3, 3, 3, 8, 8]
+    material = small.material_of(harvest_config(), tmp_path, ids_CT, documents=documents)
+    build, test = halves(material)
+    assert set(build.tokens_R // 8) == {0, 1, 2}
+    assert set(test.tokens_R // 8) == {3, 4}
+    residual_CTD = torch.cat([batch.residual_CTD for batch in material.batches()])
+    for half in (build, test):
+        assert set(half.tokens_R % 8) == set(range(1, 8))  # the first is none
+        assert torch.equal(half.x_RD, residual_CTD.flatten(0, 1)[half.tokens_R].float())
+    alone = small.material_of(harvest_config(), tmp_path, ids_CT[:1])
+    with pytest.raises(UserError, match=r"explain\.contexts: 1 held-out contexts are too few"):
+        halves(alone)
+
+
+def test_contexts_know_their_documents(finished: RunFolder) -> None:
+    material = material_of(plan_of(finished), parsed(["contexts=100000"]))
+    request, held_out = material.request, material.held_out
+    from scaling.activations.subject import Tokenizer
+
+    encoder, size = Tokenizer(material.model_folder), request.recipe.context
+    found: dict[bytes, set[int]] = {}
+    texts = [t for t in request.text.documents() if is_held_out(t, request.recipe.eval_fraction)]
+    for number, text in enumerate(texts):
+        ids = np.asarray(encoder.encode([text])[0], np.int32)
+        for start in range(0, len(ids) - size + 1, size):
+            found.setdefault(ids[start : start + size].tobytes(), set()).add(number)
+    numbers = [found[context.tobytes()] for context in held_out.contexts_CT]
+    assert len(held_out.documents_C) == len(numbers) > 10
+    assert len(np.unique(held_out.documents_C)) > 2
+    pairs = itertools.combinations(range(len(numbers)), 2)
+    for one, other in pairs:
+        if len(numbers[one]) == len(numbers[other]) == 1:
+            same = held_out.documents_C[one] == held_out.documents_C[other]
+            assert same == (texts[min(numbers[one])] == texts[min(numbers[other])])
+
+
+def test_contexts_kept_without_their_documents_are_made_again(finished: RunFolder) -> None:
+    def documents() -> list[int]:
+        return material_of(plan_of(finished), parsed(["contexts=9"])).held_out.documents_C.tolist()
+
+    first = documents()
+    plan = plan_of(finished)
+    data_dir = material_of(plan, parsed([])).request.data_dir
+    [path] = (data_dir / "activations").glob("*-held-out9/documents.npy")
+    path.write_bytes(path.read_bytes()[:50])
+    assert documents() == first
+    path.unlink()
+    assert documents() == first
+    assert path.exists()
