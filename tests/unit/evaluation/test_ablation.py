@@ -174,6 +174,22 @@ def test_a_silent_autoencoder_has_no_sparsity(harvest_config: ConfigMaker, tmp_p
     assert found.notes["undefined"] == {"ablation_sparsity": "no latent is active at these tokens"}
 
 
+def test_a_last_token_where_no_latent_is_active_leaves_differences_their_errors(
+    harvest_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material, contributions = material_of(harvest_config(), tmp_path, IDS), ablation._contributions
+    last = len(ablation.sample_sites(material, SMALL)) - 1
+
+    def quiet_at_last(run: Any, site: Any, options: Options, number: int) -> Any:
+        found = contributions(run, site, options, number)
+        return tuple(part[:0] for part in found) if number == last else found
+
+    monkeypatch.setattr(ablation, "_contributions", quiet_at_last)
+    found = Ablation().measure(subject_of(autoencoder(16), tmp_path), material, SMALL, silent)
+    for baseline in found.baselines["ablation_sparsity"].values():
+        assert baseline.standard_error is not None
+
+
 @pytest.mark.parametrize(
     ("harvested", "evaluated"),
     [("float32", None), ("bfloat16", None), ("float32", "bfloat16"), ("bfloat16", "float32")],
