@@ -113,6 +113,12 @@ def test_recovered_is_the_share_of_what_the_mean_vector_loses() -> None:
     assert Baselines(two, two, six, 1).recovered(3.0) is None
 
 
+def test_tokens_that_predict_nothing_are_refused() -> None:
+    two, nothing = Estimate.mean([2.0], "contexts"), Estimate.ratio([0.0], [0], "contexts")
+    with pytest.raises(UserError, match=r"explain\.contexts: no token"):
+        Baselines(nothing, two, two, 1).recovered(3.0)
+
+
 def test_random_examples_are_seeded_and_other_ones(two_tokens: Material, tmp_path: Path) -> None:
     run = subject_of(autoencoder(2 * V, n_latents=30, normalization="none"), tmp_path)
     few = replace(SMALL, shared=1, examples=1)
