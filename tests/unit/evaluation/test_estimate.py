@@ -97,6 +97,18 @@ def test_a_unit_that_only_one_of_two_has_still_belongs_to_both() -> None:
     assert found.standard_error == pytest.approx(redrawn(40, apart), rel=0.1)
 
 
+def test_units_that_say_nothing_do_not_count_as_drawn() -> None:
+    """A sum without a count does say something: it moves the ratio."""
+    three = Estimate.ratio([1, 5, 3], [1, 2, 0], "vectors")
+    squares = (1 - 3) ** 2 + (5 - 6) ** 2 + 3**2
+    assert three.standard_error == pytest.approx(math.sqrt(squares * 3 / 2) / 3)
+    padded = Estimate.ratio([1, 5, 3, 0], [1, 2, 0, 0], "vectors")
+    assert padded.standard_error == three.standard_error
+    found = padded.against(Estimate.ratio([0, 0, 0, 4], [0, 0, 0, 2], "vectors"))
+    assert found is not None
+    assert found.standard_error == pytest.approx(math.sqrt(squares * 4 / 3) / 3)  # of all four
+
+
 def test_what_is_not_of_the_same_units_has_a_difference_without_error() -> None:
     ours = Estimate.mean([1.0, 2.0, 3.0], "tasks")
     assert ours.against(Estimate.mean([1.0, 2.0], "tasks")) == Baseline(1.5, 0.5, None)

@@ -23,13 +23,14 @@ from scaling.evaluation.explain_activity import pairs
 from scaling.evaluation.explain_bigram import bigrams, training_contexts
 from scaling.evaluation.explain_ce import Baselines
 from scaling.evaluation.material import Material
+from scaling.evaluation.metric import Measured
 from scaling.evaluation.n2g import WILDCARD, Trie, first_variant, n_variants, pattern_of
 from scaling.interchange.model import LoadedAutoencoder
 from scaling.interchange.portable import Portable
 from tests.portables import model_of
 from tests.unit.activations.conftest import ConfigMaker
 from tests.unit.evaluation.drawn import check_drawn
-from tests.unit.evaluation.explain_loops import Loops
+from tests.unit.evaluation.explain_loops import Loops, Losses, error_of, mean_of
 from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 
 V = 12
@@ -180,18 +181,37 @@ def test_it_is_what_loops_over_single_sequences_give(
     assert measured.numbers == {
         "n2g_precision": pytest.approx(precision),
         "n2g_recall": pytest.approx(recall),
-        "explanation_ce": pytest.approx(loops.cross_entropy(), rel=1e-5),
+        "explanation_ce": pytest.approx(mean_of(loops.cross_entropy()), rel=1e-5),
     }
     assert 0 < precision < 1
     assert sum(map(len, loops.of_all.values())) > 30
     assert measured.notes["n_latents_sampled"] == len(loops.sampled())
     _check_notes(measured.notes, loops)
-    bigrams_ce = loops.bigram_ce(training_contexts(material, 50).tolist())
-    beside = {"bigrams": bigrams_ce, "latents": loops.baselines()["latents_ce"]}
-    of_ce = measured.baselines["explanation_ce"]
-    assert {name: one.value for name, one in of_ce.items()} == pytest.approx(beside, rel=1e-4)
-    check_drawn(measured)
+    _check_errors(measured, loops, loops.bigram_ce(training_contexts(material, 50).tolist()))
     assert measured.notes["top_precision"] != pytest.approx(precision)
+
+
+def _check_errors(measured: Measured, loops: Loops, bigrams_ce: Losses) -> None:
+    """Of explanation_ce and of its distance from baselines: of contexts of unlike lengths."""
+    check_drawn(measured)
+    own = loops.cross_entropy()
+    assert len({len(one) for one in own}) > 1
+    error = measured.standard_errors["explanation_ce"].value
+    assert error == pytest.approx(error_of(own), rel=1e-3)
+    beside = {"bigrams": bigrams_ce, "latents": loops.baselines()["latents_ce"]}
+    found = measured.baselines["explanation_ce"]
+    assert set(found) == set(beside)
+    ce, known = mean_of(own), loops.baselines()
+    lost = mean_of(known["ce_mean"]) - mean_of(known["ce"])
+    shares = {"recovered": own, "bigram_recovered": bigrams_ce}
+    shares["latents_recovered"] = beside["latents"]
+    for name, losses in shares.items():
+        share = (mean_of(known["ce_mean"]) - mean_of(losses)) / lost
+        assert measured.notes[name] == pytest.approx(share, rel=1e-3)
+    for name, losses in beside.items():
+        mean = mean_of(losses)
+        expected = (mean, ce - mean, error_of(own, losses))
+        assert tuple(found[name]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def _check_notes(notes: Mapping[str, Any], loops: Loops) -> None:
@@ -199,7 +219,7 @@ def _check_notes(notes: Mapping[str, Any], loops: Loops) -> None:
     said, z = loops.said()[1::2], loops.z[1::2]
     known = loops.baselines()
     expected = {
-        **{"ce": known["ce"], "ce_mean": known["ce_mean"]},
+        **{name: mean_of(known[name]) for name in ("ce", "ce_mean")},
         "top_precision": top_precision,
         "top_recall": top_recall,
         "activity_explained": float(z[said > 0].sum() / z.sum()),
