@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scaling.evaluation import ablation
 from scaling.evaluation.ablation import FILE, Ablation, Options
 from scaling.evaluation.ablation_effects import effect_sparsity
 from tests.unit.activations.conftest import ConfigMaker
-from tests.unit.evaluation.drawn import check_drawn
+from tests.unit.evaluation.drawn import check_drawn, ratio_error
 from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 
 SEED = torch.Generator().manual_seed(0)
@@ -99,6 +100,12 @@ def test_it_is_what_hooks_on_the_whole_model_give(
         assert other != pytest.approx(rows["sparsity"][i], rel=1e-3)  # effects are not linear
     mean = float(rows["sparsity"].astype(np.float64).mean())
     assert measured.numbers == {"ablation_sparsity": pytest.approx(mean, rel=1e-6)}
+    of_tokens = defaultdict(list)
+    for *token, sparsity in zip(rows["context"], rows["token"], rows["sparsity"], strict=True):
+        of_tokens[tuple(token)].append(float(sparsity))
+    assert len(of_tokens) < len(rows["token"])
+    scatter = ratio_error([*map(sum, of_tokens.values())], [*map(len, of_tokens.values())])
+    assert measured.standard_errors["ablation_sparsity"].value == pytest.approx(scatter, rel=1e-4)
 
 
 def test_the_same_again_and_the_same_tokens_for_other_runs(
