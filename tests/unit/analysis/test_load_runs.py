@@ -294,6 +294,14 @@ def test_errors_and_baselines_of_an_evaluation_are_columns(tmp_path: Path) -> No
     assert "evaluation_error" not in frame
 
 
+def test_a_number_of_an_evaluation_is_not_taken_for_an_error(tmp_path: Path) -> None:
+    entry = {"standard_errors": {"kl": {"value": 0.1}}}
+    content = {"kl_standard_error": 7.0, "kl": 0.5, "metrics": {"one": entry}}
+    [run] = fabricate_sweep(tmp_path / "sweep", CELLS[:1]).glob("*/record.json")
+    (run.parent / "evaluation.json").write_text(json.dumps(content))
+    assert load_runs(tmp_path / "sweep").loc[0, "kl_standard_error"] == 7.0
+
+
 @pytest.mark.parametrize("error", [-0.1, "0.1", True, None, [0.1], float("nan"), 10**400])
 def test_what_can_be_no_error_and_no_baseline_is_no_column(tmp_path: Path, error: object) -> None:
     entry = {"standard_errors": {"kl": {"value": error}}, "baselines": {"kl": {"a": error}}}
