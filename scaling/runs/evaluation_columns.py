@@ -88,7 +88,9 @@ def _measured_as(entries: Mapping[str, Any]) -> dict[str, str]:
 
 def _values(named: Any) -> dict[str, float]:
     """The numbers called value in objects by name."""
-    found = {name: one.get("value") for name, one in _items(named) if isinstance(one, dict)}
+    found: dict[str, Any] = {
+        name: one.get("value") for name, one in _items(named) if isinstance(one, dict)
+    }
     # Compared, not converted: an integer may be too large for a float.
     return {name: one for name, one in found.items() if _is_number(one) and abs(one) < _LARGEST}
 
