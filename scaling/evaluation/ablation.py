@@ -72,7 +72,7 @@ class Ablation:
         """
         sites = _sites_of(material, options)
         subject = material.once("float32 subject", _float32_subject)
-        rows, effects = [], Effect()
+        rows, effects = [], Effect(len(sites))
         for done, site in enumerate(sites):
             ids_A, values_A, removed_AD = _contributions(run, site, options, done)
             for effect_ATV in logit_changes(subject, site, removed_AD, options.horizon):
@@ -165,8 +165,9 @@ def _baselines(options: Options) -> Callable[[Material], dict[str, Effect]]:
 
     def make(material: Material) -> dict[str, Effect]:
         subject = material.once("float32 subject", _float32_subject)
-        found = {"channels": Effect(), "random": Effect()}
-        for number, site in enumerate(_sites_of(material, options)):
+        sites = _sites_of(material, options)
+        found = {name: Effect(len(sites)) for name in ("channels", "random")}
+        for number, site in enumerate(sites):
             rng = np.random.default_rng([options.seed, number, 1])
             for name, axes_AD in axes(rng, len(site.x_D), options.baselines).items():
                 removed_AD = (axes_AD @ site.x_D.cpu())[:, None] * axes_AD

@@ -40,9 +40,10 @@ class Effect(dict[str, list[float]]):
     effects are of words, and what that they are of few positions. `tokens` are the numbers of the
     tokens ablated."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_tokens: int) -> None:
         super().__init__(sparsity=[], l2=[], at_token=[])
         self.tokens: list[int] = []
+        self._n_tokens = n_tokens
 
     def add(self, token: int, effect_ATV: Tensor) -> None:
         self.tokens += [token] * len(effect_ATV)
@@ -54,7 +55,7 @@ class Effect(dict[str, list[float]]):
     @property
     def sparsity(self) -> Estimate:
         """The mean; what is ablated at one token belongs together."""
-        return Estimate.grouped(self["sparsity"], self.tokens, "tokens")
+        return Estimate.grouped(self["sparsity"], self.tokens, self._n_tokens, "tokens")
 
 
 def effect_sparsity(effect_ATV: Tensor) -> tuple[Tensor, Tensor]:

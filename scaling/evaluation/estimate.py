@@ -64,13 +64,15 @@ class Estimate:
         return cls(np.where(defined_U, values_U, 0.0), defined_U.astype(np.float64), over)
 
     @classmethod
-    def grouped(cls, values: ArrayLike, units: Sequence[Any] | NDArray[Any], over: str) -> Estimate:
-        """The mean of many values, each of the unit (an integer from 0) given beside it; NaN: not
-        defined, and left out."""
+    def grouped(
+        cls, values: ArrayLike, units: Sequence[Any] | NDArray[Any], n_units: int, over: str
+    ) -> Estimate:
+        """The mean of many values, each of the unit (from 0 to n_units - 1) given beside it; NaN:
+        not defined, and left out. A unit may have none, the last one too: then it still stands
+        beside the same unit of other numbers."""
         values_V = np.asarray(values, np.float64)
         units_V = np.asarray(units, np.int64)
         defined_V = ~np.isnan(values_V)
-        n_units = int(units_V.max()) + 1 if len(units_V) else 0
         here = units_V[defined_V]
         sums_U = np.bincount(here, values_V[defined_V], n_units)
         return cls.ratio(sums_U, np.bincount(here, minlength=n_units), over)

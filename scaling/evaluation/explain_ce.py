@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from scaling.errors import UserError
 from scaling.evaluation.estimate import Estimate
 from scaling.evaluation.explain_activity import RowsToTensor
 from scaling.evaluation.explain_bigram import bigrams, training_contexts
@@ -78,8 +79,11 @@ class Baselines(NamedTuple):
     n_bigram_contexts: int
 
     def recovered(self, ce: float) -> float | None:
-        """The share of what the mean vector loses that is not lost; None where that loses
-        nothing."""
+        """The share of what the mean vector loses that is not lost; None where that loses nothing.
+
+        Raises:
+            UserError: there is no token whose next one could be predicted.
+        """
         without, model = _defined(self.mean), _defined(self.model)
         return (without - ce) / (without - model) if without > model else None
 
@@ -108,5 +112,9 @@ def _of_bigrams(material: Material, contexts_CT: np.ndarray) -> Estimate:
 
 
 def _defined(ce: Estimate) -> float:
-    assert ce.value is not None, "material whose contexts predict nothing is refused"
+    if ce.value is None:
+        raise UserError(
+            "explain.contexts: no token of the tested half is both kept and followed by another: "
+            "raise it."
+        )
     return ce.value

@@ -25,6 +25,7 @@ ABOUT_ERRORS = (
     "± one standard error, of the documents, vectors, latents, tokens or tasks drawn; numbers "
     "without have none. Beside: baselines, and how far the run is from each."
 )
+MOST_DECIMALS = 7
 PLAIN_EVERY_S = 15.0
 """Between lines where the output is not a terminal."""
 
@@ -157,6 +158,8 @@ def with_error(value: float | None, error: float | None) -> str:
     if not error:
         return format(value, ".4g")
     digits = max(0, 1 - math.floor(math.log10(error)))
+    if digits > MOST_DECIMALS:  # rounding, or of a value that is as small
+        return f"{value:.4g} ± {error:.2g}"
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 

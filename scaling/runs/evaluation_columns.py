@@ -20,6 +20,8 @@ MEASURED_AS = "measured_as"
 STANDARD_ERRORS = "standard_errors"
 BASELINES = "baselines"
 """Keys of a metric in evaluation.json."""
+_LARGEST = 1e300
+"""No error and no baseline is beyond it, nor NaN."""
 
 
 def standard_error_column(column: str) -> str:
@@ -47,32 +49,52 @@ def evaluation_values(data: bytes) -> dict[str, float | str]:
         raise ValueError("not a JSON object")
     metrics = values.get("metrics")
     entries = metrics if isinstance(metrics, dict) else {}
-    found: dict[str, float | str] = {
+    found = {
         column: value
         for entry in entries.values()
         if isinstance(entry, dict)
-        for column, value in (*_standard_errors(entry), *_baselines(entry))
+        for column, value in _beside_numbers(entry)
     }
     numbers = {name: value for name, value in values.items() if _is_number(value)}
-    return {**found, **numbers, **_measured_as(entries)}
+    columns = {**found, **numbers, **_measured_as(entries)}
+    return {_writable(name): value for name, value in columns.items()}
 
 
-def _standard_errors(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for column, error in _items(entry.get(STANDARD_ERRORS)):
-        if isinstance(error, dict) and _is_number(error.get("value")):
-            yield standard_error_column(column), error["value"]
+def standard_errors_of(entry: Mapping[str, Any]) -> dict[str, float]:
+    """By column, from what evaluation.json has of a metric."""
+    values = _values(entry.get(STANDARD_ERRORS))
+    return {column: value for column, value in values.items() if value >= 0}
 
 
-def _baselines(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for column, of_column in _items(entry.get(BASELINES)):
-        for name, one in _items(of_column):
-            if isinstance(one, dict) and _is_number(one.get("value")):
-                yield baseline_column(column, name), one["value"]
+def baselines_in(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By column and name, from what evaluation.json has of a metric."""
+    return {column: _values(named) for column, named in _items(entry.get(BASELINES))}
+
+
+def _beside_numbers(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for column, error in standard_errors_of(entry).items():
+        yield standard_error_column(column), error
+    for column, named in baselines_in(entry).items():
+        for name, value in named.items():
+            yield baseline_column(column, name), value
 
 
 def _measured_as(entries: Mapping[str, Any]) -> dict[str, str]:
     found = {name: one.get(MEASURED_AS) for name, one in entries.items() if isinstance(one, dict)}
-    return {f"{name}_{MEASURED_AS}": how for name, how in found.items() if isinstance(how, str)}
+    return {
+        f"{name}_{MEASURED_AS}": _writable(how)
+        for name, how in found.items()
+        if isinstance(how, str)
+    }
+
+
+def _values(named: Any) -> dict[str, float]:
+    """The numbers called value in objects by name."""
+    found: dict[str, Any] = {
+        name: one.get("value") for name, one in _items(named) if isinstance(one, dict)
+    }
+    # Compared, not converted: an integer may be too large for a float.
+    return {name: one for name, one in found.items() if _is_number(one) and abs(one) < _LARGEST}
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:
@@ -81,3 +103,8 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _writable(text: str) -> str:
+    """With half characters, which JSON can hold and no table or server, as \\udcff."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # too many digits, nested too deeply
         raise UserError(
             f"{path} is not valid JSON ({error}); it was not written by this program or was "
             "damaged since: restore it, or move it away to have it made again"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scaling.runs.evaluation_columns import BASELINES, STANDARD_ERRORS
+from scaling.runs.evaluation_columns import baselines_in, standard_errors_of
 
 _TOKENS = {"n_tokens_tested": "tested token", "n_vectors": "token", "n_tokens": "token"}
 """Notes of metrics that count what the numbers are means over; the first that is there."""
@@ -55,21 +55,8 @@ def measured(
         if (count := _count(notes.get(key))) is not None
     ]
     on = " of ".join([*counts[:1], contexts])
-    baselines = _mapping(entry, BASELINES)
-    beside = {column: _values(_mapping(baselines, column)) for column in baselines}
     on = ", ".join([on, *_other_settings(entry, pages)])
-    return Measured(
-        metric, numbers, contexts, on, _values(_mapping(entry, STANDARD_ERRORS)), beside
-    )
-
-
-def _values(estimates: Mapping[str, Any]) -> dict[str, float]:
-    found = {name: _mapping(estimates, name).get("value") for name in estimates}
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return Measured(metric, numbers, contexts, on, standard_errors_of(entry), baselines_in(entry))
 
 
 def _contexts(entry: Mapping[str, Any], pages: Pages) -> str:

@@ -136,6 +136,20 @@ def test_an_unfinished_run_by_its_newest_sound_checkpoint(
     assert "passed over" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_other_shapes_is_passed_over(
+    tmp_path: Path, unfinished: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = max(unfinished.checkpoints_path.iterdir())
+    manifest, tensors = read_tensors(newest)
+    narrower = {**tensors, "w_dec": tensors["w_dec"][:, 1:].contiguous()}
+    write_tensors(newest, narrower, manifest, N)
+    _, config = exported(unfinished, tmp_path / "older", "--checkpoint")
+    assert config["step"] < int(newest.name[5:])
+    said = capsys.readouterr().err
+    assert "passed over" in said
+    assert "w_dec is" in said
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert export.main(arguments) == 2

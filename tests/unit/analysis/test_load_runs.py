@@ -294,6 +294,45 @@ def test_errors_and_baselines_of_an_evaluation_are_columns(tmp_path: Path) -> No
     assert "evaluation_error" not in frame
 
 
+def test_a_number_of_an_evaluation_is_not_taken_for_an_error(tmp_path: Path) -> None:
+    entry = {"standard_errors": {"kl": {"value": 0.1}}}
+    content = {"kl_standard_error": 7.0, "kl": 0.5, "metrics": {"one": entry}}
+    [run] = fabricate_sweep(tmp_path / "sweep", CELLS[:1]).glob("*/record.json")
+    (run.parent / "evaluation.json").write_text(json.dumps(content))
+    assert load_runs(tmp_path / "sweep").loc[0, "kl_standard_error"] == 7.0
+
+
+@pytest.mark.parametrize("error", [-0.1, "0.1", True, None, [0.1], float("nan"), 10**400])
+def test_what_can_be_no_error_and_no_baseline_is_no_column(tmp_path: Path, error: object) -> None:
+    entry = {"standard_errors": {"kl": {"value": error}}, "baselines": {"kl": {"a": error}}}
+    beside = {"standard_errors": {"kl": error}, "baselines": {"kl": {"b": {"value": [error]}}}}
+    metrics = {"metrics": {"one": entry, "two": beside}, "kl": 0.5}
+    [run] = fabricate_sweep(tmp_path / "sweep", CELLS[:1]).glob("*/record.json")
+    (run.parent / "evaluation.json").write_text(json.dumps(metrics))
+    frame = load_runs(tmp_path / "sweep")
+    assert [name for name in frame if str(name).startswith("kl")] == ["kl"]
+
+
+def test_names_that_cannot_be_written_hide_no_run(tmp_path: Path) -> None:
+    sweep = fabricate_sweep(tmp_path / "sweep", CELLS[:8])
+    half = "\ud800"
+    entry = {
+        "measured_as": half,
+        "standard_errors": {half: {"value": 1}},
+        "baselines": {"kl": {half: {"value": 2}}},
+    }
+    content = {half: 3, "metrics": {"m": entry}}
+    (sweep / str(record(CELLS[0], 0.4)["run_id"]) / "evaluation.json").write_text(
+        json.dumps(content)
+    )
+    frame = load_runs(sweep)
+    assert len(frame) == 8
+    name = r"\ud800"
+    added = [name, f"{name}_standard_error", f"kl_of_{name}", "m_measured_as"]
+    assert sorted(frame.loc[0, added].astype(str)) == ["1.0", "2.0", "3.0", name]
+    assert frame.to_csv().encode()
+
+
 def test_mixtures_can_be_allowed_by_name(tmp_path: Path) -> None:
     sweep = fabricate_sweep(tmp_path / "sweep", CELLS)
     write_record(sweep, record(ODD, 0.4, layer=8, d_model=768))

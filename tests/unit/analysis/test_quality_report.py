@@ -100,6 +100,7 @@ def test_errors_and_baselines_stand_beside_the_values(
     auc = {"far": lambda n, k: 9.0}
     baselines = {"downstream_kl": plants, "probe_auc": auc}
     sweep = plant_quality(tmp_path / "planted", METRICS, baselines=baselines)
+    min(sweep.glob("*/evaluation.json")).unlink()  # not evaluated: no part of anything here
     out = tmp_path / "quality.json"
     assert quality_command([str(sweep), "--json", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -115,6 +116,10 @@ def test_errors_and_baselines_stand_beside_the_values(
     assert found["downstream_kl"]["baselines"]["shared"] == [0.3, 0.3]
     drawings = {axis: against(axis, quality(load_runs(sweep))) for axis in AXES}
     drawn = {axis: _dotted(figure) for axis, figure in drawings.items()}
+    assert main([str(sweep), "--bootstrap", "0"]) == 0
+    page = (sweep / "report" / "index.html").read_text()
+    assert f"<td>of_n {of_n}, own {own}, shared 0.3</td>" in page
+    assert "± of one run" in page
     assert drawn == {"n": {"shared", "of_n"}, "k": {"shared"}}  # far would leave the runs no room
 
 

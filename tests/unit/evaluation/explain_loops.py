@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 import numpy as np
@@ -14,9 +14,13 @@ from torch.nn.functional import cross_entropy
 from scaling.evaluation.explain import Options
 from scaling.evaluation.material import Material
 from scaling.interchange.model import LoadedAutoencoder
+from tests.unit.evaluation.drawn import ratio_error
 
 Reading = tuple[int | None, ...]
 """A pattern in reading order; None is any token."""
+
+Losses = list[list[float]]
+"""Of each context the cross-entropies of its tokens."""
 
 
 class Loops:
@@ -112,7 +116,7 @@ class Loops:
                     s[c, t, n] = float(np.mean(patterns[best]))
         return s
 
-    def cross_entropy(self) -> float:
+    def cross_entropy(self) -> Losses:
         s = self.said()
         scale_N = (s * self.z)[::2].sum((0, 1)) / (s * s)[::2].sum((0, 1)).clamp_min(1e-9)
         x = self.residual[1::2]
@@ -120,14 +124,16 @@ class Loops:
         recon = (s * scale_N)[1::2] @ self.sae.w_dec + self.sae.b_pre
         return self.ce_of(recon * (x - mean).norm(dim=-1, keepdim=True) + mean)
 
-    def ce_of(self, recon: Tensor) -> float:
+    def ce_of(self, recon: Tensor) -> Losses:
         """With these vectors in the place of kept ones, of the contexts tested."""
         x, kept, ids = self.residual[1::2], self.kept[1::2], self.ids[1::2]
         with torch.no_grad():
             logits = self.subject.logits(ids, torch.where(kept[:, :, None], recon, x))[:, :-1]
-        return float(cross_entropy(logits[kept[:, :-1]], ids[:, 1:][kept[:, :-1]]))
+        of_each = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        contexts = zip(of_each.view(len(ids), -1), kept[:, :-1], strict=True)
+        return [of_context[predicts].tolist() for of_context, predicts in contexts]
 
-    def baselines(self) -> dict[str, float]:
+    def baselines(self) -> dict[str, Losses]:
         x = self.residual[1::2]
         mean_D = torch.stack([self.residual[c, t] for c, t in self.build]).mean(dim=0)
         return {
@@ -136,11 +142,11 @@ class Loops:
             "latents_ce": self.ce_of(self.sae.reconstruct(x)),
         }
 
-    def bigram_ce(self, contexts: list[list[int]]) -> float:
+    def bigram_ce(self, contexts: list[list[int]]) -> Losses:
         """Witten-Bell over the pairs of these contexts, a token after another."""
         seen = Counter(pair for one in contexts for pair in pairwise(one))
         second = Counter(b for one in contexts for b in one[1:])
-        total, losses = sum(second.values()), []
+        total, losses = sum(second.values()), defaultdict(list)
         for c, t in self.test:
             if t + 1 < self.ids.shape[1]:
                 a, b = self.ids[c, t : t + 2].tolist()
@@ -148,5 +154,16 @@ class Loops:
                 after = {pair: count for pair, count in seen.items() if pair[0] == a}
                 n_a = sum(after.values())
                 given = (after.get((a, b), 0) + len(after) * p_b) / (n_a + len(after))
-                losses.append(-math.log(given))
-        return float(np.mean(losses))
+                losses[c].append(-math.log(given))
+        return [losses[c] for c in range(1, len(self.ids), 2)]
+
+
+def mean_of(losses: Losses) -> float:
+    return sum(map(sum, losses)) / sum(map(len, losses))
+
+
+def error_of(losses: Losses, baseline: Losses | None = None) -> float:
+    """Of their mean, or of its distance from that of a baseline, as of contexts drawn again."""
+    less = [0.0] * len(losses) if baseline is None else [sum(one) for one in baseline]
+    apart = [sum(one) - other for one, other in zip(losses, less, strict=True)]
+    return ratio_error(apart, [len(one) for one in losses])

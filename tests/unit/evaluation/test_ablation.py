@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scaling.evaluation import ablation
 from scaling.evaluation.ablation import FILE, Ablation, Options
 from scaling.evaluation.ablation_effects import effect_sparsity
 from tests.unit.activations.conftest import ConfigMaker
-from tests.unit.evaluation.drawn import check_drawn
+from tests.unit.evaluation.drawn import check_drawn, ratio_error
 from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 
 SEED = torch.Generator().manual_seed(0)
@@ -99,6 +100,12 @@ def test_it_is_what_hooks_on_the_whole_model_give(
         assert other != pytest.approx(rows["sparsity"][i], rel=1e-3)  # effects are not linear
     mean = float(rows["sparsity"].astype(np.float64).mean())
     assert measured.numbers == {"ablation_sparsity": pytest.approx(mean, rel=1e-6)}
+    of_tokens = defaultdict(list)
+    for *token, sparsity in zip(rows["context"], rows["token"], rows["sparsity"], strict=True):
+        of_tokens[tuple(token)].append(float(sparsity))
+    assert len(of_tokens) < len(rows["token"])
+    scatter = ratio_error([*map(sum, of_tokens.values())], [*map(len, of_tokens.values())])
+    assert measured.standard_errors["ablation_sparsity"].value == pytest.approx(scatter, rel=1e-4)
 
 
 def test_the_same_again_and_the_same_tokens_for_other_runs(
@@ -172,6 +179,22 @@ def test_a_silent_autoencoder_has_no_sparsity(harvest_config: ConfigMaker, tmp_p
     )
     assert found.numbers == {"ablation_sparsity": None}
     assert found.notes["undefined"] == {"ablation_sparsity": "no latent is active at these tokens"}
+
+
+def test_a_last_token_where_no_latent_is_active_leaves_differences_their_errors(
+    harvest_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material, contributions = material_of(harvest_config(), tmp_path, IDS), ablation._contributions
+    last = len(ablation.sample_sites(material, SMALL)) - 1
+
+    def quiet_at_last(run: Any, site: Any, options: Options, number: int) -> Any:
+        found = contributions(run, site, options, number)
+        return tuple(part[:0] for part in found) if number == last else found
+
+    monkeypatch.setattr(ablation, "_contributions", quiet_at_last)
+    found = Ablation().measure(subject_of(autoencoder(16), tmp_path), material, SMALL, silent)
+    for baseline in found.baselines["ablation_sparsity"].values():
+        assert baseline.standard_error is not None
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,13 @@ def test_values_of_one_unit_belong_together() -> None:
     values = 2 + rng.normal(size=50)[units] + 0.3 * rng.normal(size=len(units))
     values[3] = np.nan
     of_unit = [values[(units == unit) & ~np.isnan(values)] for unit in range(50)]
-    found = Estimate.grouped(values, units, "tokens")
+    found = Estimate.grouped(values, units, 50, "tokens")
     assert found.value == pytest.approx(np.nanmean(values))
     expected = redrawn(50, lambda draw: np.concatenate([of_unit[u] for u in draw]).mean())
     assert found.standard_error == pytest.approx(expected, rel=0.1)
     alone = np.nanstd(values) / math.sqrt(len(values))
     assert alone < 0.6 * expected, "as of independent values it would be too small"
-    assert Estimate.grouped(values[:2], units[:2], "tokens").standard_error is None
+    assert Estimate.grouped(values[:2], units[:2], 50, "tokens").standard_error is None
 
 
 def test_a_difference_is_taken_unit_by_unit() -> None:
@@ -79,6 +79,36 @@ def test_a_difference_of_unlike_counts_scatters_as_units_drawn_again() -> None:
     assert found.standard_error == pytest.approx(expected, rel=0.1)
 
 
+def test_a_unit_that_only_one_of_two_has_still_belongs_to_both() -> None:
+    """As a token where no latent is active, and channels are."""
+    rng = np.random.default_rng(5)
+    units, theirs = np.repeat(np.arange(40), 3), rng.normal(size=40)
+    ours = theirs[units] + 0.1 * rng.normal(size=120)
+    here = units < 35
+    found = Estimate.grouped(ours[here], units[here], 40, "tokens").against(
+        Estimate.grouped(theirs, np.arange(40), 40, "tokens")
+    )
+
+    def apart(draw: np.ndarray) -> float:
+        of_ours = [ours[units == unit] for unit in draw if unit < 35]
+        return float(np.concatenate(of_ours).mean() - theirs[draw].mean())
+
+    assert found is not None
+    assert found.standard_error == pytest.approx(redrawn(40, apart), rel=0.1)
+
+
+def test_units_that_say_nothing_do_not_count_as_drawn() -> None:
+    """A sum without a count does say something: it moves the ratio."""
+    three = Estimate.ratio([1, 5, 3], [1, 2, 0], "vectors")
+    squares = (1 - 3) ** 2 + (5 - 6) ** 2 + 3**2
+    assert three.standard_error == pytest.approx(math.sqrt(squares * 3 / 2) / 3)
+    padded = Estimate.ratio([1, 5, 3, 0], [1, 2, 0, 0], "vectors")
+    assert padded.standard_error == three.standard_error
+    found = padded.against(Estimate.ratio([0, 0, 0, 4], [0, 0, 0, 2], "vectors"))
+    assert found is not None
+    assert found.standard_error == pytest.approx(math.sqrt(squares * 4 / 3) / 3)  # of all four
+
+
 def test_what_is_not_of_the_same_units_has_a_difference_without_error() -> None:
     ours = Estimate.mean([1.0, 2.0, 3.0], "tasks")
     assert ours.against(Estimate.mean([1.0, 2.0], "tasks")) == Baseline(1.5, 0.5, None)
@@ -89,5 +119,5 @@ def test_what_is_not_defined_has_no_error_and_no_difference() -> None:
     nothing, something = Estimate.ratio([1, 2], [0, 0], "vectors"), Estimate.mean([1], "vectors")
     assert nothing.value is nothing.standard_error is None
     assert nothing.against(something) is something.against(nothing) is None
-    empty = Estimate.grouped([], [], "tokens")
+    empty = Estimate.grouped([], [], 0, "tokens")
     assert empty.value is empty.standard_error is None

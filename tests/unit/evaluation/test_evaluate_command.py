@@ -17,8 +17,10 @@ import pytest
 from scaling import evaluate
 from scaling.evaluation import material, registry, results, screen, tasks
 from scaling.evaluation.downstream import Downstream
+from scaling.evaluation.estimate import Baseline, StandardError
 from scaling.evaluation.metric import Measured
 from scaling.plan import RunPlan
+from scaling.runs.evaluation_columns import evaluation_values
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease
 from tests.unit.evaluation.conftest import planned, trained
@@ -95,6 +97,22 @@ def test_numbers_once_and_again_when_settings_change(
         assert file_of(finished)["downstream_kl"] == pytest.approx(content["downstream_kl"])
         assert evaluated(finished.path, *FEW, changed) == 0
         assert file_of(finished)["downstream_kl"] != pytest.approx(content["downstream_kl"])
+
+
+def test_errors_and_baselines_are_written_and_read_as_columns(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    errors = {"m_a": StandardError(0.1, "tasks")}
+    beside = {"m_a": {"x": Baseline(0.4, 0.6, 0.2), "y": Baseline(0.5, 0.5, None)}}
+    results.Results(folder).put("m", "one", Measured({"m_a": 1.0}, {}, errors, beside), {})
+    entry = file_of(folder)["metrics"]["m"]
+    assert entry["standard_errors"] == {"m_a": {"value": 0.1, "over": "tasks"}}
+    assert entry["baselines"]["m_a"] == {
+        "x": {"value": 0.4, "difference": 0.6, "standard_error": 0.2},
+        "y": {"value": 0.5, "difference": 0.5, "standard_error": None},
+    }
+    assert evaluation_values(folder.evaluation_path.read_bytes()) == {
+        **{"m_a": 1.0, "m_a_standard_error": 0.1, "m_a_of_x": 0.4, "m_a_of_y": 0.5}
+    }
 
 
 def test_measured_as_is_the_identity_without_the_run(

@@ -31,7 +31,7 @@ from scaling.interchange.portable import Portable
 from tests.portables import model_of
 from tests.unit.activations.conftest import ConfigMaker
 from tests.unit.evaluation.drawn import check_drawn
-from tests.unit.evaluation.explain_loops import Loops
+from tests.unit.evaluation.explain_loops import Loops, Losses, error_of, mean_of
 from tests.unit.evaluation.small import autoencoder, material_of, subject_of
 
 V = 12
@@ -109,10 +109,29 @@ def test_perfect_explanations_lose_nothing_more_than_the_latents(
     assert latents.value != pytest.approx(measured.notes["ce"], abs=1e-3)
 
 
+def test_each_share_is_of_its_own_cross_entropy(
+    two_tokens: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Baselines, "recovered", lambda _, ce: ce)
+    run = subject_of(autoencoder(2 * V, normalization="none"), tmp_path)
+    measured = Explain().measure(run, two_tokens, SMALL, silent)
+    beside, notes = measured.baselines["explanation_ce"], measured.notes
+    assert notes["recovered"] == measured.numbers["explanation_ce"]
+    assert notes["latents_recovered"] == beside["latents"].value
+    assert notes["bigram_recovered"] == beside["bigrams"].value
+    assert len({notes["recovered"], notes["latents_recovered"], notes["bigram_recovered"]}) == 3
+
+
 def test_recovered_is_the_share_of_what_the_mean_vector_loses() -> None:
     two, six = (Estimate.mean([ce], "contexts") for ce in (2.0, 6.0))
     assert Baselines(two, six, six, 1).recovered(3.0) == 0.75
     assert Baselines(two, two, six, 1).recovered(3.0) is None
+
+
+def test_tokens_that_predict_nothing_are_refused() -> None:
+    two, nothing = Estimate.mean([2.0], "contexts"), Estimate.ratio([0.0], [0], "contexts")
+    with pytest.raises(UserError, match=r"explain\.contexts: no token"):
+        Baselines(nothing, two, two, 1).recovered(3.0)
 
 
 def test_random_examples_are_seeded_and_other_ones(two_tokens: Material, tmp_path: Path) -> None:
@@ -217,18 +236,31 @@ def test_it_is_what_loops_over_single_sequences_give(
     assert measured.numbers == {
         "n2g_precision": pytest.approx(precision),
         "n2g_recall": pytest.approx(recall),
-        "explanation_ce": pytest.approx(loops.cross_entropy(), rel=1e-5),
+        "explanation_ce": pytest.approx(mean_of(loops.cross_entropy()), rel=1e-5),
     }
     assert 0 < precision < 1
     assert sum(map(len, loops.of_all.values())) > 30
     assert measured.notes["n_latents_sampled"] == len(loops.sampled())
     _check_notes(measured.notes, loops)
-    bigrams_ce = loops.bigram_ce(training_contexts(material, 50).tolist())
-    beside = {"bigrams": bigrams_ce, "latents": loops.baselines()["latents_ce"]}
-    of_ce = measured.baselines["explanation_ce"]
-    assert {name: one.value for name, one in of_ce.items()} == pytest.approx(beside, rel=1e-4)
-    check_drawn(measured)
+    _check_errors(measured, loops, loops.bigram_ce(training_contexts(material, 50).tolist()))
     assert measured.notes["top_precision"] != pytest.approx(precision)
+
+
+def _check_errors(measured: Measured, loops: Loops, bigrams_ce: Losses) -> None:
+    """Of explanation_ce and of its distance from baselines: of contexts of unlike lengths."""
+    check_drawn(measured)
+    own = loops.cross_entropy()
+    assert len({len(one) for one in own}) > 1
+    error = measured.standard_errors["explanation_ce"].value
+    assert error == pytest.approx(error_of(own), rel=1e-3)
+    beside = {"bigrams": bigrams_ce, "latents": loops.baselines()["latents_ce"]}
+    found = measured.baselines["explanation_ce"]
+    assert set(found) == set(beside)
+    ce = mean_of(own)
+    for name, losses in beside.items():
+        mean = mean_of(losses)
+        expected = (mean, ce - mean, error_of(own, losses))
+        assert tuple(found[name]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def _check_notes(notes: Mapping[str, Any], loops: Loops) -> None:
@@ -236,7 +268,7 @@ def _check_notes(notes: Mapping[str, Any], loops: Loops) -> None:
     said, z = loops.said()[1::2], loops.z[1::2]
     known = loops.baselines()
     expected = {
-        **{"ce": known["ce"], "ce_mean": known["ce_mean"]},
+        **{name: mean_of(known[name]) for name in ("ce", "ce_mean")},
         "top_precision": top_precision,
         "top_recall": top_recall,
         "activity_explained": float(z[said > 0].sum() / z.sum()),

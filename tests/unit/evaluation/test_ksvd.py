@@ -85,6 +85,11 @@ def test_the_gap_and_where_it_is_undefined(monkeypatch: pytest.MonkeyPatch, tmp_
     )
     learned = learn(training_BD, N, measured.notes["k"], 2)
     x_RD = kept_vectors(vectors)  # type: ignore[arg-type]
+    centered_BD = training_BD - learned.mean_D
+    counts_B = torch.full((len(training_BD),), measured.notes["k"])
+    after = omp(centered_BD, learned.rows_ND, counts_B).errors_B.sum() / centered_BD.square().sum()
+    first, last = measured.notes["normalized_mse_in_training"]
+    assert 0.5 * last < after < last < first < 1
     left = [
         plain_omp(x_D - learned.mean_D, learned.rows_ND, measured.notes["k"])[1] for x_D in x_RD
     ]

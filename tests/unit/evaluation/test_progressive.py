@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scaling.evaluation import progressive
 from scaling.evaluation.progressive import Options, Progressive, levels_of, recovered
 from scaling.evaluation.sampled import kept_vectors
 from scaling.interchange.normalization import normalized
@@ -45,13 +46,26 @@ def test_a_threshold_leaves_as_many_on_average_and_is_the_plain_one() -> None:
     model = model_of(portable)
     input_RD = normalized(x_RD, "unit_norm")[0]
     pre_RN = model.pre_acts(input_RD).relu()
-    for point in recovered(model, x_RD, [2, 5, 20], untold).points:
+    active_R = (pre_RN > 0).sum(dim=1)
+    for point in recovered(model, x_RD, [2, 5, int(active_R.double().mean())], untold).points:
         assert point["threshold_l0"] == pytest.approx(point["k"], abs=1 / len(x_RD))
+        assert point["l0"] == float(active_R.clamp_max(int(point["k"])).double().mean())
         kept_RN = pre_RN * (pre_RN > point["threshold"])
         error_RD = input_RD - kept_RN @ model.w_dec - model.b_pre
         total = (input_RD - input_RD.mean(dim=0)).square().sum()
         plain = float(error_RD.square().sum() / total)
         assert point["threshold_normalized_mse"] == pytest.approx(plain, rel=1e-4)
+    assert point["l0"] < point["k"] - 0.1  # some vectors have fewer active latents
+
+
+def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(random_portable("topk", "unit_norm"))
+    x_RD = kept_vectors(random_vectors(D))  # type: ignore[arg-type]
+    whole = recovered(model, x_RD, [2, 5], untold)
+    monkeypatch.setattr(progressive, "CHUNK", len(x_RD) // 3)
+    parts = recovered(model, x_RD, [2, 5], untold)
+    assert torch.allclose(parts.errors_2LR, whole.errors_2LR, rtol=1e-4)
+    assert parts.points[1] == pytest.approx(whole.points[1], rel=1e-4)
 
 
 def plain_errors(portable: Portable, x_RD: Tensor) -> tuple[list[float], list[float]]:

@@ -51,6 +51,13 @@ def test_omp_is_the_plain_one() -> None:
     )  # values are of the rows as given
 
 
+def test_squared_errors_of_many_vectors_are_those_of_each() -> None:
+    x_RD, ids_RK = X_BD.repeat(20, 1), torch.arange(600)[:, None] % 60
+    values_RK = torch.randn(600, 1, generator=SEED)
+    expected = (x_RD - values_RK * ROWS_ND[ids_RK[:, 0]]).double().square().sum(dim=1)
+    assert torch.allclose(squared_errors(x_RD, ROWS_ND, ids_RK, values_RK), expected, rtol=1e-4)
+
+
 def test_a_row_given_twice_and_rows_of_zeros_do_no_harm() -> None:
     rows_ND = torch.cat([torch.eye(3), torch.eye(3), torch.zeros(2, 3)])
     counts_B = torch.full((10,), 8)
@@ -154,6 +161,15 @@ def test_shrunken_magnitudes_are_found_and_sound_ones_left(tmp_path: Path) -> No
         assert best_RK.sum() == pytest.approx(float(kept_vectors(vectors).sum()), rel=1e-4)  # type: ignore[arg-type]
     assert shifts[0] < 1e-6 < shifts[1]
     assert K < D
+
+
+def test_magnitudes_of_nothing_are_not_shifted(tmp_path: Path) -> None:
+    silent = random_portable("relu", "none").with_weights({"b_enc": torch.full((N,), -1e6)})
+    run = subject(silent, tmp_path)
+    measured = Refinement().measure(run, random_vectors(D), RefinementOptions(), untold)  # type: ignore[arg-type]
+    assert measured.numbers == {"refinement_shift": None, "refinement_gain": pytest.approx(1.0)}
+    assert measured.notes["undefined"] == {"refinement_shift": "no latent is active"}
+    assert set(measured.standard_errors) == {"refinement_gain"}
 
 
 def test_counts_below_one_are_refused() -> None:

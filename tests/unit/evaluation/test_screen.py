@@ -107,6 +107,24 @@ def test_numbers_have_their_errors_and_what_they_are_to_be_compared_with() -> No
     assert out.getvalue().splitlines() == [f"  {screen.ABOUT_ERRORS}", *lines, *lines]
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (0.25, None, "0.25"),
+        (0.25, 0.0, "0.25"),
+        (None, None, "undefined"),
+        (12345.6, 123.4, "12346 ± 123"),
+        (0.9865831, 0.0000393, "0.986583 ± 0.000039"),
+        (1 / 3, 3.2e-17, "0.3333 ± 3.2e-17"),
+        (2.06e-9, 1.2e-10, "2.06e-09 ± 1.2e-10"),
+    ],
+)
+def test_an_error_says_how_many_digits_are_shown(
+    value: float | None, error: float | None, words: str
+) -> None:
+    assert screen.with_error(value, error) == words
+
+
 def test_numbers_that_are_none_have_their_reason() -> None:
     out = io.StringIO()
     reasons = {"undefined": {"y": "no [table] here"}}

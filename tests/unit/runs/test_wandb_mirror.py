@@ -191,7 +191,7 @@ def test_what_was_evaluated_later_is_sent_once(
     folder.evaluation_path.write_text(
         '{"kl": 0.125, "name": "x", "ok": true, "runs": 3,'
         ' "metrics": {"kl": {"measured_as": "0a", "standard_errors": {"kl": {"value": 0.5}},'
-        ' "baselines": {"kl": {"zero": {"value": 4}}}}}}'
+        ' "baselines": {"kl": {"zero": {"value": 4}}}}}, "\\ud800": 5}'
     )
     assert wandb_mirror.Cursor.of(folder).lacks(folder)
     monkeypatch.setenv("STEPS_THERE", "3")
@@ -203,6 +203,7 @@ def test_what_was_evaluated_later_is_sent_once(
         "evaluation/kl_measured_as": "0a",
         "evaluation/kl_standard_error": 0.5,
         "evaluation/kl_of_zero": 4,
+        r"evaluation/\ud800": 5,  # half a character, that no server takes
     }
     events = [json.loads(line) for line in notes.read_text().splitlines()]
     kinds = ["init", "log", "log", "summary", "finish", "init", "summary", "finish"]

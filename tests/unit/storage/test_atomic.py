@@ -35,7 +35,11 @@ def test_nan_is_refused_and_the_old_content_stays(tmp_path: Path):
     assert atomic.read_json(tmp_path / "v.json") == {"loss": 1.0}
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"a": 1', b"\xff\xfe\x00", b"nonsense"])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b'{"a": 1', b"\xff\xfe\x00", b"nonsense", b"1" * 5000, b"[" * 100_000],
+    ids=["empty", "cut", "not UTF-8", "words", "too many digits", "too deep"],
+)
 def test_damaged_json_names_the_file(tmp_path: Path, damage: bytes):
     (tmp_path / "record.json").write_bytes(damage)
     with pytest.raises(UserError, match=r"record\.json is not valid JSON"):

@@ -100,7 +100,7 @@ def evil_site(finished: RunFolder, folder: Path) -> None:
         {"metric": "a", "on": "4 contexts", "numbers": {EVIL: 1}},
         {"metric": "b", "on": EVIL, "numbers": {"b": 1}},
         {
-            **{"metric": "c", "on": "4 contexts", "numbers": {"c": 1}},
+            **{"metric": "c", "on": "4 contexts", "numbers": {"c": 1, "d": 3}},
             **{"errors": {"c": 0.0123456}, "baselines": {"c": {EVIL: 2}}},
         },
     ]
@@ -210,7 +210,7 @@ def test_numbers_stand_under_what_they_were_measured_on(
 ) -> None:
     site, _, seen = visited
     assert seen["overview"]["facts"] == ["4 contexts", EVIL]  # each once
-    with_error = [f"c{EVIL}: 2", "1± 0.012"]
+    with_error = [f"c{EVIL}: 2", "1± 0.012", "d", "3"]  # each has its own
     assert seen["overview"]["cells"] == [EVIL, "1", *with_error, "b", "1"]
     n_contexts = pages.about(site)["n_contexts"]
     assert seen["next"]["on"]["density"] == f"{n_contexts} contexts"

@@ -46,3 +46,15 @@ SOME, ALL = (Pages(512, is_all=is_all, settings=SETTINGS) for is_all in (False, 
 )
 def test_what_a_metric_was_measured_on(entry: dict[str, Any], pages: Pages, on: str) -> None:
     assert measured("density", {}, entry, pages).on == on
+
+
+def test_errors_and_baselines_that_are_none_are_left_out() -> None:
+    entry = {
+        "standard_errors": {"a": {"value": 0.1}, "b": {"value": -0.1}, "c": 0.1, "d": {"value": 0}},
+        "baselines": {"a": {"x": {"value": -2}, "y": {"value": "2"}}, "b": [1]},
+    }
+    found = measured("density", {}, entry, SOME)
+    assert found.errors == {"a": 0.1, "d": 0}
+    assert found.baselines == {"a": {"x": -2}, "b": {}}
+    odd = measured("density", {}, {"standard_errors": [1], "baselines": "x"}, SOME)
+    assert (odd.errors, odd.baselines) == ({}, {})

@@ -185,6 +185,7 @@ def test_numbers_say_how_much_text_they_are_of(finished: RunFolder) -> None:
     assert shown["errors"] == {
         name: one["value"] for name, one in explain["standard_errors"].items()
     }
+    assert shown["errors"]["explanation_ce"] > 0
     assert set(shown["baselines"]["explanation_ce"]) == {"bigrams", "latents"}
     assert on["explain"] == f"14 tested tokens of 5 contexts, {other}"
     columns = {one["key"]: one for one in about["columns"]}
