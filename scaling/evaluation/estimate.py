@@ -84,6 +84,13 @@ class Estimate:
         sums_U, counts_U = (np.bincount(unit_U, one) for one in (self.sums_U, self.counts_U))
         return Estimate.ratio(sums_U, counts_U, over)
 
+    def among(self, there_V: NDArray[np.bool_]) -> Estimate:
+        """The same number with a place for units that were left out, where they were drawn: `there`
+        says which of the V units drawn these are, in their order."""
+        sums_V, counts_V = np.zeros(len(there_V)), np.zeros(len(there_V))
+        sums_V[there_V], counts_V[there_V] = self.sums_U, self.counts_U
+        return Estimate.ratio(sums_V, counts_V, self.over)
+
     @cached_property
     def value(self) -> float | None:
         """None where there is nothing to divide by."""

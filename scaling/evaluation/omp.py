@@ -61,8 +61,8 @@ class SparseCoding:
         decoder_ND = run.autoencoder.w_dec
         everything = sample(run.autoencoder, some_vectors(material, options.vectors))
         counts_R = budgets(everything, run.autoencoder.facts.k)
-        found = only(everything, counts_R <= options.max_active)
-        counts_R = counts_R[counts_R <= options.max_active]
+        few_R = counts_R <= options.max_active
+        found, counts_R = only(everything, few_R), counts_R[few_R]
         n_left_out = len(everything.target_RD) - len(found.target_RD)
         notes: dict[str, object] = {"n_vectors": len(counts_R), "n_left_out": n_left_out}
         if not len(counts_R):
@@ -76,7 +76,8 @@ class SparseCoding:
         for done, (column, code) in enumerate(_CODERS.items(), start=1):
             started = time.monotonic()
             errors_R = code(found, decoder_ND, counts_R)
-            gaps[column] = gap(own_R, errors_R, found.total)
+            # Each run leaves out its own: vectors keep their places among those drawn for all.
+            gaps[column] = gap(own_R, errors_R, found.total).among(few_R.cpu().numpy())
             notes[column] = {
                 "normalized_mse": float(errors_R.sum()) / found.total,
                 "seconds": round(time.monotonic() - started, 3),

@@ -129,3 +129,21 @@ def test_gaps_are_those_of_plain_coders(kind: str, tmp_path: Path) -> None:
     check_drawn(measured)
     assert measured.notes["k"] == pytest.approx(np.mean(budgets))
     assert len({round(gap or 0, 2) for gap in measured.numbers.values()}) > 1
+
+
+def test_vectors_left_out_keep_the_places_of_the_others(tmp_path: Path) -> None:
+    """Other runs leave out others, as many perhaps: what is compared is of the same ones."""
+    portable = random_portable("jumprelu", "unit_norm")
+    counts = np.array(Plain(portable).counts)
+    options = PursuitOptions(max_active=int(np.median(counts)))
+    left_out = counts > options.max_active
+    n_used = int((~left_out).sum())
+    assert 2 < n_used < len(counts)
+    run = subject(portable, tmp_path)
+    measured = SparseCoding().measure(run, random_vectors(D), options, untold)  # type: ignore[arg-type]
+    assert measured.notes["n_left_out"] == len(counts) - n_used
+    assert set(measured.draws) == set(measured.numbers)
+    for column, moved in measured.draws.items():
+        assert np.array_equal(moved == 0, left_out)
+        error = np.sqrt((moved**2).sum() * n_used / (n_used - 1))
+        assert measured.standard_errors[column].value == pytest.approx(error)
