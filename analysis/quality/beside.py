@@ -39,7 +39,7 @@ class Beside:
     """By name, a value per run; NaN where a record has none."""
     draws_RU: Array | None = None
     """What each unit that was drawn for all runs moves each run's number by; None where not all
-    folders say it, or each run has units of its own."""
+    folders say it of the same units, or each run has units of its own."""
 
     def span(self, name: str) -> tuple[float, float]:
         """Least and largest of a baseline."""
@@ -81,9 +81,13 @@ def _draws(frame: pd.DataFrame, quality: Quality) -> Array | None:
     if how not in frame or "folder" not in frame:
         return None
     found: list[Array] = []
+    units: set[tuple[str, int]] = set()
     for folder, measured_as in zip(frame["folder"], frame[how], strict=True):
-        of_run = read_draws(Path(folder), quality.metric, str(measured_as)) if folder else {}
-        if quality.column not in of_run:
+        if not isinstance(folder, str) or not folder:
             return None
-        found.append(of_run[quality.column])
-    return np.stack(found) if len({len(one) for one in found}) == 1 else None
+        of_run = read_draws(Path(folder), quality.metric, str(measured_as))
+        if quality.column not in of_run.moves:
+            return None
+        found.append(of_run.moves[quality.column])
+        units.add((of_run.units, len(found[-1])))
+    return np.stack(found) if len(units) == 1 else None

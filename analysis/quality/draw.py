@@ -23,11 +23,14 @@ from analysis.uncertainty.seeds import UPPER, Bounds
 
 def of_draw(values: Values, slope: float, weights: Mapping[Cell, float]) -> Bounds | None:
     """The 95% interval of a slope over other draws, by Student's t; None where the records do not
-    say what each unit does. `weights` are those of the means of cells."""
+    say what each of two units or more does. `weights` are those of the means of cells."""
     moved_RU = values.beside.draws_RU
-    if moved_RU is None or moved_RU.shape[1] < 2:
+    if moved_RU is None:
         return None
-    runs, n_units = values.runs, moved_RU.shape[1]
+    # Units without a part in any number, such as documents without a kept token, say nothing.
+    runs, n_units = values.runs, int(moved_RU.any(axis=0).sum())
+    if n_units < 2:
+        return None
     if values.relative:
         moved_RU = moved_RU / runs["value"].to_numpy(np.float64)[:, None]
     cells = [Cell(*key) for key in zip(runs["n"], runs["k"], strict=True)]

@@ -82,7 +82,7 @@ class Ablation:
             told(done + 1, len(sites))
         _save(run, rows, effects)
         baselines = material.once(_key("ablation baselines", options), _baselines(options))
-        return _measured(rows, effects, baselines, len(sites))
+        return replace(_measured(rows, effects, baselines, len(sites)), units=material.units)
 
 
 def sample_sites(material: Material, options: Options) -> list[Site]:

@@ -100,7 +100,7 @@ class Downstream:
             **{"n_predicted": int(n_predicted), "n_left": int(losses.n_left_C.sum())},
             "undefined": undefined,
         }
-        return Measured.of(estimates, notes, exact=fraction)
+        return Measured.of(estimates, notes, exact=fraction, units=material.units)
 
 
 def substituted(material: Material, replace: Replacement, told: Told | None = None) -> Losses:

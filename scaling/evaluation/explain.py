@@ -122,7 +122,9 @@ class Explain:
             "activity_explained": _explained(said, tested),
         }
         estimates = {**n2g, "explanation_ce": ce}
-        return Measured.of(estimates, notes, baselines={"explanation_ce": beside})
+        return Measured.of(
+            estimates, notes, baselines={"explanation_ce": beside}, units=material.units
+        )
 
 
 def _check(options: Options) -> None:

@@ -103,7 +103,7 @@ def _of_bigrams(material: Material, contexts_CT: np.ndarray) -> Estimate:
     model = bigrams(contexts_CT, material.subject.vocabulary)
     sums, counts = [], []
     for batch, _ in tested(material):
-        for ids_T, kept_T in zip(batch.ids_CT, batch.kept_CT.cpu(), strict=True):
+        for ids_T, kept_T in zip(batch.ids_CT.cpu(), batch.kept_CT.cpu(), strict=True):
             predicts_T = kept_T[:-1]
             pairs = ids_T[:-1][predicts_T].numpy(), ids_T[1:][predicts_T].numpy()
             sums.append(float(model.cross_entropy(*pairs).sum()))

@@ -90,6 +90,7 @@ class KSVD:
                 "undefined": why,
                 "n_vectors": len(input_RD),
             },
+            units=material.units,
         )
 
 

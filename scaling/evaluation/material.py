@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from scaling.errors import UserError
 from scaling.evaluation.metric import Stage, Told, untold
 
 V = TypeVar("V")
+ID_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,15 @@ class Material:
     def documents_C(self) -> Documents:
         """Which document each context is of: equal where two are of the same."""
         return self.held_out.documents_C
+
+    @cached_property
+    def units(self) -> str:
+        """Names its tokens by a hash: of their contexts, and of which of them are kept."""
+        digest = sha256(str(tuple(self.ids_CT.shape)).encode())
+        digest.update(self.ids_CT.numpy().tobytes())
+        for batch in self.batches():
+            digest.update(batch.kept_CT.cpu().numpy().tobytes())
+        return digest.hexdigest()[:ID_DIGITS]
 
     def stage(self, what: str) -> AbstractContextManager[Told]:
         """Shows that this is being done, which may take long and is shared by all runs."""
@@ -180,6 +191,10 @@ class VectorMaterial(Material):
     @cached_property
     def subject(self) -> SplitSubject:
         raise UserError("these activations are of no language model.")
+
+    @cached_property
+    def units(self) -> str:
+        return f"{self._source.spec.eval_hash[:ID_DIGITS]} {len(self.ids_CT)}"
 
     @cached_property
     def ids_CT(self) -> Tensor:

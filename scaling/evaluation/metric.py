@@ -56,6 +56,8 @@ class Measured:
     """Of a number: what it is to be compared with, by name."""
     draws: Mapping[str, Floats] = field(default_factory=dict, compare=False)
     """Of a number: what each unit that was drawn for all runs moves it by, [U]."""
+    units: str = field(default="", compare=False)
+    """Which these are: equal where other runs have the same."""
 
     @classmethod
     def of(
@@ -65,8 +67,10 @@ class Measured:
         *,
         baselines: Mapping[str, Mapping[str, Estimate]] = _NOTHING,
         exact: Mapping[str, float | None] = _NOTHING,
+        units: str = "",
     ) -> Measured:
-        """The columns `estimates` with their standard errors, and those that have none."""
+        """The columns `estimates` with their standard errors, and those that have none. `units` is
+        of those estimates whose units are the same for all runs."""
         errors = {
             column: StandardError(error, one.over)
             for column, one in estimates.items()
@@ -83,7 +87,7 @@ class Measured:
         numbers = {column: one.value for column, one in estimates.items()}
         of_units = {column: one.draws_U for column, one in estimates.items()}
         draws = {column: draws_U for column, draws_U in of_units.items() if draws_U is not None}
-        return cls({**numbers, **exact}, notes, errors, beside, draws)
+        return cls({**numbers, **exact}, notes, errors, beside, draws, units)
 
 
 class Metric(Protocol):

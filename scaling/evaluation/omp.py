@@ -85,7 +85,7 @@ class SparseCoding:
             told(done, len(_CODERS))
         perfect = [column for column, one in gaps.items() if one.value is None]
         notes["undefined"] = dict.fromkeys(perfect, "the coder leaves no error")
-        return Measured.of(gaps, notes)
+        return Measured.of(gaps, notes, units=material.units)
 
 
 def budgets(found: Sample, k: int | None) -> Tensor:

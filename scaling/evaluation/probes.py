@@ -16,6 +16,7 @@ Shapes: E examples, D = d_model, N latents.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,4 +215,5 @@ def _measured(found: Mapping[str, Any], more: Mapping[str, Any]) -> Measured:
             name: Estimate.mean([one[name][key] for one in tasks], "tasks")
             for name in ("channels", "random", "linear")
         }
-    return Measured.of(estimates, {"tasks": dict(found), **more}, baselines=baselines)
+    notes = {"tasks": dict(found), **more}
+    return Measured.of(estimates, notes, baselines=baselines, units=json.dumps(list(found)))

@@ -83,7 +83,7 @@ class Progressive:
                 beyond, "there is no such number of latents, or no error at k"
             ),
         }
-        return Measured.of(ratios, notes)
+        return Measured.of(ratios, notes, units=material.units)
 
 
 class Recovered(NamedTuple):

@@ -78,7 +78,7 @@ class Refinement:
             "n_vectors": len(found.target_RD),
             "undefined": {name: _WHY[name] for name, one in estimates.items() if one.value is None},
         }
-        return Measured.of(estimates, notes)
+        return Measured.of(estimates, notes, units=material.units)
 
 
 def refined_sample(found: Sample, decoder_ND: Tensor, told: Told | None = None) -> Tensor:

@@ -78,7 +78,8 @@ class Results:
             "notes": dict(measured.notes),
         }
         content = {**kept, **numbers, _METRICS: {**self._metrics(), metric: entry}}
-        write_draws(self._path.parent, metric, str(how.get(MEASURED_AS, "")), measured.draws)
+        measured_as = str(how.get(MEASURED_AS, ""))
+        write_draws(self._path.parent, metric, measured_as, measured.draws, measured.units)
         write_json(self._path, content)
         self._content = content
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from analysis.quality.metrics import Quality
 from analysis.quality.trend import Trend, trend
 from analysis.records.load import load_runs
 from scaling.evaluation.estimate import Estimate
-from scaling.runs.draws import write_draws
+from scaling.runs.draws import read_draws, write_draws
 
 AUC = Quality("probe_auc", "probes", "AUC", "higher")
 LOSS = Quality("probe_loss", "probes", "loss", "lower", relative=True)
@@ -38,8 +39,15 @@ def _of_tasks(folder: Path, quality: Quality, slopes: Array, noise: float = 0.0)
         content = json.loads((run / "evaluation.json").read_text())
         (run / "evaluation.json").write_text(json.dumps({**content, quality.column: found.value}))
         assert found.draws_U is not None
-        write_draws(run, "probes", "0a", {quality.column: found.draws_U})
+        write_draws(run, "probes", "0a", {quality.column: found.draws_U}, units="tasks")
     return sweep
+
+
+def _with_nothing(path: Path, n_units: int) -> None:
+    """Units that say nothing of any run, beside the others."""
+    run, found = path.parent.parent, read_draws(path.parent.parent, "probes", "0a")
+    moves = {name: np.append(one, np.zeros(n_units)) for name, one in found.moves.items()}
+    write_draws(run, "probes", "0a", moves, units=found.units)
 
 
 def _trend(sweep: Path, quality: Quality) -> Trend:
@@ -57,6 +65,27 @@ def test_of_means_over_tasks_it_is_the_mean_of_their_slopes(tmp_path: Path) -> N
     assert found.interval is not None
     assert found.interval.low > 0 > expected[0], "a line through all cells, but not of all tasks"
     assert not found.is_seen
+    for path in (tmp_path / "s").glob("*/evaluation/draws_probes.npz"):
+        _with_nothing(path, n_units=5)
+    again = _trend(tmp_path / "s", AUC)
+    assert again.draw == pytest.approx(expected, rel=1e-4), "units without a part are none"
+
+
+def test_of_one_unit_nothing_is_known(tmp_path: Path) -> None:
+    sweep = _of_tasks(tmp_path / "s", AUC, np.array([0.01]), noise=0.001)
+    assert _trend(sweep, AUC).draw is None
+
+
+def test_seeds_of_a_cell_share_its_weight(tmp_path: Path) -> None:
+    """A cell of one seed counts as one of two: its means are what the line goes through."""
+    slopes = np.random.default_rng(0).normal(0.01, 0.03, TASKS)
+    sweep = _of_tasks(tmp_path / "s", AUC, slopes)
+    rows = load_runs(sweep).to_dict("records")
+    gone = next(row for row in rows if (row["n_latents"], row["seed"]) == (SIZES[-1], 1))
+    shutil.rmtree(str(gone["folder"]))
+    found = _trend(sweep, AUC)
+    expected = stats.t.interval(0.95, TASKS - 1, slopes.mean(), stats.sem(slopes))
+    assert found.draw == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_moves_all_runs_alike_is_no_part_of_it(tmp_path: Path) -> None:
@@ -95,7 +124,9 @@ def test_no_law_is_claimed_of_what_other_tasks_might_not_show(tmp_path: Path) ->
     assert laws_tried(values_at(sweep, LOSS))[0].objection != tried.objection
 
 
-@pytest.mark.parametrize("damage", ["one run's file", "one of other length", "otherwise measured"])
+@pytest.mark.parametrize(
+    "damage", ["one run's file", "one of other length", "otherwise measured", "of other units"]
+)
 def test_where_not_all_runs_say_it_nothing_is_known(tmp_path: Path, damage: str) -> None:
     sweep = _of_tasks(tmp_path / "s", AUC, np.linspace(-1, 1, TASKS) / 100)
     path = min(sweep.glob("*/evaluation/draws_probes.npz"))
@@ -103,8 +134,10 @@ def test_where_not_all_runs_say_it_nothing_is_known(tmp_path: Path, damage: str)
     if damage == "one run's file":
         path.write_bytes(b"")
     else:
-        units, how = (TASKS, "0b") if damage == "otherwise measured" else (TASKS - 1, "0a")
-        write_draws(run, "probes", how, {"probe_auc": np.zeros(units)})
+        n_units = TASKS - 1 if damage == "one of other length" else TASKS
+        how = "0b" if damage == "otherwise measured" else "0a"
+        units = "other tasks" if damage == "of other units" else "tasks"
+        write_draws(run, "probes", how, {"probe_auc": np.zeros(n_units)}, units=units)
     found = _trend(sweep, AUC)
     assert found.draw is None
     assert found.interval is not None

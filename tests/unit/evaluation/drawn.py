@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from analysis.quality.metrics import QUALITIES
 from scaling.evaluation.metric import Measured
+from scaling.runs.evaluation_columns import OWN
 
 
 def check_drawn(measured: Measured) -> None:
@@ -15,6 +16,8 @@ def check_drawn(measured: Measured) -> None:
     said = {name: over for name, (_, over) in measured.standard_errors.items() if name in shown}
     defined = [name for name, value in measured.numbers.items() if value is not None]
     assert said == {name: shown[name] for name in defined if shown.get(name)}
+    assert set(measured.draws) >= {name for name, over in said.items() if over not in OWN}
+    assert measured.units, "whoever compares runs asks which units these are"
 
 
 def ratio_error(above: Sequence[float], below: Sequence[float]) -> float:

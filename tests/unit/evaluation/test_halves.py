@@ -63,6 +63,27 @@ def test_halves_hold_the_kept_tokens_of_their_contexts(
         halves(alone)
 
 
+def test_units_are_the_kept_tokens_of_these_contexts(
+    harvest_config: ConfigMaker, tmp_path: Path
+) -> None:
+    ids_CT = torch.randint(1, 12, (5, 8), generator=torch.Generator().manual_seed(1))
+    other_CT = ids_CT.clone()
+    other_CT[4, 7] = 0
+
+    def units(ids_CT: torch.Tensor, max_norm: float = np.inf, batch: int = 3) -> str:
+        material = small.material_of(harvest_config(), tmp_path, ids_CT, max_norm=max_norm)
+        material._batch_contexts = batch
+        return material.units
+
+    norms = [
+        batch.residual_CTD.float().norm(dim=2)[:, 1:]
+        for batch in small.material_of(harvest_config(), tmp_path, ids_CT).batches()
+    ]
+    one_less = float(torch.cat(norms).max()) * 0.9999
+    assert units(ids_CT) == units(ids_CT, batch=2)
+    assert len({units(ids_CT), units(other_CT), units(ids_CT[:4]), units(ids_CT, one_less)}) == 4
+
+
 def test_contexts_know_their_documents(finished: RunFolder) -> None:
     material = material_of(plan_of(finished), parsed(["contexts=100000"]))
     request, held_out = material.request, material.held_out

@@ -19,6 +19,7 @@ class Vectors:
     """`Material` of residual streams that are given, in batches of two contexts."""
 
     has_text = True
+    units = "vectors"
 
     def __init__(self, residual_CTD: Tensor, kept_CT: Tensor | None = None) -> None:
         self.residual_CTD = residual_CTD
