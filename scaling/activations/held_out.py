@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,15 +75,15 @@ def held_out(
             "launch, or launch the sweep again (its runs that are done stay done)."
         )
     folder = request.data_dir / "activations" / f"{request.recipe.id}-held-out{n_contexts}"
-    documents_C = _documents(folder) if has_contexts(folder) else None
-    if documents_C is None:
-        contexts_CT, documents_C = _tokenized(request, model, n_contexts, told)
-        write_contexts(folder, contexts_CT)
-        content = io.BytesIO()
-        np.save(content, documents_C)
-        write_bytes(folder / DOCUMENTS, content.getvalue())
+    found = _kept(folder)
+    if found is None:
+        found = _tokenized(request, model, n_contexts, told)
+        # A full disk, a folder of another's, another process at it: to keep them saves time alone.
+        with suppress(OSError, UserError):
+            _keep(folder, *found)
+    contexts_CT, documents_C = found
     return HeldOut(
-        contexts_CT=read_contexts(folder),
+        contexts_CT=contexts_CT,
         documents_C=documents_C,
         drop_positions=request.recipe.drop_positions,
         max_norm=request.recipe.outlier_factor * manifest.median_norm,
@@ -107,9 +108,30 @@ def _tokenized(
     return contexts_CT, found.eval_documents[:n_contexts]
 
 
-def _documents(folder: Path) -> Documents | None:
-    """None where they were not kept, or cannot be read: the text is tokenized again then."""
-    try:
-        return np.load(folder / DOCUMENTS)
-    except (OSError, EOFError, ValueError):
+def _kept(folder: Path) -> tuple[Contexts, Documents] | None:
+    """None where one of them was not kept, or cannot be read: the text is tokenized again then."""
+    if not has_contexts(folder):
         return None
+    try:
+        contexts_CT, documents_C = read_contexts(folder), np.load(folder / DOCUMENTS)
+    except (OSError, EOFError, ValueError, UserError):
+        return None
+    return (contexts_CT, documents_C) if documents_C.shape == contexts_CT.shape[:1] else None
+
+
+def _keep(folder: Path, contexts_CT: Contexts, documents_C: Documents) -> None:
+    """Contexts that are there stay as they are: another process may be reading them."""
+    if not _are_kept(folder, contexts_CT):
+        write_contexts(folder, contexts_CT)
+    content = io.BytesIO()
+    np.save(content, documents_C)
+    write_bytes(folder / DOCUMENTS, content.getvalue())
+
+
+def _are_kept(folder: Path, contexts_CT: Contexts) -> bool:
+    if not has_contexts(folder):
+        return False
+    try:
+        return np.array_equal(read_contexts(folder), contexts_CT)
+    except UserError:
+        return False

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from scaling.activations import held_out as held_out_module
+from scaling.activations.contexts import Contexts
 from scaling.activations.text import is_held_out
 from scaling.errors import UserError
 from scaling.evaluate_material import material_of
@@ -106,16 +109,90 @@ def test_contexts_know_their_documents(finished: RunFolder) -> None:
             assert same == (texts[min(numbers[one])] == texts[min(numbers[other])])
 
 
-def test_contexts_kept_without_their_documents_are_made_again(finished: RunFolder) -> None:
-    def documents() -> list[int]:
-        return material_of(plan_of(finished), parsed(["contexts=9"])).held_out.documents_C.tolist()
+@pytest.fixture
+def kept(finished: RunFolder) -> Path:
+    """The folder of the first 9 held-out contexts, made."""
+    assert len(_nine(finished)[1]) == 9
+    data_dir = material_of(plan_of(finished), parsed([])).request.data_dir
+    [path] = (data_dir / "activations").glob("*-held-out9")
+    return path
 
-    first = documents()
-    plan = plan_of(finished)
-    data_dir = material_of(plan, parsed([])).request.data_dir
-    [path] = (data_dir / "activations").glob("*-held-out9/documents.npy")
-    path.write_bytes(path.read_bytes()[:50])
-    assert documents() == first
-    path.unlink()
-    assert documents() == first
-    assert path.exists()
+
+def _nine(finished: RunFolder) -> tuple[list[list[int]], list[int]]:
+    """Contexts and documents, as another command reads them."""
+    held_out = material_of(plan_of(finished), parsed(["contexts=9"])).held_out
+    return held_out.contexts_CT.tolist(), held_out.documents_C.tolist()
+
+
+@pytest.mark.parametrize("content", [None, b"", "half", "of fewer"])
+def test_contexts_kept_without_their_documents_get_them(
+    finished: RunFolder, kept: Path, content: bytes | str | None
+) -> None:
+    first, documents = _nine(finished), kept / "documents.npy"
+    inodes = {path: path.stat().st_ino for path in kept.glob("contexts.*")}
+    whole = documents.read_bytes()
+    documents.unlink()
+    if content == "of fewer":
+        np.save(documents, np.array(first[1][:5], np.uint64))
+    elif content is not None:
+        documents.write_bytes(whole[:50] if content == "half" else b"")
+    assert _nine(finished) == first
+    assert documents.read_bytes() == whole
+    assert {path: path.stat().st_ino for path in kept.glob("contexts.*")} == inodes, (
+        "another process may be reading them"
+    )
+
+
+@pytest.mark.parametrize("damage", ["cut short", "other ones", "gone"])
+def test_contexts_that_are_damaged_are_made_again(
+    finished: RunFolder, kept: Path, damage: str
+) -> None:
+    first, contexts = _nine(finished), kept / "contexts.npy"
+    whole = contexts.read_bytes()
+    if damage == "other ones":  # without the documents, what is there is held against the text
+        np.save(contexts, np.load(contexts) + 1)
+        (kept / "documents.npy").unlink()
+    elif damage == "cut short":
+        contexts.write_bytes(whole[:-40])
+    else:
+        shutil.rmtree(kept)
+    assert _nine(finished) == first
+    assert contexts.read_bytes() == whole
+    assert _nine(finished) == first
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_where_nothing_can_be_kept_the_text_is_read_anew(
+    finished: RunFolder, kept: Path, monkeypatch: pytest.MonkeyPatch, older: bool
+) -> None:
+    first = _nine(finished)
+    (kept / "documents.npy").unlink()
+    if not older:
+        shutil.rmtree(kept)
+
+    def refused(path: Path, *rest: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for name in ("write_bytes", "write_contexts"):
+        monkeypatch.setattr(held_out_module, name, refused)
+    assert _nine(finished) == first
+    assert not (kept / "documents.npy").exists()
+
+
+def test_two_that_make_them_at_once_both_have_them(
+    finished: RunFolder, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _nine(finished)
+    shutil.rmtree(kept)
+    write = held_out_module.write_contexts
+
+    def after_another(folder: Path, contexts_CT: Contexts) -> None:
+        """Another one is as far, and takes away what this one has just written."""
+        write(folder, contexts_CT)
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(held_out_module, "write_contexts", after_another)
+    assert _nine(finished) == first
+    monkeypatch.undo()
+    assert _nine(finished) == first
+    assert (kept / "documents.npy").exists()
