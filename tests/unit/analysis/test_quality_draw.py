@@ -39,7 +39,9 @@ def _of_tasks(folder: Path, quality: Quality, slopes: Array, noise: float = 0.0)
         content = json.loads((run / "evaluation.json").read_text())
         (run / "evaluation.json").write_text(json.dumps({**content, quality.column: found.value}))
         assert found.draws_U is not None
-        write_draws(run, "probes", "0a", {quality.column: found.draws_U}, units="tasks")
+        others = {"probe_other": rng.normal(size=len(slopes))}
+        moves = {**others, quality.column: found.draws_U}
+        write_draws(run, "probes", "0a", moves, units="tasks")
     return sweep
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scaling import evaluate
@@ -20,6 +21,7 @@ from scaling.evaluation.downstream import Downstream
 from scaling.evaluation.estimate import Baseline, StandardError
 from scaling.evaluation.metric import Measured
 from scaling.plan import RunPlan
+from scaling.runs.draws import read_draws
 from scaling.runs.evaluation_columns import evaluation_values
 from scaling.runs.store import RunFolder
 from scaling.storage.lease import Lease
@@ -113,6 +115,21 @@ def test_errors_and_baselines_are_written_and_read_as_columns(tmp_path: Path) ->
     assert evaluation_values(folder.evaluation_path.read_bytes()) == {
         **{"m_a": 1.0, "m_a_standard_error": 0.1, "m_a_of_x": 0.4, "m_a_of_y": 0.5}
     }
+
+
+def test_draws_are_those_of_the_numbers_beside_them(tmp_path: Path) -> None:
+    def put(identity: str, how: str, draws: dict[str, np.ndarray]) -> None:
+        measured = Measured({"m_a": 1.0}, draws=draws, units="tasks")
+        results.Results(RunFolder(tmp_path)).put("m", identity, measured, {"measured_as": how})
+
+    put("one", "0a", {"m_a": np.array([0.5, -0.5])})
+    found = read_draws(tmp_path, "m", "0a")
+    assert (found.moves["m_a"].tolist(), found.units) == ([0.5, -0.5], "tasks")
+    put("two", "0b", {"m_a": np.array([0.25, -0.25])})
+    assert read_draws(tmp_path, "m", "0b").moves["m_a"].tolist() == [0.25, -0.25]
+    assert not read_draws(tmp_path, "m", "0a").moves
+    put("three", "0b", {})
+    assert not read_draws(tmp_path, "m", "0b").moves, "those of before are not its own"
 
 
 def test_measured_as_is_the_identity_without_the_run(

@@ -109,6 +109,19 @@ def test_perfect_explanations_lose_nothing_more_than_the_latents(
     assert latents.value != pytest.approx(measured.notes["ce"], abs=1e-3)
 
 
+def test_its_error_is_over_the_documents_tested(
+    harvest_config: ConfigMaker, tmp_path: Path
+) -> None:
+    ids_CT = torch.randint(1, V, (60, 8), generator=torch.Generator().manual_seed(0))
+    documents = [0] * 30 + list(range(1, 31))  # the large one builds
+    material = material_of(harvest_config(), tmp_path, ids_CT, documents=documents)
+    material.__dict__["subject"] = TwoTokens()
+    run = subject_of(autoencoder(2 * V, normalization="none"), tmp_path)
+    measured = Explain().measure(run, material, SMALL, silent)
+    assert len(measured.draws["explanation_ce"]) == 30
+    assert set(measured.draws) == {"explanation_ce"}, "latents are each run's own"
+
+
 def test_each_share_is_of_its_own_cross_entropy(
     two_tokens: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
