@@ -159,3 +159,9 @@ def test_the_command_says_both_intervals(
     assert low == pytest.approx(high, abs=1e-6)
     assert len(SPARSITIES) > 1
     assert along["k"]["ci95_of_draw"] is not None
+
+
+def test_where_the_line_itself_shows_nothing_no_draw_is_blamed(tmp_path: Path) -> None:
+    sweep = _of_tasks(tmp_path / "s", LOSS, np.zeros(TASKS), noise=0.01)
+    [tried] = laws_tried(values_at(sweep, LOSS))
+    assert tried.objection == "no effect of n is seen beyond what a straight line misses"
