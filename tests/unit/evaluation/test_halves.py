@@ -196,3 +196,12 @@ def test_two_that_make_them_at_once_both_have_them(
     monkeypatch.undo()
     assert _nine(finished) == first
     assert (kept / "documents.npy").exists()
+
+
+def test_documents_of_a_small_request_begin_those_of_a_larger_one(finished: RunFolder) -> None:
+    everything = material_of(plan_of(finished), parsed(["contexts=100000"])).held_out
+    assert len(np.unique(everything.documents_C)) > 2
+    assert _nine(finished) == (
+        everything.contexts_CT[:9].tolist(),
+        everything.documents_C[:9].tolist(),
+    )
