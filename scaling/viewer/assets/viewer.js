@@ -288,9 +288,11 @@ const viewer = (() => {
         make("td", { class: "n" }, number(value),
           ...(error ? [make("div", { class: "soft small" }, `± ${+error.toPrecision(2)}`)] : []))))));
     if (!bodies.length) return [];
+    const errors = groups.some(({ rows }) => rows.some(({ error }) => error))
+      ? "; ± one standard error of what was drawn" : "";
     return [make("div", {},
       make("h3", {}, title, " ",
-      make("span", { class: "soft small" }, "by what it was measured on; ± one standard error of what was drawn")),
+      make("span", { class: "soft small" }, `by what it was measured on${errors}`)),
       make("table", { "data-facts": title }, ...bodies))];
   }
 
@@ -320,7 +322,8 @@ const viewer = (() => {
         + `of ${number(n_contexts)} held-out contexts${run.text ? ` of ${run.text}` : ""}.`),
       make("h3", {}, "Map of the decoder ", make("span", { class: "soft small" }, plane)),
       canvas, told, legend,
-      make("div", { class: "lists" }, make("div", {}, ...densityBars()),
+      ...densityBars(),
+      make("div", { class: "lists" },
         ...facts("Evaluation", joined(run.evaluation)), ...facts("Record", joined(run.record))));
     it.map(canvas, told, legend);
     document.title = run.title;
